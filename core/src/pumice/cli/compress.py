@@ -1,0 +1,131 @@
+"""`pumice compress`: one model in, a smaller one out, with its account."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pumice.cli.console import Console, cannot_write, output_options, quantity
+from pumice.cli.knobs import KnobCommand, recipe_from
+from pumice.errors import PumiceError
+
+if TYPE_CHECKING:
+    from pumice.pipeline import Result
+    from pumice.recipe import Recipe
+
+
+@click.command("compress", cls=KnobCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples: a folder, .npz or any form an installed reader knows."
+)
+@click.option("--test", type=click.Path(path_type=Path), help="Other samples to measure on (else part of --data).")
+@click.option("--recipe", type=click.Path(path_type=Path), help="A recipe (TOML) instead of the flags below.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The compressed model to write.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the account as one HTML page (JSON beside it).")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="How to measure accuracy; may be repeated. [default: chosen by outputs and labels]",
+)
+@click.option("--runtime", help="Runtime to calibrate and measure with. [default: the best installed]")
+@click.option("--exporter", default="qdq", show_default=True, help="Form of the file that is written.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference when measuring. [default: 1]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random.")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: Path,
+    data: Path | None,
+    test: Path | None,
+    recipe: Path | None,
+    output: Path,
+    report: Path | None,
+    metrics: tuple[str, ...],
+    runtime: str | None,
+    exporter: str,
+    threads: int | None,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    log: Path | None,
+) -> None:
+    """Compress one model and account for what was gained and lost.
+
+    \b
+    pumice compress resnet.onnx --data samples/ -o small.onnx --report report.html
+    pumice compress resnet.onnx --data samples/ -o small.onnx --calibrator entropy --max-drop 0.005
+
+    Accuracy is measured on --test, or on the part of --data that did not calibrate. OUTPUT is written only when
+    everything went well; a run that is killed leaves the old file whole.
+    """
+    console = Console(as_json=as_json, quiet=quiet, log=log)
+    chosen = recipe_from(ctx, recipe)
+    options = {"test": test, "metrics": metrics or None, "runtime": runtime, "threads": threads, "seed": seed}
+    result, files = run(console, model, data, chosen, output, report=report, exporter=exporter, **options)
+    console.answer(_text(result, files), {**result.to_json(), "files": [str(path) for path in files]})
+
+
+def run(
+    console: Console,
+    model: Path,
+    data: Path | None,
+    recipe: Recipe,
+    output: Path,
+    *,
+    report: Path | None = None,
+    exporter: str = "qdq",
+    **options: Any,
+) -> tuple[Result, list[Path]]:
+    """Compress, write the model and, if wanted, the report; returns the result and every file written.
+
+    Raises:
+        PumiceError: bad input, or an output that cannot be written (found out before the work begins where possible).
+    """
+    from pumice import compress
+    from pumice.registry import registry
+    from pumice.strategy import Exporter
+
+    registry().get(Exporter, exporter)
+    for path in (output, report):
+        if path is not None:
+            require_writable(path, model)
+    result = compress(model, data, recipe, progress=console, **options)
+    try:
+        files = result.save(output, exporter)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+    if report is not None:
+        try:
+            page = result.report(report)
+        except OSError as error:
+            raise cannot_write(report, error) from None
+        files = [*files, page, page.with_suffix(".json")]
+    return result, files
+
+
+def require_writable(path: Path, model: Path) -> None:
+    """Refuse, before any work, an output that cannot be written or that would replace the input."""
+    if path.is_dir():
+        raise PumiceError(f"cannot write '{path}': it is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise PumiceError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
+    if model.exists() and path.exists() and path.samefile(model):
+        raise PumiceError(f"the output '{path}' is the model itself; choose another name, so that the original is kept")
+    if path.exists() and not path.is_file():
+        raise PumiceError(f"cannot write '{path}': it is not an ordinary file; choose another name")
+    probe = path.with_name(f".{path.name}.pumice-probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _text(result: Result, files: list[Path]) -> str:
+    written = [f"wrote {path} ({quantity(path.stat().st_size)})" for path in files]
+    return "\n".join([result.summary(), *written])

@@ -1,0 +1,201 @@
+"""Pairing: which node of the compressed model computes what which node of the original computed, and with what weights.
+
+Nodes are paired by name, which every step keeps. What a quantizer put around a node has names that the original lacks;
+walking back from a node over such new nodes finds its integer weights, in whichever form they are used:
+
+    DequantizeLinear(integers)  ->  layer                               Q/DQ and weight-only
+    MatMulInteger(x, integers) -> Cast -> Mul(x scale * weight scale)   dynamic
+    Gather(integers) -> Cast -> Mul(Gather(scales))                     embedding
+
+and walking forward over QuantizeLinear and DequantizeLinear finds what the rest of the model sees of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pumice.model import attribute, constant, consumers, is_constant, nodes, weight_of
+from pumice.registry import registry
+
+_NARROW = frozenset({
+    ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2,
+    ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT4E2M1,
+})  # fmt: skip
+_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu"})
+
+
+@attrs.frozen(eq=False)
+class CompressedWeights:
+    """The weights of one layer in the compressed model."""
+
+    values: NDArray[Any]
+    """As real numbers, in the shape of the original weights."""
+    nbytes: int
+    """What they take, with their scales and zero points, sub-byte types packed."""
+
+
+@attrs.frozen(eq=False)
+class Pair:
+    """One layer in both models."""
+
+    before: ir.Node
+    after: ir.Node
+    weights_before: ir.Value
+    weights_after: CompressedWeights
+    output_before: ir.Value
+    output_after: ir.Value
+    """Compares with `output_before`: what the rest of the model reads."""
+    covered: tuple[float, float] | None
+    """The range of real numbers that the output's integers can express; None if the output is not quantized."""
+
+
+def pairs(original: ir.Model, compressed: ir.Model) -> Iterator[Pair]:
+    """Every layer whose weights the compressed model stores differently, in the original's order."""
+    before: dict[str | None, ir.Node] = {node.name: node for node in nodes(original) if node.name}
+    for after in nodes(compressed):
+        node = before.get(after.name)
+        value = None if node is None else weight_of(node)
+        if node is None or value is None:
+            continue
+        weights = _weights_after(after, node, before, compressed)
+        if weights is None or weights.values.shape != tuple(value.shape.numpy() if value.shape else ()):
+            continue
+        output_before, output_after, covered = _outputs(node, after, {n.name for n in nodes(compressed)})
+        yield Pair(node, after, value, weights, output_before, output_after, covered)
+
+
+def _weights_after(
+    after: ir.Node, before: ir.Node, known: dict[str | None, ir.Node], model: ir.Model
+) -> CompressedWeights | None:
+    """None if the weights are as they were, or in a form that is not recognised."""
+    direct = weight_of(after) if after.op_type == before.op_type else None
+    if direct is not None:
+        return _edited_in_place(direct, weight_of(before))
+    around = list(_new_nodes_behind(after, known))
+    finders = (_behind_dequantize, _behind_integer_product, _behind_lookup)
+    found = [w for finder in finders if (w := finder(after, around, before, model)) is not None]
+    return max(found, key=lambda weights: weights.values.size, default=None)
+
+
+def _edited_in_place(now: ir.Value, then: ir.Value | None) -> CompressedWeights | None:
+    """Weights that are still floating point but have other values: pruned, clustered."""
+    new, old = constant(now), constant(then)
+    if new is None or old is None or new.shape != old.shape or new is old or np.array_equal(new, old):
+        return None
+    return CompressedWeights(new, new.nbytes)
+
+
+def _new_nodes_behind(node: ir.Node, known: dict[str | None, ir.Node]) -> Iterator[ir.Node]:
+    """Nodes before `node` that the original has not, up to the first that it has."""
+    waiting, seen = list(node.predecessors()), {node}
+    while waiting:
+        candidate = waiting.pop()
+        if candidate in seen or candidate.name in known:
+            continue
+        seen.add(candidate)
+        yield candidate
+        waiting += candidate.predecessors()
+
+
+def _behind_dequantize(
+    after: ir.Node, around: list[ir.Node], before: ir.Node, model: ir.Model
+) -> CompressedWeights | None:
+    direct = [n for n in around if n.op_type == "DequantizeLinear" and is_constant(n.inputs[0])]
+    sizes = [(n, n.inputs[0]) for n in direct]
+    largest = max((n for n, value in sizes if value is not None and _narrow(value)), key=_elements, default=None)
+    if largest is None:
+        return None
+    values = _evaluate(largest, model)
+    return CompressedWeights(values, _stored(largest.inputs)) if values is not None else None
+
+
+def _behind_integer_product(
+    after: ir.Node, around: list[ir.Node], before: ir.Node, model: ir.Model
+) -> CompressedWeights | None:
+    product = next(
+        (n for n in around if n.op_type in ("MatMulInteger", "ConvInteger") and is_constant(n.inputs[1])), None
+    )
+    if product is None:
+        return None
+    scale = next((v for n in (*around, after) if n.op_type == "Mul" for v in n.inputs if _is_float_constant(v)), None)
+    integers, factor = constant(product.inputs[1]), constant(scale)
+    zero = constant(product.inputs[3]) if len(product.inputs) > 3 else None
+    if integers is None or factor is None:
+        return None
+    real = (integers.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))) * factor
+    transposed = before.op_type == "Gemm" and attribute(before, "transB", 0)
+    return CompressedWeights(real.T if transposed else real, _stored([product.inputs[1], scale]))
+
+
+def _behind_lookup(after: ir.Node, around: list[ir.Node], before: ir.Node, model: ir.Model) -> CompressedWeights | None:
+    tables = [n.inputs[0] for n in around if n.op_type == "Gather" and is_constant(n.inputs[0])]
+    integers = next((v for v in tables if v is not None and _narrow(v)), None)
+    scale = next((v for v in tables if _is_float_constant(v)), None)
+    rows, factor = constant(integers), constant(scale)
+    if rows is None or factor is None:
+        return None
+    return CompressedWeights(rows.astype(np.float32) * factor, _stored([integers, scale]))
+
+
+def _outputs(
+    before: ir.Node, after: ir.Node, remaining: set[str | None]
+) -> tuple[ir.Value, ir.Value, tuple[float, float] | None]:
+    """The comparable values behind both nodes, and the range of the quantized one."""
+    exact, seen = before.outputs[0], after.outputs[0]
+    quantize = next((n for n in consumers(seen) if n.op_type == "QuantizeLinear"), None)
+    dequantize = (
+        next((n for n in consumers(quantize.outputs[0]) if n.op_type == "DequantizeLinear"), None) if quantize else None
+    )
+    if quantize is None or dequantize is None:
+        return exact, seen, None
+    readers = consumers(exact)
+    if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS and readers[0].name not in remaining:
+        exact = readers[0].outputs[0]  # the activation vanished into the range of the integers
+    return exact, dequantize.outputs[0], _representable(quantize)
+
+
+def _representable(quantize: ir.Node) -> tuple[float, float] | None:
+    scale, zero = constant(quantize.inputs[1]), constant(quantize.inputs[2] if len(quantize.inputs) > 2 else None)
+    if scale is None or zero is None or scale.size != 1 or zero.dtype.kind not in "iu":
+        return None
+    limits, offset, step = np.iinfo(zero.dtype), int(zero.reshape(())), float(scale.reshape(()))
+    return (limits.min - offset - 0.5) * step, (limits.max - offset + 0.5) * step  # half a step rounds into the range
+
+
+def _evaluate(node: ir.Node, model: ir.Model) -> NDArray[Any] | None:
+    """A node whose inputs are all constants, with the operator's own definition."""
+    from pumice.ops import Node
+
+    opset = model.opset_imports.get(node.domain, 1)
+    op = registry().ops.resolve(node.domain, node.op_type, opset)
+    arrays = [constant(value) for value in node.inputs]
+    if op is None or op.forward is None:
+        return None
+    plain = {name: attribute(node, name) for name in node.attributes}
+    view = Node(
+        op_type=node.op_type, domain=node.domain, name=node.name or "", attributes=plain, opset=opset, outputs=("y",)
+    )
+    return np.asarray(op.forward(view, *arrays)[0])
+
+
+def _narrow(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype in _NARROW
+
+
+def _is_float_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+
+
+def _elements(node: ir.Node) -> int:
+    value = node.inputs[0]
+    return 0 if value is None or value.const_value is None else value.const_value.size
+
+
+def _stored(values: Any) -> int:
+    return sum(v.const_value.nbytes for v in values if v is not None and v.const_value is not None)

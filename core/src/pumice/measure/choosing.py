@@ -1,0 +1,150 @@
+"""Which metrics to use when the user names none.
+
+The rule looks at the outputs of the original model for the first batch, and at its labels. An output is *classifier-like*
+if it is floating-point, has two or three axes, between 2 and 200,000 columns on the last one, and its rows are not all of
+unit Euclidean length (those are embeddings).
+
+    labels              outputs              metrics, the first being the one that counts
+    whole numbers       classifier-like      top1 (token-accuracy if a label a position), agreement
+    whole numbers       one column           top1, agreement
+    one-hot             classifier-like      top1, agreement
+    real numbers        of the same size     mse, relative-error
+    none, or unusable   classifier-like      agreement, cosine
+    none, or unusable   anything else        cosine, relative-error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.errors import DataError
+from pumice.measure.metrics import Agreement, Cosine, Mse, RelativeError, TokenAccuracy, Top1
+from pumice.strategy import Metric, Need, Runtime
+
+if TYPE_CHECKING:
+    from pumice.data import Dataset
+
+Array = NDArray[Any]
+MOST_CLASSES = 200_000
+
+
+@attrs.frozen(kw_only=True)
+class ChosenMetrics:
+    """Metrics, the first being the one that budgets are judged by, and what the user should know of the choice."""
+
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose_metrics(
+    model: Any,
+    dataset: Dataset | None,
+    metrics: Sequence[str | Metric] | None = None,
+    *,
+    runtime: Runtime | str | None = None,
+) -> ChosenMetrics:
+    """The metrics named by the user, or those that fit.
+
+    Args:
+        model: the original model, its path, an open `Session`, or its outputs for the first batch of `dataset`.
+        dataset: the data to measure on; None gives no metrics at all.
+        metrics: names or instances; None chooses by the rule above.
+        runtime: runs the model on one batch; None takes the best installed.
+
+    Raises:
+        PluginError: a named metric is not installed.
+        DataError: a named metric needs labels that the data does not have.
+    """
+    if metrics:
+        return _named(metrics, dataset)
+    if dataset is None:
+        return ChosenMetrics(metrics=(), notes=("no data was given: accuracy was not measured",))
+    batch = next(dataset.batches(limit=8))
+    outputs = model if isinstance(model, Mapping) else _outputs(model, batch.feeds, runtime)
+    if batch.labels is not None:
+        chosen = _for_labels(outputs, np.asarray(batch.labels))
+        if chosen:
+            return ChosenMetrics(metrics=chosen)
+        shape = list(np.asarray(batch.labels).shape)
+        return ChosenMetrics(
+            metrics=_without_labels(outputs),
+            notes=(
+                f"the labels (shape {shape}) fit no output of the model, so accuracy is fidelity: how closely the "
+                "compressed model follows the original",
+            ),
+        )
+    return ChosenMetrics(
+        metrics=_without_labels(outputs),
+        notes=(
+            "the data has no labels, so accuracy is fidelity: how closely the compressed model follows the original, "
+            "not how often either is right",
+        ),
+    )
+
+
+def classifier_like(output: Array) -> bool:
+    """The rule of this module, for one output."""
+    if "float" not in output.dtype.name or output.ndim not in {2, 3} or not 2 <= output.shape[-1] <= MOST_CLASSES:
+        return False
+    lengths = np.linalg.norm(output.astype(np.float64), axis=-1)
+    return not np.allclose(lengths, 1.0, atol=1e-3)
+
+
+def _named(metrics: Sequence[str | Metric], dataset: Dataset | None) -> ChosenMetrics:
+    from pumice.registry import registry
+
+    made = tuple(registry().make(Metric, metric) for metric in metrics)  # type: ignore[type-abstract]
+    if dataset is None:
+        raise DataError(f"metric '{made[0].name}' needs data to measure on: give some")
+    for metric in made:
+        if Need.LABELS in metric.needs and not dataset.labelled:
+            raise DataError(
+                f"metric '{metric.name}' needs labels and {dataset.name} has none: add labels, or use 'agreement'"
+            )
+    return ChosenMetrics(metrics=made)
+
+
+def _outputs(model: Any, feeds: Mapping[str, Array], runtime: Runtime | str | None) -> dict[str, Array]:
+    from pumice.measure.runtimes import as_session
+
+    return as_session(model, runtime=runtime).run(feeds)
+
+
+def _for_labels(outputs: Mapping[str, Array], labels: Array) -> tuple[Metric, ...]:
+    """Metrics that compare with labels, the first fitting output deciding; empty if none fits."""
+    for output in outputs.values():
+        if "float" not in output.dtype.name or labels.dtype.kind not in "iufb":
+            continue
+        whole = labels.dtype.kind in "iub" or np.array_equal(labels, np.rint(labels))
+        if whole and _counts_classes(output, labels):
+            per_position = labels.ndim > 1 and labels.shape != output.shape and labels.shape[-1] > 1
+            return (TokenAccuracy() if per_position else Top1(), Agreement())
+        if labels.dtype.kind == "f" and labels.size == output.size:
+            return (Mse(), RelativeError())
+    return ()
+
+
+def _counts_classes(output: Array, labels: Array) -> bool:
+    """True if the labels number the classes of the output, or are one-hot over them."""
+    columns = output.shape[-1] if output.ndim > 1 else 1
+    if output.ndim > 1 and labels.shape == output.shape:
+        return columns > 1 and bool((labels.sum(axis=-1) == 1).all() and labels.min() >= 0)
+    shape = labels.shape[:-1] if labels.ndim == output.ndim and labels.shape[-1] == 1 else labels.shape
+    classes_last = output.ndim > 1 and output.shape[:-1] == shape
+    classes_on_axis_1 = output.ndim > 2 and (output.shape[0], *output.shape[2:]) == shape
+    if output.ndim == 1 or (classes_last and columns == 1):
+        return labels.size == output.size and labels.dtype.kind in "iub" and set(np.unique(labels)) <= {0, 1}
+    count = columns if classes_last else output.shape[1]
+    return (classes_last or classes_on_axis_1) and labels.max() < count and (labels.min() >= 0 or labels.ndim > 1)
+
+
+def _without_labels(outputs: Mapping[str, Array]) -> tuple[Metric, ...]:
+    floats = [a for a in outputs.values() if "float" in a.dtype.name]
+    if not floats or any(classifier_like(a) for a in floats):
+        return (Agreement(), Cosine())
+    return (Cosine(), RelativeError())

@@ -1,0 +1,198 @@
+"""Attention: softmax(Q K^T scale + bias) V over heads, and its relatives.
+
+Three-axis inputs (batch, length, heads * size) are split into heads first; when there are fewer key heads than query
+heads each serves a run of queries. The bias sums what the mask, causality, the sliding window and the lengths of padded
+keys forbid (minus infinity) or add. Query i sits at absolute position i + offset, where offset counts the keys before
+this block: the length of the cache, or valid keys minus queries. A row that may attend nothing gives zeros.
+
+LinearAttention keeps a matrix state S instead of keys: S <- exp(decay) S + k v^T, with v corrected by what S already
+holds in the delta rules, and reads o = scale S^T q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pumice.errors import ModelError
+from pumice.ops.dtypes import numpy_dtype, wide
+from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.softmax import softmax
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """(batch, length, heads * size) to (batch, heads, length, size)"""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Array) -> Array:
+    """The inverse of `split_heads`."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def _share(x: Array, heads: int) -> Array:
+    """Each key head repeated for its run of query heads."""
+    return x if x.shape[1] == heads else np.repeat(x, heads // x.shape[1], axis=1)
+
+
+def _bias(node: Node, q: Array, keys: int, past: int | None, mask: Array | None, lengths: Array | None) -> Array:
+    """What is added to the scores, broadcastable to (batch, heads, queries, keys)."""
+    queries, minus = q.shape[2], -math.inf
+    bias = np.zeros((queries, keys), q.dtype)
+    if mask is not None:
+        added = np.where(mask, 0, minus).astype(q.dtype) if mask.dtype == bool else mask
+        missing = [(0, 0)] * (added.ndim - 1) + [(0, keys - added.shape[-1])]
+        bias = bias + np.pad(added, missing, constant_values=minus)
+    offset: Any = past or 0
+    if past is None and lengths is not None:
+        offset = (lengths.reshape(-1, 1, 1, 1) - queries).astype(np.int64)
+    ahead = np.arange(keys) - (np.arange(queries)[:, None] + offset)  # how far the key lies after the query
+    left, right = node.get("left_window_size", -1), node.get("right_window_size", -1)
+    if node.get("is_causal", 0):
+        bias = bias + np.where(ahead <= 0, 0, minus).astype(q.dtype)
+    if left >= 0:
+        bias = bias + np.where(-ahead <= left, 0, minus).astype(q.dtype)
+    if right >= 0:
+        bias = bias + np.where(ahead <= right, 0, minus).astype(q.dtype)
+    if lengths is not None:
+        bias = bias + np.where(np.arange(keys) < lengths.reshape(-1, 1, 1, 1), 0, minus).astype(q.dtype)
+    return bias
+
+
+def _attention(
+    node: Node,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    past_k: Array | None = None,
+    past_v: Array | None = None,
+    lengths: Array | None = None,
+) -> Outputs:
+    flat = q.ndim == 3
+    if flat:
+        q, k, v = (split_heads(x, node.attributes[f"{n}_num_heads"]) for x, n in ((q, "q"), (k, "kv"), (v, "kv")))
+    if past_k is not None and past_v is not None:
+        k, v = np.concatenate([past_k, k], axis=2), np.concatenate([past_v, v], axis=2)
+    past = None if past_k is None else past_k.shape[2]
+    bias = _bias(node, q, k.shape[2], past, mask, lengths)
+    scores, probabilities = _scores(node, q, _share(k, q.shape[1]), bias)
+    y = (wide(probabilities) @ wide(_share(v, q.shape[1]))).astype(q.dtype)
+    return (merge_heads(y) if flat else y), k, v, scores
+
+
+def _scores(node: Node, q: Array, k: Array, bias: Array) -> tuple[Array, Array]:
+    """The scores at the stage that `qk_matmul_output_mode` names, and the probabilities."""
+    root = math.sqrt(node.get("scale") or 1 / math.sqrt(q.shape[3]))
+    factor = q.dtype.type(root)
+    scores = (wide(q * factor) @ wide(k * factor).swapaxes(2, 3)).astype(q.dtype)
+    cap, mode = node.get("softcap", 0.0), node.get("qk_matmul_output_mode", 0)
+    capped = np.tanh(scores / cap) * cap if cap > 0 else scores
+    biased = capped + bias.astype(q.dtype)
+    exact = _precision(node, q.dtype)
+    blocked = np.isneginf(bias.max(axis=-1, keepdims=True))
+    probabilities = softmax(np.where(blocked, 0, biased).astype(exact))
+    probabilities = np.where(blocked, 0, probabilities).astype(q.dtype)
+    return (capped, capped, biased, probabilities)[mode], probabilities
+
+
+def _precision(node: Node, default: np.dtype[Any]) -> np.dtype[Any]:
+    code = node.get("softmax_precision")
+    return default if code is None else numpy_dtype(code)
+
+
+def _attention_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
+    """Two products, each (queries x keys) per head over the head's size."""
+    q, k, v = inputs[0], inputs[1], inputs[2]
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    past = inputs[4][2] if len(inputs) > 4 and inputs[4] is not None else 0
+    keys = k[-2] + past
+    if len(q) == 3:
+        width = q[-1] + v[-1] * node.attributes["q_num_heads"] // node.attributes["kv_num_heads"]
+    else:
+        width = q[1] * (q[-1] + v[-1])
+    return OpCost(macs=q[0] * q[-2] * keys * width, bytes=traffic(node, inputs, outputs).bytes)
+
+
+def _flex_attention(node: Node, q: Array, k: Array, v: Array) -> Outputs:
+    """Attention whose scores and probabilities pass through graphs of the model's own."""
+    factor = np.asarray(np.sqrt(np.float32(node.get("scale") or 1 / math.sqrt(q.shape[3]))), q.dtype)
+    scores = wide(q * factor) @ wide(_share(k, q.shape[1]) * factor).swapaxes(2, 3)
+    exact = _precision(node, scores.dtype)
+    scores = scores.astype(q.dtype).astype(exact)
+    if "score_mod" in node.attributes:
+        (scores,) = node.attributes["score_mod"].run(scores)
+    probabilities = softmax(scores.astype(exact, copy=False))
+    if "prob_mod" in node.attributes:
+        (probabilities,) = node.attributes["prob_mod"].run(probabilities)
+    return ((probabilities.astype(exact, copy=False) @ _share(v, q.shape[1]).astype(exact)).astype(v.dtype),)
+
+
+def _linear_attention(
+    node: Node,
+    q: Array,
+    k: Array,
+    v: Array,
+    past: Array | None = None,
+    decay: Array | None = None,
+    beta: Array | None = None,
+) -> Outputs:
+    rule, groups = node.get("update_rule", "gated_delta"), node.attributes["kv_num_heads"]
+    heads, kind = node.attributes["q_num_heads"], q.dtype
+    if rule not in ("linear", "gated", "delta", "gated_delta"):
+        raise ModelError(f"{node} has update_rule '{rule}', which ONNX does not define")
+    queries = split_heads(q.astype(np.float32), heads)
+    keys, values = (split_heads(x.astype(np.float32), groups) for x in (k, v))
+    forget = None if decay is None else np.exp(split_heads(decay.astype(np.float32), groups))
+    rate = None if beta is None else beta.astype(np.float32).transpose(0, 2, 1)[..., None]
+    batch, _, time, size = queries.shape
+    state = np.zeros((batch, groups, size, values.shape[3]), np.float32) if past is None else past.astype(np.float32)
+    scale, y = node.get("scale") or 1 / math.sqrt(size), np.empty((batch, heads, time, values.shape[3]), np.float32)
+    for t in range(time):
+        if forget is not None:
+            state = state * forget[:, :, t, :, None]
+        key, value = keys[:, :, t], values[:, :, t]
+        if rate is not None:
+            value = rate[:, :, t] * (value - (key[:, :, None] @ state)[:, :, 0])
+        state = state + key[..., None] * value[:, :, None]
+        y[:, :, t] = scale * (queries[:, :, t, None] @ _share(state, heads))[:, :, 0]
+    return merge_heads(y).astype(kind), state.astype(kind if past is None else past.dtype)
+
+
+def _linear_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
+    """Per step, one outer product and one read of the state, each size x size per head."""
+    q, v = inputs[0], inputs[2]
+    assert q is not None
+    assert v is not None
+    return OpCost(macs=2 * q[0] * q[1] * q[2] * v[2] // node.attributes["kv_num_heads"], bytes=elements(q) * 16)
+
+
+def _rotary_embedding(node: Node, x: Array, cos: Array, sin: Array, positions: Array | None = None) -> Outputs:
+    """Rotates pairs of features by an angle that grows with the position."""
+    data = x.transpose(0, 2, 1, 3) if x.ndim == 4 else x.reshape(*x.shape[:2], node.attributes["num_heads"], -1)
+    size = node.get("rotary_embedding_dim", 0) or data.shape[3]
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    turned, kept = data[..., :size], data[..., size:]
+    if node.get("interleaved", 0):
+        real, imaginary = turned[..., 0::2], turned[..., 1::2]
+    else:
+        real, imaginary = turned[..., : size // 2], turned[..., size // 2 :]
+    parts = (cos * real - sin * imaginary, sin * real + cos * imaginary)
+    joined = np.stack(parts, axis=-1).reshape(turned.shape) if node.get("interleaved", 0) else np.concatenate(parts, -1)
+    y = np.concatenate([joined, kept], axis=-1)
+    return (y.transpose(0, 2, 1, 3) if x.ndim == 4 else y.reshape(x.shape),)
+
+
+OPS = (
+    Op("Attention", since=23, forward=_attention, cost=_attention_cost),
+    Op("FlexAttention", domain="ai.onnx.preview", forward=_flex_attention, cost=_attention_cost),
+    Op("LinearAttention", since=27, forward=_linear_attention, cost=_linear_cost),
+    Op("RotaryEmbedding", since=23, forward=_rotary_embedding, cost=traffic),
+)

@@ -1,0 +1,141 @@
+"""Pooling: a reduction over sliding windows of each channel.
+
+    MaxPool      max of the window                    padding never wins
+    AveragePool  sum of the window / elements in it   padding counts only if `count_include_pad`
+    LpPool       (sum |x|^p)^(1/p)
+
+Computed tap by tap over whole images. The elements that an average divides by are a product of counts per axis: how
+many taps of window o fall on data (or on data and explicit padding; never beyond it, where ceil mode may reach).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from pumice.ops.dtypes import wide
+from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.window import Window
+
+
+def _accumulate(function: Callable[..., Any], padded: Array, window: Window) -> Array:
+    total: Array | None = None
+    for where in window.slices():
+        part = padded[where]
+        total = part.copy() if total is None else function(total, part, out=total)
+    assert total is not None
+    return total
+
+
+def _lowest(dtype: np.dtype[Any]) -> Any:
+    return -math.inf if dtype.kind == "f" else np.iinfo(dtype).min
+
+
+def _max_pool(node: Node, x: Array) -> Outputs:
+    data = wide(x)
+    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    padded = window.pad(data, _lowest(data.dtype))
+    y = _accumulate(np.maximum, padded, window).astype(x.dtype, copy=False)
+    return (y, _max_indices(node, padded, window)) if node.wants(1) else (y,)
+
+
+def _max_indices(node: Node, padded: Array, window: Window) -> Array:
+    """Flat index, over the whole input, of the first maximum of each window."""
+    batch, channels = padded.shape[:2]
+    windows = window.views(padded).reshape(batch, channels, window.taps, *window.output)
+    taps = np.unravel_index(windows.argmax(axis=2), window.kernel)
+    rank = len(window.size)
+    position = []
+    for axis in range(rank):
+        start = np.arange(window.output[axis]) * window.strides[axis] - window.before[axis]
+        start = start.reshape(-1, *(1,) * (rank - 1 - axis))
+        position.append(start + taps[axis] * window.dilations[axis])
+    flat = np.ravel_multi_index(tuple(position), window.size, order="F" if node.get("storage_order", 0) else "C")
+    image = np.arange(batch * channels).reshape(batch, channels, *(1,) * rank) * math.prod(window.size)
+    return np.asarray(flat + image, dtype=np.int64)
+
+
+def _counts(window: Window, include_pad: bool) -> Array:
+    """How many elements each output averages, of shape `window.output`."""
+    axes = []
+    for n, k, s, d, p, q, o in zip(
+        window.size, window.kernel, window.strides, window.dilations, window.before, window.after, window.output,
+        strict=True,
+    ):  # fmt: skip
+        position = np.arange(o)[:, None] * s + np.arange(k) * d - p
+        low, high = (-p, n + q) if include_pad else (0, n)
+        axes.append(((position >= low) & (position < high)).sum(axis=1))
+    return np.asarray(reduce(np.multiply.outer, axes))
+
+
+def _average_pool(node: Node, x: Array) -> Outputs:
+    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    total = _accumulate(np.add, window.pad(wide(x), 0), window)
+    counts = _counts(window, bool(node.get("count_include_pad", 0)))
+    return ((total / counts.astype(total.dtype)).astype(x.dtype),)
+
+
+def _lp_pool(node: Node, x: Array) -> Outputs:
+    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    p = node.get("p", 2)
+    total = _accumulate(np.add, window.pad(np.abs(wide(x)) ** p, 0), window)
+    return ((total ** (1 / p)).astype(x.dtype),)
+
+
+def _spatial(x: Array) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
+
+
+def _global_average(node: Node, x: Array) -> Outputs:
+    return (wide(x).mean(axis=_spatial(x), keepdims=True).astype(x.dtype),)
+
+
+def _global_max(node: Node, x: Array) -> Outputs:
+    return (x.max(axis=_spatial(x), keepdims=True),)
+
+
+def _global_lp(node: Node, x: Array) -> Outputs:
+    p = node.get("p", 2)
+    return (((np.abs(wide(x)) ** p).sum(axis=_spatial(x), keepdims=True) ** (1 / p)).astype(x.dtype),)
+
+
+def _max_unpool(node: Node, x: Array, indices: Array, shape: Array | None = None) -> Outputs:
+    """Every maximum back at the flat index it came from, zeros elsewhere."""
+    kernel = node.attributes["kernel_shape"]
+    strides = node.get("strides") or [1] * len(kernel)
+    pads = node.get("pads") or [0] * 2 * len(kernel)
+    sizes = [
+        (n - 1) * s + k - p - q
+        for n, s, k, p, q in zip(x.shape[2:], strides, kernel, pads[: len(kernel)], pads[len(kernel) :], strict=True)
+    ]
+    inferred = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    inferred.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
+    if shape is None:
+        return (inferred,)
+    y = np.zeros(tuple(shape), x.dtype)
+    y[tuple(slice(n) for n in inferred.shape)] = inferred
+    return (y,)
+
+
+def _pool_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
+    taps = math.prod(node.attributes["kernel_shape"])
+    return OpCost(macs=elements(outputs[0]) * taps, bytes=traffic(node, inputs, outputs).bytes)
+
+
+def _global_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
+    return OpCost(macs=elements(inputs[0]), bytes=traffic(node, inputs, outputs).bytes)
+
+
+OPS = (
+    Op("MaxPool", forward=_max_pool, cost=_pool_cost),
+    Op("AveragePool", forward=_average_pool, cost=_pool_cost),
+    Op("LpPool", since=2, forward=_lp_pool, cost=_pool_cost),
+    Op("GlobalMaxPool", forward=_global_max, cost=_global_cost),
+    Op("GlobalAveragePool", forward=_global_average, cost=_global_cost),
+    Op("GlobalLpPool", since=2, forward=_global_lp, cost=_global_cost),
+    Op("MaxUnpool", since=9, forward=_max_unpool, cost=traffic),
+)

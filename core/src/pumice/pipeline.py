@@ -1,0 +1,244 @@
+"""The pipeline: model in, recipe through, model and account out.
+
+    load -> simplify -> step 1 -> step 2 -> ... -> measure
+
+The way is one-directional. Every step works on a copy; a step that applied nothing, or whose model fails the check, ends
+the run with nothing written. What a step lost is judged against the model it was given; measurements compare the *original
+file* with the final model, interleaved in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from pumice.errors import NothingChanged, PumiceError
+from pumice.ledger import Ledger
+from pumice.progress import Progress, Silent
+from pumice.recipe import Recipe
+from pumice.registry import registry
+from pumice.strategy import Exporter, Metric, Need, Runtime
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.data import Dataset
+    from pumice.diagnose import LayerError
+    from pumice.measure import Comparison
+
+
+@attrs.frozen(kw_only=True)
+class RunContext:
+    """What every step of a run shares."""
+
+    calibration: Dataset | None
+    test: Dataset | None
+    metrics: tuple[Metric, ...]
+    runtime: Runtime
+    ledger: Ledger
+    seed: int
+    threads: int | None
+    progress: Progress
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """A compressed model and its account."""
+
+    model: ir.Model
+    original: ir.Model
+    recipe: Recipe
+    ledger: Ledger
+    measurements: Comparison
+    layers: tuple[LayerError, ...]
+    """Per-layer error and size, worst first (`pumice.diagnose`)."""
+    notes: tuple[str, ...]
+    """Sentences the user should read, e.g. that there were no labels."""
+    seconds: Mapping[str, float]
+    """Wall time of every phase."""
+
+    def save(self, path: str | Path, exporter: str | Mapping[str, Any] | Exporter = "qdq") -> list[Path]:
+        """Write the model through an exporter (atomically) and return the files written."""
+        return registry().make(Exporter, exporter).export(self.model, Path(path), self)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the account as one self-contained HTML page (and the same as JSON beside it)."""
+        from pumice.report import write_report
+
+        return write_report(self, Path(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole account, for machines."""
+        return {
+            "headline": self.headline(),
+            "notes": list(self.notes),
+            "recipe": self.recipe.to_dict(),
+            "measurements": self.measurements.to_json(),
+            "ledger": self.ledger.to_json(),
+            "layers": [attrs.asdict(layer) for layer in self.layers],
+            "seconds": dict(self.seconds),
+        }
+
+    def headline(self) -> str:
+        """One sentence; begins with the bad news when there is any."""
+        return self.measurements.headline()
+
+    def summary(self) -> str:
+        """The account in a few lines of plain text."""
+        counts = self.ledger.counts()
+        tally = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        return "\n".join([self.headline(), *self.notes, f"ledger: {tally}"])
+
+
+def compress(
+    model: str | Path | ir.Model,
+    data: Any = None,
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
+    *,
+    test: Any = None,
+    metrics: Sequence[str | Metric] | None = None,
+    runtime: str | Mapping[str, Any] | Runtime | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    measure: bool = True,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a model and account for it.
+
+    Args:
+        model: path of an ONNX file, or a loaded model (left unchanged).
+        data: samples: a path, a `Dataset`, a list of feeds, arrays (see `pumice.data.open_dataset`). A folder may hold
+            `calibration/` and `test/`; otherwise part of the data calibrates and the rest measures.
+        recipe: a `Recipe`, its TOML path, or its dictionary; None is the default recipe.
+        test: other data to measure on.
+        metrics: metric names or instances; None chooses by the outputs and the labels.
+        runtime: runtime to calibrate and measure with; None takes the best installed.
+        threads: threads of one inference when measuring; None is 1.
+        seed: seeds whatever is random.
+        measure: False skips latency and memory (accuracy is always measured when there is data).
+        progress: shows progress; None is silent.
+
+    Raises:
+        PumiceError: anything a user can mend: one sentence.
+    """
+    from pumice.data import open_splits
+    from pumice.diagnose import layer_errors
+    from pumice.measure import choose_metrics, compare
+    from pumice.model import clone, load, simplify
+
+    clock = _Clock()
+    ledger, progress = Ledger(), progress or Silent()
+    recipe = _recipe(recipe)
+    original = load(model, ledger=ledger) if isinstance(model, str | Path) else clone(model)
+    name = Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model")
+    registry().notify("pumice_run_started", model_name=name, recipe=recipe)
+    engine = pick_runtime(runtime)
+    splits = None if data is None else open_splits(data, original, test=test)
+    if splits is None:
+        _require_no_data(recipe)
+    chosen = choose_metrics(original, splits.test if splits else None, metrics)
+    context = RunContext(
+        calibration=splits.calibration if splits else None,
+        test=splits.test if splits else None,
+        metrics=tuple(chosen.metrics),
+        runtime=engine,
+        ledger=ledger,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
+    clock.lap("load")
+    current = clone(original)
+    simplify(current, ledger)
+    clock.lap("simplify")
+    for step in recipe.steps:
+        began = time.perf_counter()
+        after = step.run(current, context)
+        if not ledger.of(step.name, "applied"):
+            raise NothingChanged(f"step '{step.name}' changed nothing in '{name}': {_why(ledger, step.name)}")
+        current = after
+        clock.lap(step.name)
+        registry().notify("pumice_step_finished", step=step.name, ledger=ledger, seconds=time.perf_counter() - began)
+    comparison = compare(
+        original if not isinstance(model, str | Path) else Path(model),
+        current,
+        context.test,
+        runtime=engine,
+        threads=threads or 1,
+        metrics=context.metrics,
+        latency=measure,
+        memory=measure,
+        progress=progress,
+    )
+    clock.lap("measure")
+    layers = layer_errors(original, current, context.calibration, engine, progress=progress)
+    clock.lap("diagnose")
+    result = Result(
+        model=current,
+        original=original,
+        recipe=recipe,
+        ledger=ledger,
+        measurements=comparison,
+        layers=tuple(layers),
+        notes=tuple([*(splits.notes if splits else ()), *chosen.notes]),
+        seconds=clock.laps,
+    )
+    registry().notify("pumice_run_finished", result=result)
+    return result
+
+
+def pick_runtime(spec: str | Mapping[str, Any] | Runtime | None) -> Runtime:
+    """The runtime asked for, or the highest-ranked one that is available here."""
+    if spec is not None:
+        engine = registry().make(Runtime, spec)
+        reason = engine.available()
+        if reason:
+            raise PumiceError(f"runtime '{engine.name}' is not available: {reason}")
+        return engine
+    candidates = [registry().make(Runtime, name) for name in registry().strategies("runtime")]
+    usable = [engine for engine in candidates if engine.available() is None]
+    return max(usable, key=lambda engine: engine.rank)
+
+
+def _recipe(spec: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
+    if spec is None:
+        return Recipe.default()
+    if isinstance(spec, Recipe):
+        return spec
+    return Recipe.read(spec) if isinstance(spec, str | Path) else Recipe.from_dict(spec)
+
+
+def _require_no_data(recipe: Recipe) -> None:
+    from pumice.errors import DataError
+    from pumice.steps import Quantize, default_quantizer
+
+    for step in recipe.steps:
+        if isinstance(step, Quantize):
+            quantizer = step.quantizer or default_quantizer()
+            if Need.CALIBRATION in quantizer.needs:
+                raise DataError(f"quantizer '{quantizer.name}' needs calibration data: give it with --data (data=)")
+
+
+def _why(ledger: Ledger, step: str) -> str:
+    """The most frequent reasons for leaving nodes alone."""
+    reasons: dict[str, int] = {}
+    for entry in ledger.of(step):
+        reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
+    top = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
+    return "; ".join(f"{reason} ({count} nodes)" for reason, count in top) or "it found no node to work on"
+
+
+@attrs.define
+class _Clock:
+    laps: dict[str, float] = attrs.field(factory=dict)
+    _last: float = attrs.field(factory=time.perf_counter)
+
+    def lap(self, name: str) -> float:
+        now = time.perf_counter()
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self._last, 3)
+        self._last = now
+        return self.laps[name]

@@ -1,0 +1,1 @@
+"""Quantization: parameters, calibration, placement, rounding and rewriting. Schemes come from plugins."""

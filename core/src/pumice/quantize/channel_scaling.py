@@ -1,0 +1,174 @@
+"""Channel scaling: eight bits for every channel of an activation, at no cost when the model runs.
+
+A per-tensor scale wastes bits where the channels of a tensor differ in range. With a positive factor t[c] per channel the
+stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor for nothing:
+
+    a layer that writes it   W[o, i] / t[o], b[o] / t[o]          (ReLU commutes with positive factors)
+    a layer that reads it    W[o, i] * t[i]
+    floating point after it  DequantizeLinear with the scale s * t[c] per channel
+    floating point before it QuantizeLinear with the scale s * t[c] per channel
+    pooling                  the same t on both sides
+
+(The first two lines are cross-layer equalisation, Nagel et al., ICCV 2019; the others extend it over the operators that
+stay in floating point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the
+reading layer uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected
+squared error of the readers' outputs, rounding of activations and of weights together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pumice.model import attribute, constant, consumers
+from pumice.quantize.placement import Layer, Placement, clip_bounds
+from pumice.quantize.statistics import ChannelStatistics
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+HEADROOM = 2.0
+"""A channel keeps room for this many times what calibration saw of it: its extremes are known less well than the tensor's."""
+SMALLEST_FACTOR = 1.0 / 256
+"""A channel silent in calibration keeps at least this share of the widest channel's range."""
+AVERAGING = frozenset({"AveragePool", "GlobalAveragePool"})
+CHANNELWISE = AVERAGING | {"MaxPool"}
+COMPENSATED = 0.25
+"""Share of the weight-rounding error that compensated rounding leaves, roughly."""
+
+
+@attrs.define(eq=False)
+class _Space:
+    values: list[ir.Value]
+    readers: list[Layer]
+    float_readers: bool
+
+
+def channel_factors(
+    model: ir.Model, placement: Placement, statistics: Mapping[str, ChannelStatistics]
+) -> dict[int, NDArray[np.float64]]:
+    """t for every space where factors are possible and worth having, shape (channels,)."""
+    layer_of = {layer.node: layer for layer in placement.layers if layer.mode == "static"}
+    found = {}
+    spaces = placement.spaces()
+    for numbers in _linked(placement):
+        values = [value for number in numbers for value in spaces[number]]
+        space = _scalable(values, placement, layer_of)
+        if space is None or any(statistics[v.name or ""].low is None for v in values):
+            continue
+        factors = _best(space, [statistics[v.name or ""] for v in values])
+        if factors is not None:
+            found.update(dict.fromkeys(numbers, factors))
+    return found
+
+
+def _linked(placement: Placement) -> list[list[int]]:
+    """Spaces that must have the same factors, because an average pool lies between them."""
+    root = {number: number for number in placement.spaces()}
+
+    def find(number: int) -> int:
+        while root[number] != number:
+            number = root[number]
+        return number
+
+    for node in placement.integer_nodes:
+        if node.op_type in AVERAGING:
+            ends = [v for v in (node.inputs[0], node.outputs[0]) if v is not None and v in placement.space_of]
+            if len(ends) == 2:
+                low, high = sorted(find(placement.space_of[end]) for end in ends)
+                root[high] = low
+    groups: dict[int, list[int]] = {}
+    for number in root:
+        groups.setdefault(find(number), []).append(number)
+    return [sorted(group) for _, group in sorted(groups.items())]
+
+
+def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> _Space | None:
+    """The space, if every node that touches it can take a factor per channel."""
+    readers, float_readers, activations = [], False, set(placement.absorbed.values())
+    for value in values:
+        if value.shape is None or len(value.shape) < 3 or value.is_graph_output():
+            return None
+        producer = value.producer()
+        if producer is not None and producer in activations:
+            if clip_bounds(producer) != (0.0, np.inf):
+                return None  # a bounded activation cannot leave its range: giving that up for resolution is a bad trade
+            source = producer.inputs[0]
+            producer = source.producer() if source is not None else None
+        if producer is not None and producer in placement.integer_nodes:
+            if producer.op_type not in CHANNELWISE and (producer not in layer_of or producer.op_type != "Conv"):
+                return None
+        for reader in consumers(value):
+            layer = layer_of.get(reader)
+            if layer is not None:
+                if reader.op_type != "Conv" or layer.weight_value is value:
+                    return None
+                readers.append(layer)
+            elif reader not in placement.integer_nodes:
+                float_readers = True
+            elif reader.op_type not in CHANNELWISE:
+                return None
+    return _Space(list(values), readers, float_readers)
+
+
+def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> NDArray[np.float64] | None:
+    """The factors of the best exponent; None if all factors would be one."""
+    ranges = np.max([s.largest for s in statistics], axis=0)
+    widest = float(ranges.max(initial=0.0))
+    if len(ranges) < 2 or widest <= 0.0:
+        return None
+    share = np.clip(HEADROOM * ranges / widest, SMALLEST_FACTOR, 1.0)
+    if not space.readers:
+        return share if space.float_readers else None
+    squares = np.max([s.mean_square for s in statistics], axis=0)
+    weights = [_per_input_channel(layer) for layer in space.readers]
+    costs = [sum(_error(w, share**alpha, ranges, squares) for w in weights) for alpha in ALPHAS]
+    alpha = ALPHAS[int(np.argmin(costs))]
+    return share**alpha if alpha else None
+
+
+def _per_input_channel(layer: Layer) -> NDArray[np.float64]:
+    """Weights of a convolution as (groups, outputs per group, inputs per group, taps)."""
+    weights = constant(layer.weight_value)
+    assert weights is not None
+    groups = int(attribute(layer.node, "group", 1))
+    return weights.astype(np.float64).reshape(groups, weights.shape[0] // groups, weights.shape[1], -1)
+
+
+def _error(
+    weights: NDArray[np.float64],
+    factors: NDArray[np.float64],
+    ranges: NDArray[np.float64],
+    squares: NDArray[np.float64],
+) -> float:
+    """Expected squared error of one reading layer: rounding of its inputs, and of its weights after the factors."""
+    groups, outputs, inputs, taps = weights.shape
+    t = factors.reshape(groups, 1, inputs, 1)
+    step = float(np.max(ranges / factors)) / 255.0
+    activation = float(np.sum(weights**2 * (step * t) ** 2)) / 12.0
+    weight_step = np.abs(weights * t).max(axis=(2, 3)) / 127.0
+    energy = (squares.reshape(groups, 1, inputs) / t[..., 0] ** 2).sum(axis=2) * taps
+    return activation + COMPENSATED * float(np.sum(weight_step**2 / 12.0 * energy))
+
+
+def fold(
+    layer: Layer,
+    weights: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    reading: NDArray[np.float64] | None,
+    writing: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Weights and bias of a convolution with the factors of the space it reads and of the space it writes."""
+    folded = weights.astype(np.float64)
+    shape = folded.shape
+    groups = int(attribute(layer.node, "group", 1))
+    if reading is not None:
+        grouped = folded.reshape(groups, shape[0] // groups, shape[1], -1)
+        folded = (grouped * reading.reshape(groups, 1, shape[1], 1)).reshape(shape)
+    scaled = None if bias is None else bias.astype(np.float64)
+    if writing is not None:
+        folded = folded / writing.reshape(-1, *[1] * (len(shape) - 1))
+        scaled = None if scaled is None else scaled / writing
+    return folded, scaled

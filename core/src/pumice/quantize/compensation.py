@@ -1,0 +1,215 @@
+"""Rounding weights so that the layer's output, not the weights, stays close.
+
+A layer computes y = W x. Rounding every weight to the nearest integer minimises ||W - Q||, but what matters is
+E||(W - Q) x||^2 = tr((W - Q) H (W - Q)^T) with H = E[x x^T]. GPTQ (Frantar et al., ICLR 2023) rounds one input column at a
+time and moves its error onto the columns still to come, through the Cholesky factor of H^-1. What is left of the mean error
+is removed by the bias.
+
+The layer will not see x but its quantized form q, so H is taken over q, and the bias also removes what rounding the inputs
+shifts: b' = b + W E[x] - Q E[q]. `Moments` streams both means and H; a convolution is the matrix product of its patches.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pumice.model import attribute
+from pumice.quantize.parameters import QuantParams
+
+MOST_ROWS = 4096
+"""Patches taken from one sample: an evenly spread subset of the output positions."""
+WIDEST = 4800
+"""Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""
+
+
+@attrs.define(eq=False)
+class Moments:
+    """Moments of the inputs of one layer, group by group: as they are (x) and as the integer layer sees them (q)."""
+
+    groups: int
+    width: int
+    """Inputs per output, k."""
+    second: bool
+    """Whether H is kept."""
+    count: int = 0
+    exact: NDArray[np.float64] = attrs.field(init=False)
+    """Sum of x, (groups, k)."""
+    seen: NDArray[np.float64] = attrs.field(init=False)
+    """Sum of q, (groups, k)."""
+    products: NDArray[np.float64] | None = attrs.field(init=False)
+    """Sum of q q^T, (groups, k, k)."""
+
+    def __attrs_post_init__(self) -> None:
+        self.exact = np.zeros((self.groups, self.width))
+        self.seen = np.zeros((self.groups, self.width))
+        self.products = np.zeros((self.groups, self.width, self.width)) if self.second else None
+
+    def update(self, exact: NDArray[np.float32], seen: NDArray[np.float32]) -> None:
+        """Take in rows of shape (groups, positions, k)."""
+        self.count += exact.shape[1]
+        self.exact += exact.sum(axis=1, dtype=np.float64)
+        self.seen += seen.sum(axis=1, dtype=np.float64)
+        if self.products is not None:
+            self.products += np.matmul(seen.transpose(0, 2, 1), seen)
+
+    def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(E[x], E[q]), each (groups, k)."""
+        return self.exact / max(self.count, 1), self.seen / max(self.count, 1)
+
+    def second_moment(self, group: int) -> NDArray[np.float64] | None:
+        """Covariance of q in one group: the mean is left to the bias. None if it was not kept or nothing was seen."""
+        if self.products is None or not self.count:
+            return None
+        mean = self.seen[group] / self.count
+        return self.products[group] / self.count - 0.999 * np.outer(mean, mean)
+
+
+def layer_rows(node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the weights of a layer multiply: shape (groups, positions, k), at most MOST_ROWS positions a sample."""
+    if node.op_type != "Conv":
+        rows = data.reshape(-1, data.shape[-1])
+        return _spread(rows, MOST_ROWS * max(1, data.shape[0] if data.ndim > 1 else 1))[None]
+    return _patches(node, weight_shape, data)
+
+
+def _spread(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _patches(node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Convolution patches, (groups, positions, channels per group * kernel size)."""
+    kernel = weight_shape[2:]
+    rank, groups = len(kernel), int(attribute(node, "group", 1))
+    strides = attribute(node, "strides", (1,) * rank)
+    dilations = attribute(node, "dilations", (1,) * rank)
+    pads = conv_pads(node, kernel, data.shape[2:])
+    padded = np.pad(data, [(0, 0), (0, 0), *((pads[d], pads[d + rank]) for d in range(rank))])
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+    batch, channels = data.shape[:2]
+    spatial = windows.shape[2 : 2 + rank]
+    positions = int(np.prod(spatial))
+    chosen = np.unique(np.linspace(0, positions - 1, min(positions, MOST_ROWS)).astype(np.int64))
+    picked = windows[(slice(None), slice(None), *np.unravel_index(chosen, spatial))]
+    picked = picked[(..., *(slice(None, None, d) for d in dilations))]
+    picked = picked.reshape(batch, groups, channels // groups, len(chosen), -1)
+    return np.ascontiguousarray(picked.transpose(1, 0, 3, 2, 4).reshape(groups, batch * len(chosen), -1))
+
+
+def conv_pads(node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """Pads (begin..., end...) of a convolution, `auto_pad` resolved."""
+    rank = len(kernel)
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        return tuple(attribute(node, "pads", (0,) * 2 * rank))
+    if auto == "VALID":
+        return (0,) * 2 * rank
+    strides = attribute(node, "strides", (1,) * rank)
+    dilations = attribute(node, "dilations", (1,) * rank)
+    total = [
+        max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+        for n, s, k, d in zip(spatial, strides, kernel, dilations, strict=True)
+    ]
+    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+    return tuple((*small, *large) if auto == "SAME_UPPER" else (*large, *small))
+
+
+def compensated_rounding(
+    weights: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    second: NDArray[np.float64],
+    limit: int,
+    damping: float = 0.01,
+) -> NDArray[np.int8]:
+    """GPTQ. `weights` (outputs, k), `scale` (outputs,), `second` H of shape (k, k); integers in [-limit, limit].
+
+    Columns are visited by falling H[j, j] (what matters most is rounded while there is most freedom left to repair it).
+    """
+    second = second.copy()
+    dead = np.diag(second) <= 0
+    second[dead, dead] = 1.0
+    order = np.argsort(-np.diag(second), kind="stable")
+    second = second[np.ix_(order, order)]
+    second[np.diag_indices_from(second)] += damping * float(np.mean(np.diag(second)))
+    upper = _upper_factor(second)
+    working = weights[:, order].copy()
+    integers = np.empty(working.shape, np.int8)
+    for start in range(0, working.shape[1], 128):
+        stop = min(start + 128, working.shape[1])
+        errors = np.empty((len(working), stop - start))
+        for j in range(start, stop):
+            rounded = np.clip(np.rint(working[:, j] / scale), -limit, limit)
+            integers[:, j] = rounded
+            errors[:, j - start] = (working[:, j] - rounded * scale) / upper[j, j]
+            working[:, j + 1 : stop] -= np.outer(errors[:, j - start], upper[j, j + 1 : stop])
+        working[:, stop:] -= errors @ upper[start:stop, stop:]
+    restored = np.empty_like(integers)
+    restored[:, order] = integers
+    return restored
+
+
+def _upper_factor(second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """U upper triangular with H^-1 = U^T U."""
+    lower = np.linalg.cholesky(second)
+    inverse = np.linalg.inv(lower)
+    return np.linalg.cholesky(inverse.T @ inverse).T
+
+
+@attrs.frozen(eq=False)
+class RoundedWeights:
+    """Integers of a layer, in its own weight shape, and what to add to its bias (outputs,)."""
+
+    integers: NDArray[np.int8]
+    params: QuantParams
+    shift: NDArray[np.float64]
+
+
+def round_weights(
+    node: ir.Node,
+    weights: NDArray[np.float64],
+    axis: int,
+    params: QuantParams,
+    moments: Moments | None,
+    *,
+    limit: int,
+    compensate: bool,
+    correct_bias: bool,
+) -> RoundedWeights:
+    """Integers in [-limit, limit] for the weights of a layer whose scales are already chosen.
+
+    Without moments, or for layers too wide for H, weights are rounded to the nearest integer.
+    """
+    groups = moments.groups if moments is not None else 1
+    matrix = _as_matrices(node, weights, axis, groups)
+    scale = np.broadcast_to(params.scale.astype(np.float64).reshape(-1), (matrix.shape[0] * matrix.shape[1],))
+    scale = scale.reshape(matrix.shape[:2])
+    integers = np.empty(matrix.shape, np.int8)
+    for group in range(groups):
+        second = moments.second_moment(group) if compensate and moments is not None else None
+        if second is None:
+            integers[group] = np.clip(np.rint(matrix[group] / scale[group][:, None]), -limit, limit)
+        else:
+            integers[group] = compensated_rounding(matrix[group], scale[group], second, limit)
+    shift = np.zeros(matrix.shape[0] * matrix.shape[1])
+    if correct_bias and moments is not None and moments.count:
+        exact, seen = moments.means()
+        rounded = integers * scale[..., None]
+        shift = (np.einsum("gok,gk->go", matrix, exact) - np.einsum("gok,gk->go", rounded, seen)).reshape(-1)
+    return RoundedWeights(_from_matrices(node, integers, weights.shape, axis), params, shift)
+
+
+def _as_matrices(node: ir.Node, weights: NDArray[np.float64], axis: int, groups: int) -> NDArray[np.float64]:
+    """Weights as (groups, outputs per group, k)."""
+    if node.op_type == "Conv":
+        return weights.reshape(groups, weights.shape[0] // groups, -1)
+    return (weights if axis == 0 else weights.T)[None]
+
+
+def _from_matrices(node: ir.Node, matrices: NDArray[np.int8], shape: tuple[int, ...], axis: int) -> NDArray[np.int8]:
+    if node.op_type == "Conv":
+        return matrices.reshape(shape)
+    return np.ascontiguousarray(matrices[0] if axis == 0 else matrices[0].T)

@@ -1,0 +1,151 @@
+"""What a quantizer is given: the calibration data, a way to look inside the model while it streams, and the ledger.
+
+Calibration runs sample by sample, so that memory does not grow with the data and nothing depends on how the samples are
+batched on disk.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from pumice.errors import DataError
+from pumice.ledger import Ledger
+from pumice.model import clone
+from pumice.progress import Progress, Silent
+from pumice.quantize.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.data import Dataset
+    from pumice.pipeline import RunContext
+    from pumice.steps import Quantize
+    from pumice.strategy import Metric, Runtime
+
+
+@attrs.frozen(kw_only=True)
+class QuantizeContext:
+    """Everything around the model that a quantizer may use."""
+
+    calibration: Dataset | None
+    runtime: Runtime
+    target: Target
+    ledger: Ledger = attrs.field(factory=Ledger)
+    samples: int = 512
+    max_drop: float = 0.01
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    progress: Progress = attrs.field(factory=Silent)
+    metrics: tuple[Metric, ...] = ()
+    """What the run measures; the guard judges by them."""
+
+    @classmethod
+    def of(cls, step: Quantize, run: RunContext) -> QuantizeContext:
+        """The context of a `quantize` step of a run."""
+        return cls(
+            calibration=run.calibration,
+            runtime=run.runtime,
+            target=Target.named(step.target),
+            ledger=run.ledger,
+            samples=step.samples,
+            max_drop=step.max_drop,
+            exclude=step.exclude,
+            seed=run.seed,
+            progress=run.progress,
+            metrics=run.metrics,
+        )
+
+    def aside(self) -> QuantizeContext:
+        """The same context with a ledger and a progress of its own, for trying things out."""
+        return attrs.evolve(self, ledger=Ledger(), progress=Silent())
+
+    def excluded(self, node: ir.Node) -> str | None:
+        """Why the user does not want this node quantized, or None."""
+        pattern = next((p for p in self.exclude if fnmatch.fnmatchcase(node.name or "", p)), None)
+        return f"it matches the pattern '{pattern}' of the knob 'exclude'" if pattern else None
+
+    def samples_with_labels(self, limit: int | None = None) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
+        """(feeds, labels) of the calibration data, one sample at a time; labels are None where there are none.
+
+        Raises:
+            DataError: there is no calibration data, or it is empty.
+        """
+        if self.calibration is None:
+            raise DataError("quantization needs calibration data: give it with --data (data=)")
+        count = 0
+        for batch in self.calibration.batches(batch_size=1, limit=min(limit or self.samples, self.samples)):
+            count += 1
+            yield dict(batch.feeds), batch.labels
+        if not count:
+            raise DataError("the calibration data is empty: give at least one sample")
+
+    def feeds(self, limit: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+        """The calibration feeds, one sample at a time."""
+        return (feeds for feeds, _ in self.samples_with_labels(limit))
+
+    def stream(
+        self,
+        model: ir.Model,
+        names: Iterable[str],
+        observe: Callable[[dict[str, NDArray[Any]]], None],
+        *,
+        label: str = "calibrate",
+        limit: int | None = None,
+    ) -> None:
+        """Run the calibration data through `model` and hand `observe` the named values (and graph inputs), by name."""
+        wanted = list(dict.fromkeys(names))
+        inputs = {value.name for value in model.graph.inputs}
+        taps = [name for name in wanted if name not in inputs]
+        session = self.runtime.open(clone(model), outputs=taps) if taps else None
+        total = self.calibration.length if self.calibration is not None else None
+        with self.progress.task(label, min(total or self.samples, limit or self.samples)) as advance:
+            for feeds in self.feeds(limit):
+                values = session.run(feeds) if session is not None else {}
+                observe({name: values[name] if name in values else feeds[name] for name in wanted})
+                advance()
+
+    def drift(self, original: ir.Model, changed: ir.Model, limit: int = 64) -> Drift:
+        """How far the outputs of `changed` lie from those of `original` on the calibration data."""
+        before, after = self.runtime.open(clone(original)), self.runtime.open(clone(changed))
+        drift = Drift()
+        for feeds in self.feeds(limit):
+            drift.update(before.run(feeds), after.run(feeds))
+        return drift
+
+
+@attrs.define
+class Drift:
+    """Distance between the outputs of two models, streamed."""
+
+    noise: dict[str, float] = attrs.field(factory=dict)
+    signal: dict[str, float] = attrs.field(factory=dict)
+    agreeing: int = 0
+    decisions: int = 0
+
+    def update(self, before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:
+        for name, exact in before.items():
+            if exact.dtype.kind != "f" or not exact.size:
+                continue
+            wide = exact.astype(np.float64)
+            self.noise[name] = self.noise.get(name, 0.0) + float(np.sum((after[name] - wide) ** 2))
+            self.signal[name] = self.signal.get(name, 0.0) + float(np.sum((wide - wide.mean()) ** 2))
+            if exact.ndim > 1 and exact.shape[-1] > 1:
+                same = exact.argmax(axis=-1) == after[name].argmax(axis=-1)
+                self.agreeing += int(same.sum())
+                self.decisions += same.size
+
+    @property
+    def ratio(self) -> float:
+        """Worst noise-to-signal ratio of any output."""
+        return max((n / max(self.signal[name], 1e-30) for name, n in self.noise.items()), default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """Share of last-axis decisions that stayed the same; 1 if there are none."""
+        return self.agreeing / self.decisions if self.decisions else 1.0

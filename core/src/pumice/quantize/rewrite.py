@@ -1,0 +1,278 @@
+"""Rewriting: a placement and its parameters become QuantizeLinear and DequantizeLinear nodes.
+
+    static       x -> Q -> DQ --.
+                  DQ(weights) -> Conv -> [Relu] -> Q -> DQ       a runtime with integer kernels fuses this
+    dynamic      DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul(scales) [-> Add bias]
+    weight-only  DQ(weights) -> layer;  an embedding reads integer rows and scales them after the look-up
+
+Names are kept: a value that is quantized keeps its name for what its producer computes, a layer keeps its node name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pumice.model import add_initializer, consumers, fresh_name, replace_input
+from pumice.quantize.parameters import QuantParams
+from pumice.quantize.placement import Layer, Placement
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class QuantizedWeights:
+    """What replaces the weights and the bias of a layer."""
+
+    integers: NDArray[np.int8]
+    """Shape of the layer's weights."""
+    params: QuantParams
+    bias: NDArray[np.float64] | None = None
+    """The bias to use, corrected; None if the layer has and needs none."""
+
+
+def rewrite(
+    model: ir.Model,
+    placement: Placement,
+    parameters: Mapping[int, QuantParams],
+    weights: Mapping[ir.Node, QuantizedWeights],
+    factors: Mapping[int, NDArray[np.float64]] | None = None,
+) -> None:
+    """Edit `model`, to whose values and nodes everything refers, in place. `factors`: see `channel_scaling`."""
+    rewriter = _Rewriter(model, placement, parameters, factors or {})
+    for layer in placement.layers:
+        if layer.mode == "dynamic":
+            rewriter.dynamic(layer, weights[layer.node])
+        elif layer.node.op_type == "Gather":
+            rewriter.embedding(layer, weights[layer.node])
+        else:
+            rewriter.weights(layer, weights[layer.node])
+    for value in list(placement.space_of):
+        rewriter.activation(value)
+    for activation in dict.fromkeys(placement.absorbed.values()):
+        rewriter.remove_activation(activation)
+    rewriter.remove_unread_weights()
+    model.graph.sort()
+
+
+@attrs.define(eq=False)
+class _Rewriter:
+    model: ir.Model
+    placement: Placement
+    parameters: Mapping[int, QuantParams]
+    factors: Mapping[int, NDArray[np.float64]]
+    dequantized_weights: dict[tuple[ir.Value, bytes], ir.Value] = attrs.field(factory=dict)
+    dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
+    constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
+
+    def node(
+        self,
+        op: str,
+        inputs: list[ir.Value | None],
+        name: str,
+        dtype: ir.DataType | None,
+        outputs: int = 1,
+        **attributes: int,
+    ) -> ir.Node:
+        made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=fresh_name(self.model, name))
+        for number, value in enumerate(made.outputs):
+            value.name = fresh_name(self.model, f"{made.name}_out" if outputs == 1 else f"{made.name}_out{number}")
+            if dtype is not None:
+                value.dtype = dtype
+        self.model.graph.append(made)
+        return made
+
+    def constant(self, hint: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer; equal ones are shared."""
+        key = (f"{array.dtype}{array.shape}", array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = add_initializer(self.model, hint, array)
+        return self.constants[key]
+
+    # -- activations --
+
+    def activation(self, value: ir.Value) -> None:
+        """Q and DQ after `value`; the readers that compute with integers (or all, see Placement) read the result."""
+        if value in self.placement.absorbed:
+            return
+        integer = [n for n in consumers(value) if n in self.placement.integer_nodes]
+        everyone = value in self.placement.writes_integers
+        others = [n for n in consumers(value) if n not in self.placement.integer_nodes] if everyone else []
+        leaves = everyone and value.is_graph_output()
+        if not (integer or others or leaves):
+            return
+        quantized = self._quantize(value)
+        if integer:
+            self._reread(integer, value, self._dequantize(value, quantized, whole=False))
+        if others or leaves:
+            result = self._dequantize(value, quantized, whole=True)
+            self._reread(others, value, result)
+            if leaves:
+                self._become_output(value, result)
+
+    def _scales(self, value: ir.Value) -> list[ir.Value | None]:
+        """Scale and zero point of a value as initializers."""
+        params = self.parameters[self.placement.space_of[value]]
+        return [
+            self.constant(f"{value.name}/scale", params.scale),
+            self.constant(f"{value.name}/zero_point", params.zero_point),
+        ]
+
+    def _factor(self, value: ir.Value, *, inverse: bool) -> ir.Value | None:
+        """t (or 1 / t) of the value's space, shaped to broadcast over its channels; None if it has none."""
+        factors = self.factors.get(self.placement.space_of[value])
+        if factors is None or value.shape is None:
+            return None
+        vector = (1.0 / factors if inverse else factors).astype(np.float32)
+        return self.constant(f"{value.name}/factor", vector.reshape(-1, *[1] * (len(value.shape) - 2)))
+
+    def _quantize(self, value: ir.Value) -> ir.Value:
+        source, dtype = value, self.parameters[self.placement.space_of[value]].dtype
+        factor = None if self._writes_integers(value) else self._factor(value, inverse=True)
+        if factor is not None:
+            source = self.node("Mul", [value, factor], f"{value.name}/divided", value.dtype).outputs[0]
+            source.shape = value.shape
+        name = f"{value.name}/quantize"
+        node = self.node("QuantizeLinear", [source, *self._scales(value)], name, ir.DataType.from_numpy(dtype))
+        node.outputs[0].shape = value.shape
+        return node.outputs[0]
+
+    def _dequantize(self, value: ir.Value, quantized: ir.Value, *, whole: bool) -> ir.Value:
+        """The real value; `whole` with its factors multiplied back, otherwise as the integer layers want it."""
+        node = self.node("DequantizeLinear", [quantized, *self._scales(value)], f"{value.name}/dequantize", value.dtype)
+        result = node.outputs[0]
+        result.shape = value.shape
+        factor = self._factor(value, inverse=False) if whole else None
+        if factor is not None:
+            result = self.node("Mul", [result, factor], f"{value.name}/restored", value.dtype).outputs[0]
+            result.shape = value.shape
+        return result
+
+    def _writes_integers(self, value: ir.Value) -> bool:
+        """Whether the node that computes the value (before an absorbed activation) has an integer kernel."""
+        producer = value.producer()
+        if producer is not None and producer in self.placement.absorbed.values():
+            source = producer.inputs[0]
+            producer = source.producer() if source is not None else None
+        return producer in self.placement.integer_nodes
+
+    @staticmethod
+    def _reread(readers: list[ir.Node], old: ir.Value, new: ir.Value) -> None:
+        for reader in readers:
+            for index, given in enumerate(reader.inputs):
+                if given is old:
+                    reader.replace_input_with(index, new)
+
+    def _become_output(self, value: ir.Value, result: ir.Value) -> None:
+        name = value.name
+        position = self.model.graph.outputs.index(value)
+        value.name = fresh_name(self.model, f"{name}/float")
+        result.name, result.type, result.shape = name, value.type, value.shape
+        self.model.graph.outputs[position] = result
+
+    def remove_activation(self, activation: ir.Node) -> None:
+        """An activation that vanished into a range: its readers (the Q) read the layer itself."""
+        source, result = activation.inputs[0], activation.outputs[0]
+        assert source is not None
+        result.replace_all_uses_with(source)
+        self.model.graph.remove(activation, safe=True)
+
+    # -- weights --
+
+    def weights(self, layer: Layer, quantized: QuantizedWeights) -> None:
+        replace_input(layer.node, layer.weight, self._dequantized(layer.weight_value, quantized))
+        if quantized.bias is None:
+            return
+        if layer.mode == "static":
+            value = self._integer_bias(layer, quantized, quantized.bias)
+        else:
+            value = add_initializer(self.model, f"{layer.node.name}/bias", quantized.bias.astype(np.float32))
+        replace_input(layer.node, 2, value)
+
+    def _dequantized(self, weight: ir.Value, quantized: QuantizedWeights) -> ir.Value:
+        key = (weight, quantized.integers.tobytes() + quantized.params.scale.tobytes())
+        if key in self.dequantized_weights:
+            return self.dequantized_weights[key]
+        params, name = quantized.params, weight.name or "weight"
+        integers = add_initializer(self.model, f"{name}/quantized", quantized.integers)
+        scale = self.constant(f"{name}/scale", params.scale)
+        zero = self.constant(f"{name}/zero_point", params.zero_point)
+        axis = {} if params.axis is None else {"axis": params.axis}
+        node = self.node("DequantizeLinear", [integers, scale, zero], f"{name}/dequantize", ir.DataType.FLOAT, **axis)
+        node.outputs[0].shape = ir.Shape(quantized.integers.shape)
+        self.dequantized_weights[key] = node.outputs[0]
+        return node.outputs[0]
+
+    def _integer_bias(self, layer: Layer, quantized: QuantizedWeights, bias: NDArray[np.float64]) -> ir.Value:
+        """int32 with scale input x weights, so that the kernel adds it to its accumulator."""
+        source = self.parameters[self.placement.space_of[layer.data]]
+        scale = np.atleast_1d(source.scale * quantized.params.scale).astype(np.float32)
+        scale = np.ascontiguousarray(np.broadcast_to(scale, bias.shape))
+        integers = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+        name = f"{layer.node.name}/bias"
+        value = add_initializer(self.model, f"{name}/quantized", integers)
+        factor = self.constant(f"{name}/scale", scale)
+        zero = self.constant(f"{name}/zero_point", np.zeros(scale.shape, np.int32))
+        node = self.node("DequantizeLinear", [value, factor, zero], f"{name}/dequantize", ir.DataType.FLOAT, axis=0)
+        return node.outputs[0]
+
+    def remove_unread_weights(self) -> None:
+        """Float weights and biases that nobody reads any more."""
+        initializers = self.model.graph.initializers
+        for name in [n for n, v in initializers.items() if not v.uses() and not v.is_graph_output()]:
+            initializers.pop(name)
+
+    # -- forms that are not Q/DQ --
+
+    def dynamic(self, layer: Layer, quantized: QuantizedWeights) -> None:
+        """The activation's scale is found while the model runs; integer products, then one product by both scales."""
+        node, name = layer.node, layer.node.name or "layer"
+        integer, scale, zero = self._dynamic_input(layer.data)
+        columns = quantized.integers if layer.axis else np.ascontiguousarray(quantized.integers.T)
+        weights = add_initializer(self.model, f"{layer.weight_value.name}/quantized", columns)
+        product = self.node("MatMulInteger", [integer, weights, zero], f"{name}/integers", ir.DataType.INT32)
+        real = self.node("Cast", [product.outputs[0]], f"{name}/cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        weight_scale = self.constant(f"{layer.weight_value.name}/scale", np.atleast_1d(quantized.params.scale))
+        factor = self.node("Mul", [scale, weight_scale], f"{name}/scales", ir.DataType.FLOAT)
+        result = self.node("Mul", [real.outputs[0], factor.outputs[0]], f"{name}/scaled", ir.DataType.FLOAT)
+        if quantized.bias is not None:
+            value = add_initializer(self.model, f"{name}/bias", quantized.bias.astype(np.float32))
+            result = self.node("Add", [result.outputs[0], value], f"{name}/biased", ir.DataType.FLOAT)
+        self._take_over(node, result)
+
+    def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if value not in self.dynamic_inputs:
+            made = self.node("DynamicQuantizeLinear", [value], f"{value.name}/quantize", None, outputs=3)
+            integer, scale, zero = made.outputs
+            integer.dtype, scale.dtype, zero.dtype = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8
+            self.dynamic_inputs[value] = (integer, scale, zero)
+        return self.dynamic_inputs[value]
+
+    def embedding(self, layer: Layer, quantized: QuantizedWeights) -> None:
+        """Look up integer rows and their scales; only the rows that are used are expanded."""
+        node, name, table = layer.node, layer.node.name or "embedding", layer.weight_value.name or "table"
+        rows = node.inputs[1]
+        integers = add_initializer(self.model, f"{table}/quantized", quantized.integers)
+        per_row = quantized.params.scale.reshape(-1, *[1] * (quantized.integers.ndim - 1))
+        scales = self.constant(f"{table}/scale", per_row)
+        row = self.node("Gather", [integers, rows], f"{name}/rows", ir.DataType.INT8, axis=0)
+        scale = self.node("Gather", [scales, rows], f"{name}/scales", ir.DataType.FLOAT, axis=0)
+        real = self.node("Cast", [row.outputs[0]], f"{name}/cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        result = self.node("Mul", [real.outputs[0], scale.outputs[0]], f"{name}/scaled", ir.DataType.FLOAT)
+        self._take_over(node, result)
+
+    def _take_over(self, node: ir.Node, result: ir.Node) -> None:
+        """`result` replaces `node`: it takes the name of its output, and its place as a graph output."""
+        old, new = node.outputs[0], result.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        name, old.name = old.name, fresh_name(self.model, f"{old.name}/replaced")
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        new.name = name
+        keep, node.name = node.name, fresh_name(self.model, f"{node.name}/replaced")
+        result.name = keep
+        self.model.graph.remove(node, safe=True)
+        if old in self.placement.space_of:
+            self.placement.space_of[new] = self.placement.space_of.pop(old)

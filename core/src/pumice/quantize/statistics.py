@@ -1,0 +1,98 @@
+"""Calibration statistics: what is known of a tensor after all samples have streamed past.
+
+One histogram serves every calibrator. Its bins are the 65,536 bfloat16 numbers: a float32 falls into the bin of its upper
+16 bits, so that the bins are fixed before any data is seen, their width is 1/128 of the value, and the counts are whole
+numbers that do not depend on the order of the samples or on how they were batched. Memory is a constant per tensor.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 1 << 16
+
+
+def _bin_centres() -> NDArray[np.float64]:
+    """The middle of every bin; NaN where the bit pattern is not a finite number."""
+    low = (np.arange(BINS, dtype=np.uint32) << 16).view(np.float32)
+    middle = ((np.arange(BINS, dtype=np.uint32) << 16) | 0x8000).view(np.float32)
+    return np.where(np.isfinite(low), middle, np.nan).astype(np.float64)
+
+
+@attrs.define(eq=False)
+class ChannelStatistics:
+    """Streaming extremes and mean squares of a tensor, for each index of axis 1 (one entry if it has no such axis)."""
+
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+    squares: NDArray[np.float64] | None = None
+    count: int = 0
+    """Values seen per channel."""
+
+    def update(self, array: NDArray[np.float32]) -> None:
+        if array.size == 0:
+            return
+        rows = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1) if array.ndim > 2 else array.reshape(1, -1)
+        low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
+        squares = np.einsum("cn,cn->c", rows, rows, dtype=np.float64, casting="unsafe")
+        if self.low is None or self.high is None or self.squares is None:
+            self.low, self.high, self.squares = low, high, squares
+        else:
+            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+            self.squares = self.squares + squares
+        self.count += rows.shape[1]
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        assert self.squares is not None, "no sample was seen"
+        return self.squares / max(self.count, 1)
+
+    @property
+    def largest(self) -> NDArray[np.float64]:
+        """Largest magnitude of every channel."""
+        assert self.low is not None, "no sample was seen"
+        assert self.high is not None, "no sample was seen"
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+@attrs.define(eq=False)
+class Statistics:
+    """Streaming statistics of one tensor."""
+
+    counts: NDArray[np.int64] = attrs.field(factory=lambda: np.zeros(BINS, np.int64))
+    low: float = np.inf
+    high: float = -np.inf
+    average_low: float = 0.0
+    average_high: float = 0.0
+    samples: int = 0
+    shape: tuple[int, ...] = ()
+    """Shape of the last array seen."""
+    momentum: float = 0.9
+
+    def update(self, array: NDArray[np.float32], samples: int = 1) -> None:
+        """Take in the values of `samples` samples; axis 0 is the sample axis if its length is `samples`."""
+        if array.size == 0:
+            return
+        array = np.ascontiguousarray(array, np.float32)
+        self.shape = array.shape
+        self.counts += np.bincount(array.reshape(-1).view(np.uint16)[1::2], minlength=BINS)
+        rows = array.reshape(samples, -1) if array.ndim and array.shape[0] == samples else array.reshape(1, -1)
+        for low, high in zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True):
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            keep = self.momentum if self.samples else 0.0
+            self.average_low = keep * self.average_low + (1 - keep) * low
+            self.average_high = keep * self.average_high + (1 - keep) * high
+            self.samples += 1
+
+    @property
+    def seen(self) -> bool:
+        return self.samples > 0
+
+    def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres of the occupied bins, ascending and clipped to [low, high], and their counts."""
+        occupied = np.flatnonzero(self.counts)
+        centres = _bin_centres()[occupied]
+        order = np.argsort(centres, kind="stable")
+        return np.clip(centres[order], self.low, self.high), self.counts[occupied][order].astype(np.float64)

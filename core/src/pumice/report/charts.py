@@ -1,0 +1,134 @@
+"""Charts as inline SVG. Each is a function of plain numbers to markup; colours come from the page's style by class.
+
+Every chart has a `role` and a label that says in words what it shows, and takes the width it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup, escape
+
+
+def pair_of_bars(before: float, after: float, label: str) -> Markup:
+    """Two horizontal bars, to scale from zero."""
+    top = max(before, after, 1e-30)
+    rows = [("before", before, 0), ("after", after, 9)]
+    bars = Markup().join(
+        Markup('<rect class="{}" x="0" y="{}" width="{:.2f}" height="6" rx="1.5"/>').format(kind, y, 100 * value / top)
+        for kind, value, y in rows
+    )
+    return _svg(100, 15, label, bars, stretch=True)
+
+
+def pair_of_intervals(before: tuple[float, float, float], after: tuple[float, float, float], label: str) -> Markup:
+    """Two points with their intervals (low, value, high) on one scale."""
+    low, high = min(before[0], after[0]), max(before[2], after[2])
+    room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
+    low, high = low - room, high + room
+
+    def at(value: float) -> float:
+        return 100 * (value - low) / (high - low)
+
+    mark = Markup(
+        '<line class="{0}" x1="{1:.2f}" x2="{2:.2f}" y1="{3}" y2="{3}"/>'
+        '<rect class="{0}" x="{4:.2f}" y="{5}" width="1.6" height="6"/>'
+    )
+    marks = Markup().join(
+        mark.format(kind, at(point[0]), at(point[2]), y, at(point[1]) - 0.8, y - 3)
+        for kind, point, y in (("before", before, 3.5), ("after", after, 11.5))
+    )
+    return _svg(100, 15, label, marks, stretch=True)
+
+
+def histogram(edges: Sequence[float], before: Sequence[int], after: Sequence[int], label: str) -> Markup:
+    """Counts of both models over the same bins on a square-root scale: the original filled, the compressed as line."""
+    width, height, floor = 320.0, 120.0, 102.0
+    top = math.sqrt(max(*before, *after, 1))
+    step = width / len(before)
+
+    def y(count: int) -> float:
+        return floor - (floor - 4) * math.sqrt(count) / top
+
+    filled = Markup().join(
+        Markup('<rect class="before" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+            i * step, y(count), max(step - 0.6, 0.5), floor - y(count)
+        )
+        for i, count in enumerate(before)
+        if count
+    )
+    path = "".join(
+        f"{'M' if i == 0 else 'L'}{i * step:.1f} {y(c):.1f}H{(i + 1) * step:.1f}" for i, c in enumerate(after)
+    )
+    line = Markup('<path class="after" d="{}"/>').format(path)
+    axis = Markup('<line class="axis" x1="0" x2="{0}" y1="{1}" y2="{1}"/>').format(width, floor)
+    ends = _text(0, 115, _short(edges[0]), "start") + _text(width, 115, _short(edges[-1]), "end")
+    zero = Markup()
+    if edges[0] < 0 < edges[-1]:
+        x = width * -edges[0] / (edges[-1] - edges[0])
+        zero = Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>').format(x, floor)
+        if width * 0.2 < x < width * 0.8:
+            ends += _text(x, 115, "0", "middle")
+    return _svg(width, height, label, zero + filled + line + axis + ends)
+
+
+def depth(names: Sequence[str], weights: Sequence[float | None], outputs: Sequence[float | None], label: str) -> Markup:
+    """Decibels along the network: one column a layer, weights as rings, outputs as a line of dots."""
+    width, height, left, floor, ceiling = 900.0, 220.0, 44.0, 190.0, 10.0
+    values = [v for v in (*weights, *outputs) if v is not None]
+    top = min(max([40.0, *(math.ceil(v / 10) * 10 for v in values)]), 100.0)
+    step = (width - left - 10) / max(len(names), 1)
+
+    def x(index: int) -> float:
+        return left + step * (index + 0.5)
+
+    def y(value: float) -> float:
+        return floor - (floor - ceiling) * min(max(value, 0.0), top) / top
+
+    grid = Markup()
+    for level in range(0, int(top) + 1, 10 if top <= 60 else 20):
+        grid += Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            left, width, y(level), y(level)
+        )
+        grid += _text(left - 6, y(level) + 3.5, f"{level}", "end")
+    poor = Markup('<line class="limit" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(left, width, y(20))
+    shown = [(i, v) for i, v in enumerate(outputs) if v is not None]
+    path = "".join(f"{'M' if k == 0 else 'L'}{x(i):.1f} {y(v):.1f}" for k, (i, v) in enumerate(shown))
+    line = Markup('<path class="after" d="{}"/>').format(path) if path else Markup()
+    dots = _dots("output", names, outputs, x, y) + _dots("weight", names, weights, x, y)
+    title = _text(left, floor + 24, "first layer", "start") + _text(width, floor + 24, "last layer", "end")
+    unit = _text(left - 6, floor + 24, "dB", "end")
+    return _svg(width, height, label, grid + poor + line + dots + title + unit)
+
+
+def _dots(
+    kind: str,
+    names: Sequence[str],
+    values: Sequence[float | None],
+    x: Callable[[int], float],
+    y: Callable[[float], float],
+) -> Markup:
+    return Markup().join(
+        Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3.4"><title>{}: {} {:.1f} dB</title></circle>').format(
+            kind, x(i), y(value), name, kind, value
+        )
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+        if value is not None
+    )
+
+
+def _svg(width: float, height: float, label: str, content: Markup, *, stretch: bool = False) -> Markup:
+    ratio = Markup(' preserveAspectRatio="none"') if stretch else Markup()
+    kind = "stretch" if stretch else "chart"
+    return Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}"{}>{}</svg>').format(
+        kind, width, height, label, ratio, content
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(text))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")

@@ -1,0 +1,96 @@
+"""What a quantizer owes: a valid model close to the original, a line for every node, the same bytes twice."""
+
+import contextlib
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pumice.errors import PumiceError
+from pumice.model import check, fingerprint, nodes, size
+from pumice.plan import compile_plan
+from pumice.strategy import Quantizer
+from pumice.testing.models import random_feeds, serialized, tiny_cnn, weightless
+from pumice.testing.strategy import StrategyContract
+
+
+class QuantizerContract(StrategyContract[Quantizer]):
+    """Needs nothing but `strategy`."""
+
+    sqnr_db: ClassVar[float] = 15.0
+    """Least signal-to-noise ratio of the outputs on data like the calibration data, in decibels."""
+
+    def model(self) -> ir.Model:
+        """The model to quantize: floating point, with weights."""
+        return tiny_cnn()
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Feeds to calibrate with."""
+        return random_feeds(8)
+
+    def context(self, model: ir.Model) -> Any:
+        """What a quantize step with its defaults would give the quantizer for `model`."""
+        from pumice.data import open_dataset
+        from pumice.pipeline import pick_runtime
+        from pumice.quantize.context import QuantizeContext
+        from pumice.quantize.target import Target
+
+        return QuantizeContext(
+            calibration=open_dataset(self.samples(), model),
+            runtime=pick_runtime(None),
+            target=Target.named("ort-cpu"),
+        )
+
+    def quantized(self) -> ir.Model:
+        """The model after the quantizer."""
+        model = self.model()
+        return self.make().quantize(model, self.context(model))
+
+    def test_it_accepts_a_plain_network(self) -> None:
+        assert self.make().accepts(self.model()) is None
+
+    def test_the_result_is_a_valid_model(self) -> None:
+        check(self.quantized())
+
+    def test_the_result_has_the_same_inputs_and_outputs(self) -> None:
+        one, other = self.model().graph, self.quantized().graph
+        assert [v.name for v in one.inputs] == [v.name for v in other.inputs]
+        assert [v.name for v in one.outputs] == [v.name for v in other.outputs]
+
+    def test_the_result_is_smaller(self) -> None:
+        assert size(self.quantized()).total < size(self.model()).total
+
+    def test_the_outputs_stay_close(self) -> None:
+        plan, quantized = compile_plan(self.model()), compile_plan(self.quantized())
+        for feeds in random_feeds(2, seed=1):
+            expected, got = plan.run(feeds), quantized.run(feeds)
+            for name, array in expected.items():
+                noise = np.mean((array - got[name]) ** 2) or np.finfo(np.float32).tiny
+                sqnr = 10 * np.log10(np.mean(array**2) / noise)
+                assert sqnr >= self.sqnr_db, f"output '{name}' has only {sqnr:.1f} dB of signal to noise"
+
+    def test_every_node_has_a_line_in_the_ledger_and_some_are_applied(self) -> None:
+        model = self.model()
+        context = self.context(model)
+        self.make().quantize(model, context)
+        silent = {node.name for node in nodes(model)} - {entry.node for entry in context.ledger}
+        assert not silent, f"no line for {sorted(map(str, silent))}: say why they were left"
+        assert context.ledger.counts()["applied"] > 0
+        assert all(entry.reason.strip() for entry in context.ledger)
+
+    def test_the_original_is_left_unchanged(self) -> None:
+        model = self.model()
+        before = fingerprint(model)
+        self.make().quantize(model, self.context(model))
+        assert fingerprint(model) == before
+
+    def test_the_same_input_gives_the_same_bytes(self) -> None:
+        assert serialized(self.quantized()) == serialized(self.quantized())
+
+    def test_where_nothing_can_be_quantized_nothing_is_called_applied(self) -> None:
+        """It may refuse, or return the model as it was: the step then fails with the reasons in the ledger."""
+        model = weightless()
+        context = self.context(self.model())
+        with contextlib.suppress(PumiceError):
+            self.make().quantize(model, context)
+        assert not context.ledger.of("quantize", "applied")

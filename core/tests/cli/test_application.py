@@ -1,0 +1,193 @@
+"""The root command: help, exit codes, sentences instead of tracebacks."""
+
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from pumice.cli.application import COMMANDS, EXIT_CODES, application
+from pumice.errors import PumiceError
+from pumice.strategy import Command
+
+PUMICE = str(Path(sys.executable).with_name("pumice"))
+
+
+@pytest.fixture
+def failing(install, plugin):
+    """A command `fail` that raises what it is given."""
+
+    def failing(error):
+        def body():
+            raise error
+
+        command = Command(name="fail", summary="fails", load=lambda: click.Command("fail", callback=body))
+        return install(failing=plugin(pumice_commands=[command]))
+
+    return failing
+
+
+def test_help_lists_every_command_and_the_exit_codes(run):
+    shown = run("--help")
+    assert shown.exit_code == 0
+    assert all(f"  {name}" in shown.stdout for name in COMMANDS)
+    assert " ".join(EXIT_CODES.split()) in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_of_a_command_is_its_first_line(name):
+    command = importlib.import_module(f"pumice.cli.{name}").command
+    assert command.name == name
+    assert command.help.splitlines()[0] == COMMANDS[name]
+
+
+def test_no_command_is_imported_before_it_is_used(shell):
+    code = "import sys; import pumice.cli; print(sorted(m for m in sys.modules if m.startswith('pumice.cli.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['pumice.cli.application']"
+
+
+@pytest.mark.timing
+def test_help_is_quick():
+    subprocess.run([PUMICE, "--help"], check=True, capture_output=True)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([PUMICE, "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+def test_the_version_is_told(run):
+    from pumice import __version__
+
+    assert run("--version").stdout == f"pumice {__version__}\n"
+
+
+def test_a_refusal_is_one_sentence_on_stderr_and_code_2(failing, run):
+    failing(PumiceError("the file is\n  broken: mend it"))
+    done = run("fail")
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", "pumice: the file is broken: mend it\n")
+
+
+def test_a_misspelt_command_names_the_nearest(run):
+    done = run("compres")
+    assert done.exit_code == 2
+    assert "there is no command 'compres'; did you mean 'compress'?" in done.stderr
+
+
+def test_a_misspelt_option_names_the_nearest(run):
+    done = run("compress", "--sampels", "3")
+    assert done.exit_code == 2
+    assert "'--sampels'" in done.stderr
+    assert "--samples" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(failing, run):
+    failing(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        run("fail")
+
+
+def test_an_interrupt_is_told_with_code_130(failing, run):
+    failing(KeyboardInterrupt())
+    done = run("fail")
+    assert done.exit_code == 130
+    assert done.stderr.strip().startswith("pumice: interrupted")
+
+
+def test_a_full_disk_is_told_with_code_2(failing, run):
+    failing(OSError(errno.ENOSPC, "No space left on device", "out.onnx"))
+    done = run("fail")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "pumice: cannot write to 'out.onnx': no space left on device; free some space or choose another place\n"
+    )
+
+
+def test_full_standard_output_is_told_without_a_traceback():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([PUMICE, "plugins", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pumice: cannot write")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([PUMICE, "plugins", "--json"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_sigterm_unwinds_and_gives_143(tmp_path):
+    code = (
+        "import time, click, sys\n"
+        "from pumice.cli.application import application\n"
+        "@application.command('wait')\n"
+        "def wait():\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaned', flush=True)\n"
+        "import pumice.cli.application as a; a.COMMANDS = {}\n"
+        "application.get_command = lambda ctx, name: wait\n"
+        "application.main(['wait'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=20)
+    assert (process.returncode, rest) == (143, "cleaned\n")
+
+
+def test_a_plugin_command_is_listed_with_its_origin_and_runs(install, plugin, run):
+    command = Command(
+        name="greet",
+        summary="says hello",
+        load=lambda: click.Command("greet", callback=lambda: click.echo("hello")),
+    )
+    install(greeter=plugin(pumice_commands=[command]))
+    assert "says hello [dist-greeter]" in run("--help").stdout
+    assert run("greet").stdout == "hello\n"
+
+
+def test_a_plugin_cannot_replace_a_command_of_core(install, plugin, run):
+    command = Command(name="doctor", summary="fake", load=lambda: click.Command("doctor"))
+    install(thief=plugin(pumice_commands=[command]))
+    assert "fake" not in run("--help").stdout
+    assert "versions" in run("doctor").stdout
+
+
+def test_a_broken_plugin_is_one_line_on_stderr(tmp_path):
+    info = tmp_path / "crumbly-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crumbly\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pumice]\ncrumbly = crumbly\n")
+    (tmp_path / "crumbly.py").write_text("raise RuntimeError('two\\nlines')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([PUMICE, "plugins", "--json"], env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if "crumbly" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("pumice: warning: plugin 'crumbly'")
+    assert "pumice doctor" in lines[0]
+    assert done.returncode == 0
+
+
+def test_main_restores_the_handler_of_sigterm(run):
+    before = signal.getsignal(signal.SIGTERM)
+    run("--version")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_standalone_mode_off_lets_errors_through():
+    with pytest.raises(click.UsageError):
+        application.main(["nothing"], standalone_mode=False)
