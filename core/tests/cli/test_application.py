@@ -113,8 +113,10 @@ def test_a_full_disk_is_told_with_code_2(failing, run):
 
 
 def test_full_standard_output_is_told_without_a_traceback():
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([PUMICE, "plugins", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [PUMICE, "plugins", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 2
     assert done.stderr.startswith("pumice: cannot write")
     assert done.stderr.count("\n") == 1

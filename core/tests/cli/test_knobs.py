@@ -49,7 +49,12 @@ def test_a_flag_of_a_quantizer_chooses_the_default_one(recipe_of):
 def test_every_form_of_knob_is_parsed(recipe_of):
     flags = ("--quantizer", "coarse", "--bits", "4", "--per-channel", "false", "--skip", "a/*,b", "--skip", "c")
     quantizer = step_of(recipe_of(*flags)).quantizer
-    assert attrs.asdict(quantizer) == {"calibrator": "minmax", "bits": 4, "per_channel": False, "skip": ("a/*", "b", "c")}
+    assert attrs.asdict(quantizer) == {
+        "calibrator": "minmax",
+        "bits": 4,
+        "per_channel": False,
+        "skip": ("a/*", "b", "c"),
+    }
 
 
 def test_a_knob_that_bears_the_name_of_an_option_gets_the_quantizer_in_front(recipe_of):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import sys
 import textwrap
 from pathlib import Path
 
@@ -60,4 +61,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     for variable in ("PUMICE_PLUGINS", "PUMICE_DISABLE_PLUGINS", "PUMICE_STRICT"):
         monkeypatch.delenv(variable, raising=False)
-    return Site(folder)
+    yield Site(folder)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(folder)):
+            del sys.modules[name]

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import click
 
-from pumice.cli.compress import run
+from pumice.cli.compress import run, run_options
 from pumice.cli.console import Console, cannot_write, duration, output_options, plain
 from pumice.cli.knobs import KnobCommand, recipe_from
 from pumice.errors import PumiceError, nearest
@@ -38,13 +38,7 @@ class Job:
 
 @click.command("batch", cls=KnobCommand)
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples for every model that has none of its own in a list."
-)
-@click.option("--test", type=click.Path(path_type=Path), help="Other samples to measure on.")
-@click.option(
-    "--recipe", type=click.Path(path_type=Path), help="A recipe (TOML) for every model, instead of the flags below."
-)
+@run_options
 @click.option(
     "-o",
     "--output",
@@ -53,29 +47,21 @@ class Job:
     help="Folder for the models, reports and summary.json.",
 )
 @click.option("--report/--no-report", default=True, show_default=True, help="Write a report beside every model.")
-@click.option("--metric", "metrics", multiple=True, help="How to measure accuracy; may be repeated.")
-@click.option("--runtime", help="Runtime to calibrate and measure with. [default: the best installed]")
-@click.option("--exporter", default="qdq", show_default=True, help="Form of the files that are written.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference when measuring. [default: 1]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random.")
 @output_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     models: tuple[str, ...],
     data: Path | None,
     test: Path | None,
     recipe: Path | None,
     output: Path,
     report: bool,
-    metrics: tuple[str, ...],
-    runtime: str | None,
-    exporter: str,
-    threads: int | None,
-    seed: int,
     as_json: bool,
     quiet: bool,
     log: Path | None,
+    **options: Any,
 ) -> int:
     """Compress many models; one that fails does not stop the rest.
 
@@ -93,7 +79,6 @@ def command(
     chosen = recipe_from(ctx, recipe)
     jobs = distinct(jobs_from(models, data, test))
     _make_folder(output)
-    options: dict[str, Any] = {"metrics": metrics or None, "runtime": runtime, "threads": threads, "seed": seed, "exporter": exporter}
     rows = []
     for number, job in enumerate(jobs, 1):
         console.tell(f"[{number}/{len(jobs)}] {job.model}")
@@ -102,7 +87,7 @@ def command(
             target.parent.mkdir(parents=True, exist_ok=True)
             page = target.with_suffix(".html") if report else None
             own = chosen if job.recipe is None else Recipe.read(job.recipe)
-            result, files = run(console, job.model, job.data, own, target, report=page, test=job.test, **options)
+            result, files = run(console, job.model, own, target, report=page, data=job.data, test=job.test, **options)
         except (PumiceError, OSError) as error:
             console.tell(f"pumice: {error}")
             rows.append({"model": str(job.model), "ok": False, "error": str(error)})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pumice.cli.console import Console, cannot_write, output_options, quantity
+from pumice.cli.console import Console, F, cannot_write, output_options, quantity
 from pumice.cli.knobs import KnobCommand, recipe_from
 from pumice.errors import PumiceError
 
@@ -16,43 +17,53 @@ if TYPE_CHECKING:
     from pumice.recipe import Recipe
 
 
+def run_options(command: F) -> F:
+    """What `compress` and `batch` have in common; they reach `run` by these names."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option(
+            "--measure/--no-measure", default=True, show_default=True, help="Measure latency and peak memory."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random."
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="Threads of one inference when measuring. [default: 1]"
+        ),
+        click.option("--exporter", default="qdq", show_default=True, help="Form of the file that is written."),
+        click.option("--runtime", help="Runtime to calibrate and measure with. [default: the best installed]"),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            help="How to measure accuracy; may be repeated. [default: chosen by outputs and labels]",
+        ),
+        click.option("--recipe", type=path, help="A recipe (TOML) instead of the flags below."),
+        click.option("--test", type=path, help="Other samples to measure on (else part of --data)."),
+        click.option("--data", type=path, help="Samples: a folder, .npz or any form an installed reader knows."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command("compress", cls=KnobCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: a folder, .npz or any form an installed reader knows."
-)
-@click.option("--test", type=click.Path(path_type=Path), help="Other samples to measure on (else part of --data).")
-@click.option("--recipe", type=click.Path(path_type=Path), help="A recipe (TOML) instead of the flags below.")
+@run_options
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The compressed model to write.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the account as one HTML page (JSON beside it).")
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    help="How to measure accuracy; may be repeated. [default: chosen by outputs and labels]",
-)
-@click.option("--runtime", help="Runtime to calibrate and measure with. [default: the best installed]")
-@click.option("--exporter", default="qdq", show_default=True, help="Form of the file that is written.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference when measuring. [default: 1]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random.")
 @output_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: Path,
-    data: Path | None,
-    test: Path | None,
-    recipe: Path | None,
     output: Path,
     report: Path | None,
-    metrics: tuple[str, ...],
-    runtime: str | None,
-    exporter: str,
-    threads: int | None,
-    seed: int,
+    recipe: Path | None,
     as_json: bool,
     quiet: bool,
     log: Path | None,
+    **options: Any,
 ) -> None:
     """Compress one model and account for what was gained and lost.
 
@@ -64,24 +75,24 @@ def command(
     everything went well; a run that is killed leaves the old file whole.
     """
     console = Console(as_json=as_json, quiet=quiet, log=log)
-    chosen = recipe_from(ctx, recipe)
-    options = {"test": test, "metrics": metrics or None, "runtime": runtime, "threads": threads, "seed": seed}
-    result, files = run(console, model, data, chosen, output, report=report, exporter=exporter, **options)
+    result, files = run(console, model, recipe_from(ctx, recipe), output, report=report, **options)
     console.answer(_text(result, files), {**result.to_json(), "files": [str(path) for path in files]})
 
 
 def run(
     console: Console,
     model: Path,
-    data: Path | None,
     recipe: Recipe,
     output: Path,
     *,
     report: Path | None = None,
     exporter: str = "qdq",
+    metrics: Sequence[str] = (),
     **options: Any,
 ) -> tuple[Result, list[Path]]:
     """Compress, write the model and, if wanted, the report; returns the result and every file written.
+
+    `options` go to `pumice.compress`.
 
     Raises:
         PumiceError: bad input, or an output that cannot be written (found out before the work begins where possible).
@@ -94,7 +105,7 @@ def run(
     for path in (output, report):
         if path is not None:
             require_writable(path, model)
-    result = compress(model, data, recipe, progress=console, **options)
+    result = compress(model, recipe=recipe, metrics=metrics or None, progress=console, **options)
     try:
         files = result.save(output, exporter)
     except OSError as error:

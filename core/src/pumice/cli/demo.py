@@ -44,7 +44,7 @@ def command(example: Path | None, output: Path, as_json: bool, quiet: bool, log:
     recipe = folder / "recipe.toml"
     chosen = Recipe.read(recipe) if recipe.is_file() else Recipe.default()
     console.tell(f"pumice compress {model} --data {data} -o {small} --report {page}")
-    result, files = run(console, model, data, chosen, small, report=page)
+    result, files = run(console, model, chosen, small, report=page, data=data)
     lines = [result.summary(), "", f"model:  {small}", f"report: {page}"]
     console.answer("\n".join(lines), {**result.to_json(), "files": list(map(str, files))})
 

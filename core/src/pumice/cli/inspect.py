@@ -10,6 +10,8 @@ import click
 from pumice.cli.console import Console, output_options, quantity
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pumice.diagnose import Analysis, NodeCost
 
 ROWS = 12
@@ -64,38 +66,54 @@ def _show(console: Console, path: Path, found: Analysis) -> None:
     }
     for name, text in facts.items():
         console.show(f"[bold]{name:<13}[/bold]{escape(text)}")
-    console.show("", _table(found))
+    console.show("", _costs(found))
+    if found.times:
+        console.show("", _times(found))
     console.show("\n[bold]What would be worth compressing[/bold]")
     for sentence in found.advice or ("Nothing stands out: no large floating-point weights were found.",):
         console.show(f"- {escape(sentence)}")
 
 
-def _table(found: Analysis) -> Any:
-    """The heaviest nodes by time where it was measured, else by work and bytes."""
+def _costs(found: Analysis) -> Table:
+    """The heaviest nodes by work and bytes together."""
     from rich.markup import escape
-    from rich.table import Table
-
-    timed = any(cost.seconds is not None for cost in found.costs)
-    spent = sum(cost.seconds or 0.0 for cost in found.costs)
 
     def weight(cost: NodeCost) -> float:
-        if timed:
-            return cost.seconds or 0.0
         return cost.macs / max(found.macs, 1) + cost.weight_bytes / max(found.weight_bytes, 1)
 
     order = sorted(found.costs, key=weight, reverse=True)[:ROWS]
-    table = Table(title=f"heaviest {len(order)} of {len(found.costs)} nodes", title_justify="left")
+    table = _table(f"heaviest {len(order)} of {len(found.costs)} nodes", "work", "share", "weights", "share")
+    for cost in order:
+        table.add_row(
+            escape(cost.node),
+            cost.op,
+            quantity(cost.macs, "MAC"),
+            f"{cost.macs / max(found.macs, 1):.0%}",
+            quantity(cost.weight_bytes),
+            f"{cost.weight_bytes / max(found.weight_bytes, 1):.0%}",
+        )
+    return table
+
+
+def _times(found: Analysis) -> Table:
+    from rich.markup import escape
+
+    total = sum(time.seconds for time in found.times)
+    shown = found.times[:ROWS]
+    table = _table(f"slowest {len(shown)} of {len(found.times)} nodes as the runtime ran them", "time", "share")
+    for time in shown:
+        table.add_row(
+            escape(time.node), time.op, f"{1e3 * time.seconds:.3f} ms", f"{time.seconds / max(total, 1e-12):.0%}"
+        )
+    return table
+
+
+def _table(title: str, *figures: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
     for name in ("node", "operator"):
         table.add_column(name, overflow="fold")
-    for name in ("work", "share", "weights", "share", *(("time", "share") if timed else ())):
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
-    for cost in order:
-        cells = [
-            *(escape(cost.node), cost.op),
-            *(quantity(cost.macs, "MAC"), f"{cost.macs / max(found.macs, 1):.0%}"),
-            *(quantity(cost.weight_bytes), f"{cost.weight_bytes / max(found.weight_bytes, 1):.0%}"),
-        ]
-        if timed:
-            cells += [f"{1e3 * (cost.seconds or 0):.3f} ms", f"{(cost.seconds or 0) / spent:.0%}"]
-        table.add_row(*cells)
     return table

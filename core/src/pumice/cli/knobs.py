@@ -60,7 +60,11 @@ class KnobCommand(click.Command):
         return [*super().get_params(ctx), *self.knob_options(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [record for param in super().get_params(ctx) if isinstance(param, click.Option) and (record := param.get_help_record(ctx))]
+        own = [
+            record
+            for param in super().get_params(ctx)
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx))
+        ]
         with formatter.section("Options"):
             formatter.write_dl(own)
         for title, wanted in (("Quantization", True), ("Of the quantizers", False)):
@@ -114,7 +118,7 @@ def recipe_from(ctx: click.Context, path: Any) -> Recipe:
     name = chosen if chosen is not None else _default_quantizer_name(given)
     if name is not None:
         step["quantizer"] = _quantizer(name, {o: text for o, text in given.items() if _STEP not in o.owners})
-    return Recipe([Quantize.configure(step)])
+    return Recipe([Quantize.configure(step)])  # type: ignore[list-item]  # mypy does not see through the converter
 
 
 def _quantizer(name: str, given: Mapping[KnobOption, Any]) -> Quantizer:

@@ -32,7 +32,10 @@ class Generated(Dataset):
     """Feeds from a function; read in order, so a selection must be in increasing order."""
 
     def __init__(self, name: str, make: Callable[[], Iterable[Any]], inputs: ModelInputs) -> None:
-        first = next(iter(make()), None)
+        items, again = make(), make()
+        if isinstance(items, Iterator) and items is again:
+            raise DataError(f"{name} come from one and the same iterator: return a new iterator at every call")
+        first = next(iter(items), None)
         super().__init__(name, inputs, labelled=_is_pair(first))
         self._make = make
         self._seen = first is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import numpy as np
@@ -85,13 +85,13 @@ def _opened(source: Any, inputs: ModelInputs, model: ModelLike | None) -> Datase
     if isinstance(source, Mapping | np.ndarray):
         return _table(source, inputs)
     if callable(source):
-        return Generated("the generated data", source, inputs)
+        return Generated("the generated samples", source, inputs)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return FeedList("the list of samples", source, inputs)
     if isinstance(source, Iterable):
         if isinstance(source, Iterator):
             raise DataError("an iterator can be read only once: pass a list, or the function that makes the iterator")
-        return Generated("the data", lambda: iter(source), inputs)
+        return Generated("the samples", lambda: iter(source), inputs)
     raise DataError(f"a {type(source).__name__} is no data: give a path, arrays, a list of feeds or a function")
 
 
@@ -103,11 +103,11 @@ def open_path(path: Path, model: ModelLike | None) -> Dataset:
     if not path.exists():
         raise DataError(f"there is no data at '{path}': check the path")
     known = registry()
-    readers = [known.make(DatasetReader, name) for name in known.strategies("dataset")]  # type: ignore[type-abstract]
+    readers = [known.make(DatasetReader, name) for name in known.strategies("dataset")]
     readers.sort(key=lambda reader: known.origin(type(reader)).entry_point == "core")
     for reader in readers:
         if reader.recognises(path):
-            return reader.open(path, model)  # type: ignore[arg-type]
+            return reader.open(path, cast(Any, model))
     forms = ", ".join(reader.name for reader in readers)
     raise DataError(f"'{path}' is no form of data that an installed reader knows ({forms}); see `pumice plugins`")
 
@@ -136,5 +136,5 @@ def _labels(labels: Any) -> Sequence[Any]:
 
         return read_label_list(Path(labels))
     if isinstance(labels, np.ndarray):
-        return labels if labels.ndim else labels[None]
+        return list(labels) if labels.ndim else [labels[()]]
     return list(itertools.chain(labels))

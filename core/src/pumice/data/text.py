@@ -2,7 +2,8 @@
 
 An input is fed from, in this order: its entry in `pumice.toml`; the tokenizer, if the input has one of the usual names
 (`input_ids`, `attention_mask`, `token_type_ids`); the column with its own name. Text carries no axes and no types: a
-value gets the leading axis and the type of the input. Only the place of each row is kept (8 bytes), so rows are read in any order.
+value gets the leading axis and the type of the input. Only the place of each row is kept (8 bytes), so rows are read in
+any order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import numpy as np
@@ -107,9 +108,9 @@ class RowFile:
         self._json = path.suffix.lower() in {".jsonl", ".ndjson"}
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         try:
-            self._file = path.open("rb")
             self._header: list[str] = []
-            self._offsets = array("q", self._scan())
+            with path.open("rb") as file:
+                self._offsets = array("q", self._scan(file))
         except (OSError, csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"'{path}' cannot be read ({error}): save it as UTF-8 text") from error
 
@@ -138,13 +139,13 @@ class RowFile:
             raise DataError(f"{where} has {len(cells)} cells but the header has {len(self._header)}: correct the row")
         return dict(zip(self._header, cells, strict=True))
 
-    def _scan(self) -> Iterator[int]:
+    def _scan(self, file: BinaryIO) -> Iterator[int]:
         """The offset of every row, and of the end."""
         place = 0
 
         def lines() -> Iterator[str]:
             nonlocal place
-            for line in self._file:
+            for line in file:
                 place += len(line)
                 yield line.decode("utf-8-sig" if place == len(line) else "utf-8")
 
@@ -158,7 +159,6 @@ class RowFile:
                 yield start
             start = place
         yield start
-        self._file.close()
 
 
 def _tokenizer(declared: Declaration, inputs: ModelInputs) -> Callable[[Row, str], Feeds]:

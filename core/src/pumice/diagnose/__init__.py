@@ -5,7 +5,7 @@ do about it; `analyse` looks at one model and says what would be worth compressi
 """
 
 from pumice.diagnose.advice import recommendations
-from pumice.diagnose.analysis import Analysis, NodeCost, analyse
+from pumice.diagnose.analysis import Analysis, NodeCost, NodeTime, analyse
 from pumice.diagnose.layers import Histogram, LayerError, layer_errors
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Histogram",
     "LayerError",
     "NodeCost",
+    "NodeTime",
     "analyse",
     "layer_errors",
     "recommendations",

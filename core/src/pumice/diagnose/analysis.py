@@ -38,8 +38,15 @@ class NodeCost:
     traffic: int
     """Bytes read and written if everything passes through memory once as float32; 0 where shapes are unknown."""
     weight_bytes: int
-    seconds: float | None = None
-    """Measured by the runtime's profile, if it has one."""
+
+
+@attrs.frozen(kw_only=True)
+class NodeTime:
+    """One node as the runtime ran it: it may be several nodes of the model, fused, under a name of the runtime's."""
+
+    node: str
+    op: str
+    seconds: float
 
 
 @attrs.frozen(kw_only=True)
@@ -64,6 +71,8 @@ class Analysis:
     macs: int
     costs: tuple[NodeCost, ...]
     """Every node, in the model's order."""
+    times: tuple[NodeTime, ...]
+    """The runtime's profile of one sample, the slowest first; empty if none was taken."""
     assumed: str
     """How the shapes were had; empty if they are fixed."""
     advice: tuple[str, ...]
@@ -83,10 +92,10 @@ def analyse(
     Args:
         model: as `pumice.load` gives it.
         feeds: one sample, whose shapes are then used.
-        runtime: profiles the nodes if it has a method `profile(model, feeds)` and there are feeds.
+        runtime: profiles the nodes if there are feeds and it has a method `profile(model, feeds)` that returns triples
+            of node, operator and microseconds.
     """
     shaped, assumed = _with_fixed_inputs(model, feeds)
-    seconds = _profile(model, feeds, runtime)
     weights = size(model)
     costs = tuple(
         NodeCost(
@@ -95,10 +104,10 @@ def analyse(
             macs=(cost := _cost(node, shaped)).macs,
             traffic=cost.bytes,
             weight_bytes=weights.nodes.get(node.name or "", 0),
-            seconds=seconds.get(node.name or ""),
         )
         for node in nodes(shaped)
     )
+    times = _profile(model, feeds, runtime)
     tensors = [v.const_value for g in model.graphs() for v in g.initializers.values() if v.const_value is not None]
     types: Counter[str] = Counter()
     for tensor in tensors:
@@ -117,8 +126,9 @@ def analyse(
         weight_types=dict(types.most_common()),
         macs=sum(cost.macs for cost in costs),
         costs=costs,
+        times=times,
         assumed=assumed,
-        advice=tuple(_advice(model, costs, weights.total)),
+        advice=tuple(_advice(model, costs, times, weights.total)),
     )
 
 
@@ -172,10 +182,14 @@ def _fixed_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return dims if len(dims) == len(value.shape) else None
 
 
-def _profile(model: ir.Model, feeds: Mapping[str, NDArray[Any]] | None, runtime: Runtime | None) -> dict[str, float]:
-    """Seconds by node name, if the runtime can tell."""
+def _profile(
+    model: ir.Model, feeds: Mapping[str, NDArray[Any]] | None, runtime: Runtime | None
+) -> tuple[NodeTime, ...]:
     profile = getattr(runtime, "profile", None)
-    return dict(profile(clone(model), feeds)) if profile is not None and feeds is not None else {}
+    if profile is None or feeds is None:
+        return ()
+    times = [NodeTime(node=node, op=op, seconds=micros * 1e-6) for node, op, micros in profile(clone(model), feeds)]
+    return tuple(sorted(times, key=lambda time: (-time.seconds, time.node)))
 
 
 def _signature(value: ir.Value) -> str:
@@ -196,9 +210,12 @@ def _dynamic_axes(model: ir.Model) -> list[str]:
 # --- what would be worth doing ----------------------------------------------------------------------------------------
 
 
-def _advice(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> list[str]:
-    finders = (_already_quantized, _quantizable, _embeddings, _recurrent, _not_float32, _dead_channels, _hot_spots)
-    return [sentence for finder in finders if (sentence := finder(model, costs, total))]
+def _advice(model: ir.Model, costs: tuple[NodeCost, ...], times: tuple[NodeTime, ...], total: int) -> list[str]:
+    finders = (_already_quantized, _quantizable, _embeddings, _recurrent, _not_float32, _dead_channels)
+    found = [finder(model, costs, total) for finder in finders]
+    shares = {(t.node, t.op): t.seconds for t in times} or {(c.node, c.op): float(c.macs) for c in costs}
+    found.append(_hot_spots(shares, "time" if times else "multiply-accumulates"))
+    return [sentence for sentence in found if sentence]
 
 
 def _already_quantized(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> str:
@@ -225,9 +242,10 @@ def _quantizable(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> st
     share = sum(c.macs for c in costs if c.node in names) / all_macs if all_macs else 0.0
     work = f" and {share:.0%} of the multiply-accumulates" if share else ""
     after = total - held * 3 / 4
+    smaller = f"{total / max(after, 1):.1f}x smaller"
     return (
         f"INT8 quantization: {_kinds(layers)} hold {held / max(total, 1):.0%} of the bytes{work}; as 8-bit integers "
-        f"the weights would take about {_bytes(after)} instead of {_bytes(total)} ({total / max(after, 1):.1f}x smaller)"
+        f"the weights would take about {_bytes(after)} instead of {_bytes(total)} ({smaller})"
         f"{_depthwise(layers)}."
     )
 
@@ -290,20 +308,16 @@ def _dead_channels(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> 
     return f"Pruning: {dead} filters of {_named(layers)} are all zero and can go without any loss." if dead else ""
 
 
-def _hot_spots(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> str:
-    """The few nodes that take most of the time, or of the work where no time was measured."""
-    timed = any(c.seconds for c in costs)
-    weight = {c.node: (c.seconds or 0.0) if timed else float(c.macs) for c in costs}
-    everything = sum(weight.values())
-    if not everything or len(costs) < 4:
+def _hot_spots(shares: Mapping[tuple[str, str], float], what: str) -> str:
+    """The few nodes that take most of it."""
+    everything = sum(shares.values())
+    if not everything or len(shares) < 4:
         return ""
-    order = sorted(costs, key=lambda c: (-weight[c.node], c.node))
-    top = order[: max(1, min(3, len(order) // 4))]
-    share = sum(weight[c.node] for c in top) / everything
+    top = sorted(shares, key=lambda key: (-shares[key], key))[: max(1, min(3, len(shares) // 4))]
+    share = sum(shares[key] for key in top) / everything
     if share < 0.3:
         return ""
-    what = "time" if timed else "multiply-accumulates"
-    names = ", ".join(f"'{c.node}' ({c.op})" for c in top)
+    names = ", ".join(f"'{node}' ({op})" for node, op in top)
     return f"Hot spots: {names} take {share:.0%} of the {what}; what speeds these up speeds up the model."
 
 

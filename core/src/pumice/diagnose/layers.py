@@ -1,11 +1,12 @@
 """Per-layer error: how far each layer of a compressed model is from the same layer of the original, in decibels.
 
 Two errors are told apart. The *weight* error is the layer's own: its weights against the original's. The *output*
-error is accumulated: the layer's output when both whole models run on the same samples, so it also shows what earlier layers
-did to it. Values stream through running sums, sample by sample; layers are tapped in groups, so that memory stays
-below `TAP_BYTES` however large the model is. Only the worst layers are visited a second time, for their histograms.
+error is accumulated: the layer's output when both whole models run on the same samples, so it also shows what earlier
+layers did to it. Values stream through running sums, sample by sample; layers are tapped in groups, so that memory
+stays below `TAP_BYTES` however large the model is. Only the worst layers are visited again, for their histograms.
 
-The original is simplified first, as the compressed model was: folding a normalisation changes weights and loses nothing.
+Neither folding a normalisation nor rescaling channels loses anything: the original is simplified first, as the
+compressed model was, and channel factors are undone (`pumice.diagnose.rescaling`) before errors are taken.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from pumice.diagnose.decibels import sqnr, sqnr_of
 from pumice.diagnose.pairing import Pair, pairs
+from pumice.diagnose.rescaling import GainFit, undo_in_weights, with_gain
 from pumice.model import clone, constant, simplify
 from pumice.progress import Progress, Silent
 
@@ -63,6 +65,8 @@ class LayerError:
     """Share of the original's output values more than three standard deviations from the mean of their sample."""
     coverage: float | None
     """Share of the original's output values inside the range that the compressed output can express."""
+    rescaled: bool
+    """Its channels were rescaled (equalised); errors are those after undoing that."""
     histogram: Histogram | None = None
 
 
@@ -93,13 +97,19 @@ def layer_errors(
     simplify(reference)
     found = list(pairs(reference, compressed))
     errors = [_of_weights(pair) for pair in found]
+    watches = [_Watch(pair) for pair in found]
     if calibration is not None and found:
-        observed = _observe(reference, compressed, found, calibration, runtime, samples, progress)
-        errors = [seen.complete(error) for seen, error in zip(observed, errors, strict=True)]
+        models = _Models(reference, compressed, calibration, runtime, samples, progress)
+        _fit_gains(models, [w for w, error in zip(watches, errors, strict=True) if error.rescaled])
+        _observe(models, watches)
+        errors = [watch.complete(error) for watch, error in zip(watches, errors, strict=True)]
     order = sorted(range(len(errors)), key=lambda i: (_badness(errors[i]), errors[i].node))
     worst = order[:WORST]
-    histograms = _histograms(reference, compressed, found, errors, worst, calibration, runtime, samples)
-    for index, histogram in zip(worst, histograms, strict=True):
+    pictures = [_weight_histogram(watches[index].pair) for index in worst]
+    if calibration is not None and found:
+        _count_outputs(models, [watches[index] for index in worst])
+        pictures = [watches[index].histogram() or pictures[place] for place, index in enumerate(worst)]
+    for index, histogram in zip(worst, pictures, strict=True):
         errors[index] = attrs.evolve(errors[index], histogram=histogram)
     return [errors[index] for index in order]
 
@@ -114,27 +124,30 @@ def _badness(error: LayerError) -> float:
 def _of_weights(pair: Pair) -> LayerError:
     exact = constant(pair.weights_before)
     assert exact is not None
+    undone = undo_in_weights(pair.before, exact, pair.weights_after.values)
     return LayerError(
         node=pair.after.name or "",
         op=pair.before.op_type,
         weight_bytes_before=exact.nbytes,
         weight_bytes_after=pair.weights_after.nbytes,
-        weight_sqnr_db=sqnr_of(exact, pair.weights_after.values),
+        weight_sqnr_db=sqnr_of(exact, pair.weights_after.values if undone is None else undone),
         output_sqnr_db=None,
         output_range=None,
         outliers_3sigma=None,
         coverage=None,
+        rescaled=undone is not None,
     )
 
 
 # --- running both models ----------------------------------------------------------------------------------------------
 
 
-@attrs.define
-class _Observed:
+@attrs.define(eq=False)
+class _Watch:
     """Running sums over the output of one layer."""
 
-    covered_range: tuple[float, float] | None
+    pair: Pair
+    gain: NDArray[Any] | None = None
     signal: float = 0.0
     noise: float = 0.0
     count: int = 0
@@ -142,76 +155,95 @@ class _Observed:
     covered: int = 0
     low: float = math.inf
     high: float = -math.inf
+    counts: NDArray[np.int64] = attrs.field(factory=lambda: np.zeros((2, BINS), np.int64))
+
+    @property
+    def op(self) -> str:
+        return self.pair.before.op_type
 
     def update(self, exact: NDArray[Any], approximate: NDArray[Any]) -> None:
         wide = exact.astype(np.float64)
         if not wide.size or exact.shape != approximate.shape:
             return
-        difference = wide - approximate.astype(np.float64)
+        difference = wide - with_gain(approximate.astype(np.float64), self.gain, self.op)
         self.signal += float(np.vdot(wide, wide))
         self.noise += float(np.vdot(difference, difference))
         self.count += wide.size
         self.outliers += int(np.count_nonzero(np.abs(wide - wide.mean()) > 3.0 * wide.std()))
         self.low, self.high = min(self.low, float(wide.min())), max(self.high, float(wide.max()))
-        if self.covered_range is not None:
-            low, high = self.covered_range
-            self.covered += int(np.count_nonzero((wide >= low) & (wide <= high)))
+        if self.pair.covered is not None:
+            low, high = self.pair.covered
+            stored = wide if self.gain is None else with_gain(wide, 1.0 / self.gain, self.op)
+            self.covered += int(np.count_nonzero((stored >= low) & (stored <= high)))
 
     def complete(self, error: LayerError) -> LayerError:
         if not self.count:
             return error
-        finite = math.isfinite(self.low) and math.isfinite(self.high)
         return attrs.evolve(
             error,
             output_sqnr_db=sqnr(self.signal, self.noise),
-            output_range=(self.low, self.high) if finite else None,
+            output_range=(self.low, self.high) if self._is_finite() else None,
             outliers_3sigma=self.outliers / self.count,
-            coverage=None if self.covered_range is None else self.covered / self.count,
+            coverage=None if self.pair.covered is None else self.covered / self.count,
         )
 
+    def tally(self, exact: NDArray[Any], approximate: NDArray[Any]) -> None:
+        """Count values into the bins of the histogram; the range must be known."""
+        if not self._is_finite() or exact.shape != approximate.shape:
+            return
+        edges = _edges(self.low, self.high)
+        self.counts[0] += _count(exact, edges)
+        self.counts[1] += _count(with_gain(approximate, self.gain, self.op), edges)
 
-def _observe(
-    reference: ir.Model,
-    compressed: ir.Model,
-    found: Sequence[Pair],
-    calibration: Dataset,
-    runtime: Runtime,
-    samples: int,
-    progress: Progress,
-) -> list[_Observed]:
-    observed = [_Observed(pair.covered) for pair in found]
-    groups = list(_groups(found))
-    total = len(groups) * (samples if calibration.length is None else min(samples, calibration.length))
-    with progress.task("per-layer error", total) as advance:
-        for group in groups:
-            chosen = [found[index] for index in group]
-            run = _Taps.open(reference, compressed, chosen, runtime)
-            for exact, approximate in run.values(calibration, samples, advance):
-                for index, pair in zip(group, chosen, strict=True):
-                    observed[index].update(exact[_name(pair.output_before)], approximate[_name(pair.output_after)])
-    return observed
+    def histogram(self) -> Histogram | None:
+        return _histogram("output", _edges(self.low, self.high), *self.counts) if self.counts.any() else None
+
+    def _is_finite(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @attrs.frozen(eq=False)
-class _Taps:
-    """Both models, opened so that they give the outputs of some layers."""
+class _Models:
+    """Both models and what to run them on."""
 
-    before: Any
-    after: Any
+    reference: ir.Model
+    compressed: ir.Model
+    calibration: Dataset
+    runtime: Runtime
+    samples: int
+    progress: Progress
 
-    @classmethod
-    def open(cls, reference: ir.Model, compressed: ir.Model, chosen: Sequence[Pair], runtime: Runtime) -> _Taps:
-        exact = list(dict.fromkeys(_name(pair.output_before) for pair in chosen))
-        approximate = list(dict.fromkeys(_name(pair.output_after) for pair in chosen))
-        return cls(runtime.open(clone(reference), outputs=exact), runtime.open(clone(compressed), outputs=approximate))
+    def run(self, watches: Sequence[_Watch], observe: Callable[[int, NDArray[Any], NDArray[Any]], None]) -> None:
+        """Hand `observe` the outputs of every watched layer in both models, sample by sample."""
+        groups = list(_groups([watch.pair for watch in watches]))
+        known = self.calibration.length
+        total = len(groups) * (self.samples if known is None else min(self.samples, known))
+        with self.progress.task("per-layer error", total) as advance:
+            for group in groups:
+                exact = [_name(watches[index].pair.output_before) for index in group]
+                approximate = [_name(watches[index].pair.output_after) for index in group]
+                before = self.runtime.open(clone(self.reference), outputs=list(dict.fromkeys(exact)))
+                after = self.runtime.open(clone(self.compressed), outputs=list(dict.fromkeys(approximate)))
+                for batch in self.calibration.batches(batch_size=1, limit=self.samples):
+                    seen, found = before.run(batch.feeds), after.run(batch.feeds)
+                    for index, ours, theirs in zip(group, exact, approximate, strict=True):
+                        observe(index, seen[ours], found[theirs])
+                    advance()
 
-    def values(
-        self, calibration: Dataset, samples: int, advance: Callable[..., None] | None = None
-    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
-        for batch in calibration.batches(batch_size=1, limit=samples):
-            yield self.before.run(batch.feeds), self.after.run(batch.feeds)
-            if advance is not None:
-                advance()
+
+def _fit_gains(models: _Models, watches: Sequence[_Watch]) -> None:
+    fits = [GainFit(watch.op) for watch in watches]
+    models.run(watches, lambda index, exact, approximate: fits[index].update(exact, approximate))
+    for watch, fit in zip(watches, fits, strict=True):
+        watch.gain = fit.gain()
+
+
+def _observe(models: _Models, watches: Sequence[_Watch]) -> None:
+    models.run(watches, lambda index, exact, approximate: watches[index].update(exact, approximate))
+
+
+def _count_outputs(models: _Models, watches: Sequence[_Watch]) -> None:
+    models.run(watches, lambda index, exact, approximate: watches[index].tally(exact, approximate))
 
 
 def _groups(found: Sequence[Pair]) -> Iterator[list[int]]:
@@ -239,31 +271,7 @@ def _name(value: ir.Value) -> str:
     return value.name or ""
 
 
-# --- histograms of the worst layers -----------------------------------------------------------------------------------
-
-
-def _histograms(
-    reference: ir.Model,
-    compressed: ir.Model,
-    found: Sequence[Pair],
-    errors: Sequence[LayerError],
-    worst: Sequence[int],
-    calibration: Dataset | None,
-    runtime: Runtime,
-    samples: int,
-) -> list[Histogram | None]:
-    chosen = [index for index in worst if errors[index].output_range is not None]
-    if calibration is None or not chosen:
-        return [_weight_histogram(found[index]) for index in worst]
-    edges = {index: _edges(*(errors[index].output_range or (0.0, 0.0))) for index in chosen}
-    counts = {index: np.zeros((2, BINS), np.int64) for index in chosen}
-    run = _Taps.open(reference, compressed, [found[index] for index in chosen], runtime)
-    for exact, approximate in run.values(calibration, samples):
-        for index in chosen:
-            pair, bins = found[index], edges[index]
-            counts[index][0] += _count(exact[_name(pair.output_before)], bins)
-            counts[index][1] += _count(approximate[_name(pair.output_after)], bins)
-    return [_histogram("output", edges[i], *counts[i]) if i in counts else _weight_histogram(found[i]) for i in worst]
+# --- histograms -------------------------------------------------------------------------------------------------------
 
 
 def _weight_histogram(pair: Pair) -> Histogram | None:
@@ -274,7 +282,9 @@ def _weight_histogram(pair: Pair) -> Histogram | None:
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
     edges = _edges(low, high)
-    return _histogram("weights", edges, _count(exact, edges), _count(pair.weights_after.values, edges))
+    undone = undo_in_weights(pair.before, exact, pair.weights_after.values)
+    after = pair.weights_after.values if undone is None else undone
+    return _histogram("weights", edges, _count(exact, edges), _count(after, edges))
 
 
 def _edges(low: float, high: float) -> NDArray[np.float64]:

@@ -314,8 +314,8 @@ def _refuse_nan(outputs: Mapping[str, Array], session: Session) -> None:
     for name, array_ in outputs.items():
         if "float" in array_.dtype.name and np.isnan(array_).any():
             raise ModelError(
-                f"output '{name}' holds NaN ({session.description}): the model overflows on this data, keep more of it in "
-                "floating point"
+                f"output '{name}' holds NaN ({session.description}): the model overflows on this data, "
+                "keep more of it in floating point"
             )
 
 

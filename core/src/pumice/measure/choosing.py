@@ -1,8 +1,8 @@
 """Which metrics to use when the user names none.
 
-The rule looks at the outputs of the original model for the first batch, and at its labels. An output is *classifier-like*
-if it is floating-point, has two or three axes, between 2 and 200,000 columns on the last one, and its rows are not all of
-unit Euclidean length (those are embeddings).
+The rule looks at the outputs of the original model for the first samples, and at their labels. An output is
+*classifier-like* if it is floating-point, has two or three axes, between 2 and 200,000 columns on the last one, and its
+rows are not all of unit Euclidean length (those are embeddings).
 
     labels              outputs              metrics, the first being the one that counts
     whole numbers       classifier-like      top1 (token-accuracy if a label a position), agreement
@@ -71,20 +71,11 @@ def choose_metrics(
         if chosen:
             return ChosenMetrics(metrics=chosen)
         shape = list(np.asarray(batch.labels).shape)
-        return ChosenMetrics(
-            metrics=_without_labels(outputs),
-            notes=(
-                f"the labels (shape {shape}) fit no output of the model, so accuracy is fidelity: how closely the "
-                "compressed model follows the original",
-            ),
-        )
-    return ChosenMetrics(
-        metrics=_without_labels(outputs),
-        notes=(
-            "the data has no labels, so accuracy is fidelity: how closely the compressed model follows the original, "
-            "not how often either is right",
-        ),
-    )
+        why = f"the labels (shape {shape}) fit no output of the model"
+    else:
+        why = "the data has no labels"
+    note = f"{why}, so accuracy is fidelity: how closely the model follows the original, not how often it is right"
+    return ChosenMetrics(metrics=_without_labels(outputs), notes=(note,))
 
 
 def classifier_like(output: Array) -> bool:
@@ -98,7 +89,7 @@ def classifier_like(output: Array) -> bool:
 def _named(metrics: Sequence[str | Metric], dataset: Dataset | None) -> ChosenMetrics:
     from pumice.registry import registry
 
-    made = tuple(registry().make(Metric, metric) for metric in metrics)  # type: ignore[type-abstract]
+    made = tuple(registry().make(Metric, metric) for metric in metrics)
     if dataset is None:
         raise DataError(f"metric '{made[0].name}' needs data to measure on: give some")
     for metric in made:

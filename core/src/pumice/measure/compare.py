@@ -7,7 +7,7 @@ the latency is taken on random input made to the shapes of the inputs, and nothi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ Array = NDArray[Any]
 SIGNIFICANT = 0.05
 SAME_SIZE = 0.005
 """Sizes that differ by less than this share count as equal in words."""
+TWINS = 4
+"""Sessions of each model whose latency is taken, if both files together are smaller than `TWINS_BELOW` bytes."""
+TWINS_BELOW = 50_000_000
 _TRIED_DIMENSIONS = (1, 16, 64, 128, 224, 512)
 """What dynamic dimensions of random input are set to, until the model accepts it."""
 
@@ -234,7 +237,11 @@ def compare(
         sessions = {"before": engine.open(first, threads=threads), "after": engine.open(second, threads=threads)}
         data = None if dataset is None else _dataset(dataset, first)
         feeds, size, notes = _feeds(data, inputs, sessions["before"], batch)
-        times = _latencies(sessions, feeds, seconds, progress) if latency else {}
+        times = {}
+        if latency:
+            twins = _twins(sessions, {"before": first, "after": second}, engine, threads)
+            calls = {name: [_call(session, feeds) for session in opened] for name, opened in twins.items()}
+            times = interleaved_latency(calls, seconds=seconds, progress=progress)
         scores = _scores(sessions, data, metrics, limit, progress)
         peaks, trouble = _peaks({"before": first, "after": second}, feeds, engine, threads) if memory else ({}, [])
         sides = {
@@ -334,11 +341,20 @@ def _feeds(
     raise DataError(f"the model does not run on random input ({failure}): give data")
 
 
-def _latencies(
-    sessions: Mapping[str, Session], feeds: Mapping[str, Array], seconds: float, progress: Progress | None
-) -> dict[str, Latency]:
-    calls = {name: (lambda session=session: session.run(feeds)) for name, session in sessions.items()}
-    return interleaved_latency(calls, seconds=seconds, progress=progress)
+def _twins(
+    sessions: Mapping[str, Session], paths: Mapping[str, Path], runtime: Runtime, threads: int
+) -> dict[str, list[Session]]:
+    """Several sessions of each model, opened in turns, so that no model profits from where its memory lies."""
+    opened = {name: [session] for name, session in sessions.items()}
+    if sum(file_bytes(path) for path in paths.values()) <= TWINS_BELOW:
+        for turn in range(TWINS - 1):
+            for name in sorted(paths, reverse=turn % 2 == 0):
+                opened[name].append(runtime.open(paths[name], threads=threads))
+    return opened
+
+
+def _call(session: Session, feeds: Mapping[str, Array]) -> Callable[[], Any]:
+    return lambda: session.run(feeds)
 
 
 def _scores(

@@ -3,6 +3,8 @@
 Every round runs each callable for a short block, in an order that rotates from round to round, so that a clock that
 slows down or a neighbour that wakes up hits all of them alike. A time is the median over rounds, its spread the
 interquartile range; a ratio is the median of the *per-round* ratios, which cancels what a round had in common.
+One session may be faster than its twin by several percent, by where its memory happens to lie, so several callables
+may stand for one thing; they take turns from round to round.
 Rounds go on until the quartiles of every ratio lie close together, or the time is up.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +24,10 @@ from pumice.progress import Progress, Silent
 
 LEAST_ROUNDS = 15
 BLOCK_SECONDS = 0.001
-"""A block repeats a fast callable until it lasts about this long: the clock's own cost vanishes, and yet few blocks are cut
-in two by another process."""
+"""A block repeats a fast callable until it lasts about this long: the clock's own cost vanishes, and yet few blocks are
+cut in two by another process."""
+NEGLIGIBLE = 0.03
+"""Difference in speed that is not worth a word: the same file measured twice differs by as much."""
 CLOSE = 0.005
 """Half width of the 95% interval of a median ratio, relative to it, at which enough rounds were run."""
 
@@ -74,10 +78,10 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """`faster`, `slower`, or `as fast` where the interval of the median holds 1."""
-        if self.certain_low > 1.0:
+        """`faster`, `slower`, or `as fast` where the interval of the median comes within 3% of 1."""
+        if self.certain_low > 1.0 + NEGLIGIBLE:
             return "faster"
-        return "slower" if self.certain_high < 1.0 else "as fast"
+        return "slower" if self.certain_high < 1.0 - NEGLIGIBLE else "as fast"
 
 
 def speedup(before: Latency, after: Latency) -> Ratio:
@@ -89,7 +93,7 @@ def speedup(before: Latency, after: Latency) -> Ratio:
 
 
 def interleaved_latency(
-    callables: Mapping[str, Callable[[], Any]],
+    callables: Mapping[str, Callable[[], Any] | Sequence[Callable[[], Any]]],
     *,
     seconds: float = 2.0,
     rounds: int | None = None,
@@ -99,22 +103,25 @@ def interleaved_latency(
     """Time callables against each other.
 
     Args:
-        callables: by name; each does one inference.
+        callables: by name; each does one inference. Several under one name take turns.
         seconds: time to spend at most for each callable (a slow one still runs `LEAST_ROUNDS` rounds, or 3 of those
             longer than a second).
         rounds: exactly so many rounds, instead of as many as the spread asks for.
         warmup: seconds for which each callable runs before anything is timed (and at least twice).
         progress: shows progress; None is silent.
     """
-    repeats = {name: _warm_up(call, warmup) for name, call in callables.items()}
+    turns = {name: [call] if callable(call) else list(call) for name, call in callables.items()}
+    repeats = {name: min(_warm_up(call, warmup / len(calls)) for call in calls) for name, calls in turns.items()}
     times: dict[str, list[float]] = {name: [] for name in callables}
-    order = list(callables)
+    order = list(turns)
+    done = 0
     deadline = time.perf_counter() + seconds * len(order)
     with (progress or Silent()).task("latency", total=rounds) as advance, _quiet():
         while True:
             for name in order:
-                times[name].append(_timed(callables[name], repeats[name]))
+                times[name].append(_timed(turns[name][done % len(turns[name])], repeats[name]))
             order.append(order.pop(0))
+            done += 1
             advance(1)
             if _enough(times, rounds, deadline):
                 break

@@ -1,8 +1,8 @@
 """Bytes: of the file, and at the peak of a run.
 
-The peak is taken in a process of its own, so that nothing measured before it and nothing of the caller counts. There the
-runtime first opens a model of one node, which loads its libraries; then the peak is reset, the model is opened and run
-three times, and what the process grew by is the answer.
+The peak is taken in a process of its own, so that nothing measured before it and nothing of the caller counts. There
+the runtime first opens a model of one node, which loads its libraries; then the peak is reset, the model is opened and
+run three times, and what the process grew by is the answer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Axis 0 of an output counts samples; further axes between it and the class axis count positions (tokens, frames, pixels)
 and are averaged within the sample, so that every score of an accuracy lies in [0, 1].
 
-    top-k            labels     is the label among the k largest scores?  (one column: is it on its side of `threshold`?)
+    top-k            labels     is the label among the k largest scores?  (one column: on its side of `threshold`?)
     token-accuracy   labels     share of positions whose largest score is the label; `ignore` marks padding
     sequence-accuracy labels    1 if every position that counts is right
     mse              labels     mean of (output - label)^2          (against the original where there are no labels)
@@ -53,7 +53,7 @@ class _Labelled(Metric):
             if labels.shape != moved.shape[:-1]:
                 raise DataError(
                     f"{self.name}: labels of shape {list(labels.shape)} do not fit class scores of shape "
-                    f"{list(scores.shape)}; give one label for every position, or name the output with the knob 'output'"
+                    f"{list(scores.shape)}; give one label a position, or name the output with the knob 'output'"
                 )
             scores = moved  # classes on axis 1, as in segmentation
         return scores, labels
@@ -144,7 +144,7 @@ class SequenceAccuracy(_Sequence):
 
     def score(self, outputs: Outputs, labels: Any, reference: Outputs) -> Array:
         right, counted = self.right_and_counted(outputs, labels)
-        return (right | ~counted).all(axis=1).astype(np.float64)
+        return np.asarray((right | ~counted).all(axis=1), dtype=np.float64)
 
 
 @attrs.frozen(kw_only=True)
@@ -177,7 +177,7 @@ class Mse(_Distance):
     higher_is_better = False
 
     def between(self, ours: Array, theirs: Array) -> Array:
-        return np.asarray(np.square(ours - theirs).mean(axis=1))
+        return np.asarray(np.square(ours - theirs).mean(axis=1), dtype=np.float64)
 
 
 @attrs.frozen(kw_only=True)

@@ -5,14 +5,16 @@ stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor f
 
     a layer that writes it   W[o, i] / t[o], b[o] / t[o]          (ReLU commutes with positive factors)
     a layer that reads it    W[o, i] * t[i]
-    floating point after it  DequantizeLinear with the scale s * t[c] per channel
-    floating point before it QuantizeLinear with the scale s * t[c] per channel
+    floating point after it  one multiplication by t[c]
+    floating point before it one multiplication by 1 / t[c]
     pooling                  the same t on both sides
 
-(The first two lines are cross-layer equalisation, Nagel et al., ICCV 2019; the others extend it over the operators that
-stay in floating point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the
-reading layer uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected
-squared error of the readers' outputs, rounding of activations and of weights together.
+(The first two lines are cross-layer equalisation, Nagel et al., ICCV 2019; with the fourth, SmoothQuant, Xiao et al.,
+ICML 2023, for layers that find their range while running; the third extends it over operators that stay in floating
+point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the reading layer
+uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error of
+the readers' outputs, rounding of activations and of weights together. Where a multiplication is needed the error must
+fall to WORTH of what it was.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ HEADROOM = 2.0
 SMALLEST_FACTOR = 1.0 / 256
 """A channel silent in calibration keeps at least this share of the widest channel's range."""
 AVERAGING = frozenset({"AveragePool", "GlobalAveragePool"})
+WORTH = 0.9
 CHANNELWISE = AVERAGING | {"MaxPool"}
 COMPENSATED = 0.25
 """Share of the weight-rounding error that compensated rounding leaves, roughly."""
@@ -41,9 +44,10 @@ COMPENSATED = 0.25
 
 @attrs.define(eq=False)
 class _Space:
-    values: list[ir.Value]
     readers: list[Layer]
     float_readers: bool
+    multiplies: bool
+    """Whether factors cost a multiplication when the model runs."""
 
 
 def channel_factors(
@@ -87,7 +91,7 @@ def _linked(placement: Placement) -> list[list[int]]:
 
 def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> _Space | None:
     """The space, if every node that touches it can take a factor per channel."""
-    readers, float_readers, activations = [], False, set(placement.absorbed.values())
+    readers, float_readers, multiplies, activations = [], False, False, set(placement.absorbed.values())
     for value in values:
         if value.shape is None or len(value.shape) < 3 or value.is_graph_output():
             return None
@@ -100,6 +104,8 @@ def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mappin
         if producer is not None and producer in placement.integer_nodes:
             if producer.op_type not in CHANNELWISE and (producer not in layer_of or producer.op_type != "Conv"):
                 return None
+        else:
+            multiplies = True
         for reader in consumers(value):
             layer = layer_of.get(reader)
             if layer is not None:
@@ -110,7 +116,7 @@ def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mappin
                 float_readers = True
             elif reader.op_type not in CHANNELWISE:
                 return None
-    return _Space(list(values), readers, float_readers)
+    return _Space(readers, float_readers, multiplies or float_readers)
 
 
 def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> NDArray[np.float64] | None:
@@ -121,12 +127,46 @@ def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> NDArray[np.
         return None
     share = np.clip(HEADROOM * ranges / widest, SMALLEST_FACTOR, 1.0)
     if not space.readers:
-        return share if space.float_readers else None
+        return share if space.float_readers and float(np.mean(share**2)) <= WORTH else None
     squares = np.max([s.mean_square for s in statistics], axis=0)
     weights = [_per_input_channel(layer) for layer in space.readers]
+    return _least_error(weights, share, ranges, squares, WORTH if space.multiplies else 1.0)
+
+
+def _least_error(
+    weights: Sequence[NDArray[np.float64]],
+    share: NDArray[np.float64],
+    ranges: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    worth: float,
+) -> NDArray[np.float64] | None:
+    """share ** alpha for the best alpha; None if it does not bring the error below `worth` times what it is without."""
     costs = [sum(_error(w, share**alpha, ranges, squares) for w in weights) for alpha in ALPHAS]
-    alpha = ALPHAS[int(np.argmin(costs))]
-    return share**alpha if alpha else None
+    best = int(np.argmin(costs))
+    return share ** ALPHAS[best] if best and costs[best] < worth * costs[0] else None
+
+
+def dynamic_factors(
+    layers: Sequence[Layer], statistics: Mapping[str, ChannelStatistics]
+) -> dict[str, NDArray[np.float64]]:
+    """t over the last axis of every value that layers with running ranges read, by the name of the value."""
+    readers: dict[str, list[NDArray[np.float64]]] = {}
+    for layer in layers:
+        weights = constant(layer.weight_value)
+        if layer.mode == "dynamic" and weights is not None and weights.ndim == 2:
+            matrix = weights if layer.axis == 0 else weights.T
+            readers.setdefault(layer.data.name or "", []).append(matrix.astype(np.float64)[None, :, :, None])
+    found = {}
+    for name, weights_read in readers.items():
+        seen = statistics[name]
+        widest = float(seen.largest.max(initial=0.0))
+        if widest <= 0.0:
+            continue
+        share = np.clip(seen.largest / widest, SMALLEST_FACTOR, 1.0)
+        factors = _least_error(weights_read, share, seen.largest, seen.mean_square, WORTH)
+        if factors is not None:
+            found[name] = factors
+    return found
 
 
 def _per_input_channel(layer: Layer) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pumice.model import attribute
 from pumice.quantize.parameters import QuantParams
 
-MOST_ROWS = 4096
+MOST_ROWS = 1024
 """Patches taken from one sample: an evenly spread subset of the output positions."""
 WIDEST = 4800
 """Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""

@@ -22,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pumice.model import attribute, clone, constant
+from pumice.model import attribute, clone, constant, nodes
 from pumice.quantize.calibration import Calibrator
-from pumice.quantize.channel_scaling import channel_factors, fold
+from pumice.quantize.channel_scaling import channel_factors, dynamic_factors, fold
 from pumice.quantize.compensation import WIDEST, Moments, layer_rows, round_weights
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.parameters import QuantParams, affine, symmetric_per_channel
@@ -32,6 +32,9 @@ from pumice.quantize.placement import STEP, Layer, Placement, clip_bounds, find_
 from pumice.quantize.rewrite import QuantizedWeights, rewrite
 from pumice.quantize.statistics import ChannelStatistics, Statistics
 from pumice.quantize.target import Mode
+
+MOMENT_SAMPLES = 128
+"""Samples that enter the moments: their patches are many more."""
 
 Reason = Callable[[ir.Node], str | None]
 
@@ -54,6 +57,8 @@ class Memory:
     """What has been seen of the calibration data, by value and node name."""
 
     channels: dict[str, ChannelStatistics] = attrs.field(factory=dict)
+    running: dict[str, ChannelStatistics] = attrs.field(factory=dict)
+    """Along the last axis, for the inputs of layers that find their range while running."""
     moments: dict[tuple[str, bytes], Moments] = attrs.field(factory=dict)
 
 
@@ -74,30 +79,36 @@ def quantize_layers(
     )
     placement = place(changed, target, layers)
     _observe_channels(model, placement, context, memory)
-    factors = channel_factors(changed, placement, memory.channels) if scheme.equalize and target.channel_scales else {}
+    wanted = scheme.equalize and target.channel_scales
+    factors = channel_factors(changed, placement, memory.channels) if wanted else {}
+    running = dynamic_factors(placement.layers, memory.running) if wanted else {}
     parameters = _parameters(model, placement, factors, scheme, context, memory)
-    moments = _observe_moments(model, placement, factors, parameters, context, memory) if scheme.compensate or scheme.correct_bias else {}
+    moments = _observe_moments(model, placement, factors, running, parameters, context, memory) if scheme.compensate or scheme.correct_bias else {}
     weights = {
-        layer.node: _weights(layer, placement, factors, parameters, moments.get(layer.node.name or ""), scheme, context)
+        layer.node: _weights(layer, placement, factors, running, parameters, moments.get(layer.node.name or ""), scheme, context)
         for layer in placement.layers
     }
-    _account(placement, factors, context)
-    rewrite(changed, placement, parameters, weights, factors)
+    _account(placement, factors, running, context)
+    _account_for_the_rest(changed, placement, context)
+    rewrite(changed, placement, parameters, weights, factors, running)
     return changed
 
 
 def _observe_channels(model: ir.Model, placement: Placement, context: QuantizeContext, memory: Memory) -> None:
-    missing = [v.name or "" for v in placement.space_of if v.name not in memory.channels]
-    if not missing:
+    fixed = {v.name or "": ChannelStatistics() for v in placement.space_of if v.name not in memory.channels}
+    read = {layer.data.name or "" for layer in placement.layers if layer.mode == "dynamic"}
+    running = {name: ChannelStatistics(axis=-1) for name in sorted(read - memory.running.keys())}
+    if not fixed and not running:
         return
-    fresh = {name: ChannelStatistics() for name in missing}
 
     def observe(values: dict[str, NDArray[Any]]) -> None:
-        for name, statistics in fresh.items():
-            statistics.update(values[name])
+        for group in (fixed, running):
+            for name, statistics in group.items():
+                statistics.update(values[name])
 
-    context.stream(model, missing, observe, label="ranges")
-    memory.channels.update(fresh)
+    context.stream(model, [*fixed, *running], observe, label="ranges")
+    memory.channels.update(fixed)
+    memory.running.update(running)
 
 
 def _parameters(
@@ -168,6 +179,7 @@ def _observe_moments(
     model: ir.Model,
     placement: Placement,
     factors: dict[int, NDArray[np.float64]],
+    running: dict[str, NDArray[np.float64]],
     parameters: dict[int, QuantParams],
     context: QuantizeContext,
     memory: Memory,
@@ -193,11 +205,13 @@ def _observe_moments(
             exact = values[layer.data.name or ""]
             if space is not None and space in factors:
                 exact = (exact / _along_channels(factors[space], exact.ndim)).astype(np.float32)
+            elif space is None and (layer.data.name or "") in running:
+                exact = (exact / running[layer.data.name or ""]).astype(np.float32)
             rows = layer_rows(layer.node, _weight_shape(layer), exact)
             moments.update(rows, rows if space is None else parameters[space].round_trip(rows))
 
     if missing:
-        context.stream(model, [layer.data.name or "" for layer, _, _ in missing.values()], observe, label="moments")
+        context.stream(model, [layer.data.name or "" for layer, _, _ in missing.values()], observe, label="moments", limit=MOMENT_SAMPLES)
     return found
 
 
@@ -221,6 +235,7 @@ def _weights(
     layer: Layer,
     placement: Placement,
     factors: dict[int, NDArray[np.float64]],
+    running: dict[str, NDArray[np.float64]],
     parameters: dict[int, QuantParams],
     moments: Moments | None,
     scheme: Scheme,
@@ -233,6 +248,9 @@ def _weights(
     reading = factors.get(placement.space_of[layer.data]) if static else None
     writing = factors.get(_written_space(layer, placement)) if static else None
     folded, offset = fold(layer, weights, None if bias is None else bias.reshape(-1), reading, writing)
+    if layer.mode == "dynamic" and (layer.data.name or "") in running:
+        inputs = running[layer.data.name or ""]
+        folded = folded * (inputs[None, :] if layer.axis == 0 else inputs[:, None])
     axis = layer.axis if context.target.per_channel and (weights.ndim == 2 or layer.node.op_type != "MatMul") else None
     bits = context.target.weight_bits
     params = symmetric_per_channel(folded, axis, bits=bits, bound=None)
@@ -278,12 +296,40 @@ _MODE_REASON = {
     "dynamic": "computes with integers, its input's range found while it runs",
     "weight-only": "its weights are stored as integers; the runtime has no integer kernel for it",
 }
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
-def _account(placement: Placement, factors: dict[int, NDArray[np.float64]], context: QuantizeContext) -> None:
+def _account(
+    placement: Placement,
+    factors: dict[int, NDArray[np.float64]],
+    running: dict[str, NDArray[np.float64]],
+    context: QuantizeContext,
+) -> None:
     for layer in placement.layers:
-        scaled = layer.mode == "static" and placement.space_of[layer.data] in factors
+        if layer.mode == "static":
+            scaled = placement.space_of[layer.data] in factors
+        else:
+            scaled = layer.mode == "dynamic" and (layer.data.name or "") in running
         reason = _MODE_REASON[layer.mode] + ("; input channels rescaled" if scaled else "")
         context.ledger.applied(STEP, layer.node.name or "", layer.node.op_type, reason, mode=layer.mode)
 
 
+def _account_for_the_rest(model: ir.Model, placement: Placement, context: QuantizeContext) -> None:
+    """A line for every node that is not a layer and has none yet."""
+    said = {entry.node for entry in context.ledger.of(STEP)}
+    absorbed = set(placement.absorbed.values())
+    for node in nodes(model):
+        name = node.name or ""
+        if name in said:
+            continue
+        if node.graph is not model.graph:
+            context.ledger.skipped(STEP, name, node.op_type, "it lies in a control-flow body, which is carried untouched")
+        elif node in absorbed:
+            context.ledger.applied(STEP, name, node.op_type, "vanished into the range of the value it writes")
+        elif node in placement.integer_nodes:
+            context.ledger.applied(STEP, name, node.op_type, "passes integers on between quantized neighbours")
+        elif node.op_type in _RECURRENT:
+            reason = "recurrent layers stay in floating point: rounding errors would add up in their state"
+            context.ledger.declined(STEP, name, node.op_type, reason)
+        else:
+            context.ledger.skipped(STEP, name, node.op_type, "no integer layer asks for its values")

@@ -1,18 +1,19 @@
-"""Fusion: integer operators in the place of DequantizeLinear, operator, QuantizeLinear.
+"""Fusion: integer operators take the place of DequantizeLinear, operator, QuantizeLinear.
 
 A quantized model says what is computed with real numbers, s_y q_y = f(s_x (q_x - z_x), s_w q_w). A runtime computes it
 with integers alone, and its rounding is that of the integer operator, not of the real numbers around it:
 
-    DQ(x), DQ(w), DQ(b) -> Conv -> [Relu] -> Q     QLinearConv: y = sat(rint((sum q_x q_w + b) (s_x s_w / s_y)) + z_y)
-    DQ(a), DQ(b) -> MatMul [-> Q]                  QLinearMatMul, or MatMulIntegerToFloat where the result stays real
-    DQ(a), DQ(b), DQ(c) -> Gemm [-> Q]             QGemm
-    DQ(a), DQ(b) -> Add | Mul -> Q                 QLinearAdd, QLinearMul
-    DQ(x) -> GlobalAveragePool | AveragePool -> Q  QLinearGlobalAveragePool, QLinearAveragePool
-    DQ(x), ... -> Concat -> Q                      QLinearConcat
-    DQ(x) -> Transpose, MaxPool, ... -> Q          the operator on the integers, if both sides share scale and zero point
+    DQ(x), DQ(w), DQ(b) -> Conv -> Q                QLinearConv: y = sat(rint((sum q_x q_w + b) (s_x s_w / s_y)) + z_y)
+    DQ(a), DQ(b) -> MatMul [-> Q]                   QLinearMatMul, or MatMulIntegerToFloat where the result stays real
+    DQ(a), DQ(b), DQ(c) -> Gemm [-> Q]              QGemm
+    DQ(a), DQ(b) -> Add | Mul -> Q                  QLinearAdd, QLinearMul
+    DQ(x) -> GlobalAveragePool | AveragePool -> Q   QLinearGlobalAveragePool, QLinearAveragePool
+    DQ(x), ... -> Concat -> Q                       QLinearConcat
+    DQ(x) -> Transpose | MaxPool | ... -> Q         itself, on integers, if both sides share scale and zero point
 
-The conditions are those under which ONNX Runtime fuses, so that the fused model computes the integers which ONNX Runtime
-computes for the model with Q and DQ. Integer tensors keep their names. Everything else stays as it is, with its reason.
+A Relu before Q vanishes if Q's lowest integer stands for zero. The conditions are those under which ONNX Runtime fuses,
+so that the fused model computes the integers which ONNX Runtime computes for the model with Q and DQ. Integer tensors
+keep their names. Everything else stays as it is, with its reason.
 """
 
 from __future__ import annotations
@@ -110,34 +111,49 @@ Rule = Callable[[Unit], ir.Node | str]
 """The integer operator for a unit, or the reason why there is none."""
 
 
-def fused(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
+def fused(model: ir.Model, ledger: Ledger | None = None, *, leave: frozenset[str] = frozenset()) -> ir.Model:
     """The model with integer operators wherever ONNX Runtime uses them; the model itself is left unchanged.
 
-    Every node gets a line in the ledger: `applied`, or `declined` with the reason why it stays as it is, or `skipped`
-    if nothing around it is quantized.
+    Args:
+        model: a model with Q and DQ.
+        ledger: gets a line for every node: `applied`, or `declined` with the reason why it stays as it is, or
+            `skipped` if nothing around it is quantized.
+        leave: operator types to leave as they are.
     """
     result, ledger = clone(model), ledger if ledger is not None else Ledger()
-    converted = 0
     for node in list(result.graph):
-        if node.op_type in QUANTIZING or node.domain not in ("", "ai.onnx"):
+        if node.op_type in QUANTIZING:
             continue
-        name, kind = str(node.name or node.outputs[0].name), node.op_type
         unit = _unit(result, node)
-        if not any(unit.inputs) and not unit.outputs:
-            ledger.skipped(STEP, name, kind, "nothing around it is quantized")
+        name, kind = str(node.name or node.outputs[0].name), node.op_type
+        nothing = _nothing_to_do(unit, leave)
+        if nothing:
+            ledger.skipped(STEP, name, kind, nothing)
+            continue
+        if kind == "Relu" and _has_vanished(node):
+            ledger.applied(STEP, name, kind, "vanished into the range of the integers before it")
             continue
         replacement = _replacement(unit)
         if isinstance(replacement, str):
             ledger.declined(STEP, name, kind, replacement)
             continue
         _put(unit, replacement)
-        ledger.applied(STEP, name, kind, f"became {replacement.op_type}")
-        converted += 1
-    if converted:
-        _remove_unread(result)
-        if any(node.domain == MS for node in result.graph):
-            result.opset_imports[MS] = 1
+        ledger.applied(STEP, name, kind, f"computes with integers, as {replacement.op_type}")
+    _remove_unread(result)
+    if any(node.domain == MS for node in result.graph):
+        result.opset_imports.setdefault(MS, 1)
     return result
+
+
+def _nothing_to_do(unit: Unit, leave: frozenset[str]) -> str | None:
+    kind = unit.node.op_type
+    if kind.startswith("QLinear") or kind in {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"}:
+        return "it is an integer operator already"
+    if unit.node.domain not in ("", "ai.onnx"):
+        return f"it is an operator of {unit.node.domain}"
+    if kind in leave:
+        return "it was to be left as it is"
+    return None if any(unit.inputs) or unit.outputs else "nothing around it is quantized"
 
 
 # --- what surrounds a node --------------------------------------------------------------------------------------------
@@ -163,20 +179,28 @@ def _after(value: ir.Value) -> Quantized | str:
     if value.is_graph_output():
         return f"its result '{value.name}' leaves the model as a real number"
     if len(readers) == 1 and readers[0].op_type == "Relu":
-        found = _after(readers[0].outputs[0])
-        lowest = isinstance(found, Quantized) and found.zero == _lowest(found.integers.dtype)
-        return found if lowest else "an activation stands between it and the integers"
+        return _after_relu(readers[0].outputs[0])
     if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
         kinds = ", ".join(sorted({reader.op_type for reader in readers}))
-        return f"its result is read as a real number ({kinds or 'nobody reads it'})"
+        return f"its result is read as a real number ({kinds or 'by nobody'})"
     found = Quantized.of(readers[0], readers[0].outputs[0])
     if found is None or found.axis is not None:
         return "its result is quantized with several scales, or with one that is not constant"
     return found
 
 
-def _lowest(dtype: ir.DataType | None) -> int:
-    return 0 if dtype == ir.DataType.UINT8 else -128
+def _after_relu(value: ir.Value) -> Quantized | str:
+    found = _after(value)
+    if isinstance(found, str):
+        return found
+    lowest = 0 if found.integers.dtype == ir.DataType.UINT8 else -128
+    return found if found.zero == lowest else "its Relu does not end where the integers do"
+
+
+def _has_vanished(relu: ir.Node) -> bool:
+    """Whether the layer before it writes the integers already, so that nobody reads its own."""
+    after = [reader.outputs[0] for reader in consumers(relu.outputs[0]) if reader.op_type == "QuantizeLinear"]
+    return bool(after) and not any(value.uses() or value.is_graph_output() for value in after)
 
 
 def _replacement(unit: Unit) -> ir.Node | str:

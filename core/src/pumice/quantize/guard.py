@@ -97,7 +97,7 @@ def within_budget(
     """
     mark = len(context.ledger)
     changed = build(_nothing, context)
-    applied = [entry.node for entry in context.ledger.entries[mark:] if entry.verdict == "applied"]
+    applied = [entry.node for entry in context.ledger.entries[mark:] if entry.verdict == "applied" and "mode" in entry.details]
     if not applied:
         return changed
     verdict = judge(model, changed, context)

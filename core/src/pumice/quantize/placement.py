@@ -197,10 +197,24 @@ class _Placer:
                 continue
             wanted = [v for v in node.outputs if v in self.parent]
             sources = list(_moved(node))
-            if not wanted or not sources or any(is_constant(v) or v.dtype != ir.DataType.FLOAT for v in sources):
-                continue
-            for value in (*node.outputs, *sources):
-                self._share(sources[0], value)
+            if wanted and sources and all(v.dtype == ir.DataType.FLOAT and self._rooted(v) for v in sources):
+                for value in (*node.outputs, *sources):
+                    self._share(sources[0], value)
+
+    def _rooted(self, value: ir.Value) -> bool:
+        """Whether integers are there to be moved: wanted anyway, or computed from integers.
+
+        A wish is not handed up to a floating-point producer: moving its integers instead of its numbers gains nothing.
+        """
+        producer = value.producer()
+        if value in self.parent or producer is None:
+            return value in self.parent
+        if producer.op_type in self.target.pass_through:
+            return all(not is_constant(v) and self._rooted(v) for v in _moved(producer))
+        if absorbable(producer, self.target) or producer.op_type in self.target.arithmetic:
+            count = 1 if producer.op_type in self.target.absorbed else len(producer.inputs)
+            return all(v is not None and not is_constant(v) and self._rooted(v) for v in producer.inputs[:count])
+        return False
 
     def _integer_nodes(self) -> frozenset[ir.Node]:
         found = {layer.node for layer in self.layers if layer.mode == "static"}

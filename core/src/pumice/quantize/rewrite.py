@@ -39,10 +39,14 @@ def rewrite(
     placement: Placement,
     parameters: Mapping[int, QuantParams],
     weights: Mapping[ir.Node, QuantizedWeights],
-    factors: Mapping[int, NDArray[np.float64]] | None = None,
+    factors: Mapping[int, NDArray[np.float64]],
+    running_factors: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Edit `model`, to whose values and nodes everything refers, in place. `factors`: see `channel_scaling`."""
-    rewriter = _Rewriter(model, placement, parameters, factors or {})
+    """Edit `model`, to whose values and nodes everything refers, in place.
+
+    `factors` (by space) and `running_factors` (by name of the value a dynamic layer reads): see `channel_scaling`.
+    """
+    rewriter = _Rewriter(model, placement, parameters, factors, running_factors)
     for layer in placement.layers:
         if layer.mode == "dynamic":
             rewriter.dynamic(layer, weights[layer.node])
@@ -64,6 +68,7 @@ class _Rewriter:
     placement: Placement
     parameters: Mapping[int, QuantParams]
     factors: Mapping[int, NDArray[np.float64]]
+    running_factors: Mapping[str, NDArray[np.float64]]
     dequantized_weights: dict[tuple[ir.Value, bytes], ir.Value] = attrs.field(factory=dict)
     dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
     constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
@@ -245,7 +250,12 @@ class _Rewriter:
 
     def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         if value not in self.dynamic_inputs:
-            made = self.node("DynamicQuantizeLinear", [value], f"{value.name}/quantize", None, outputs=3)
+            source, factors = value, self.running_factors.get(value.name or "")
+            if factors is not None:
+                inverse = self.constant(f"{value.name}/factor", (1.0 / factors).astype(np.float32))
+                source = self.node("Mul", [value, inverse], f"{value.name}/divided", value.dtype).outputs[0]
+                source.shape = value.shape
+            made = self.node("DynamicQuantizeLinear", [source], f"{value.name}/quantize", None, outputs=3)
             integer, scale, zero = made.outputs
             integer.dtype, scale.dtype, zero.dtype = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8
             self.dynamic_inputs[value] = (integer, scale, zero)

@@ -23,8 +23,9 @@ def _bin_centres() -> NDArray[np.float64]:
 
 @attrs.define(eq=False)
 class ChannelStatistics:
-    """Streaming extremes and mean squares of a tensor, for each index of axis 1 (one entry if it has no such axis)."""
+    """Streaming extremes and mean squares of a tensor, for each index of `axis` (one entry if it has no such axis)."""
 
+    axis: int = 1
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
     squares: NDArray[np.float64] | None = None
@@ -34,7 +35,10 @@ class ChannelStatistics:
     def update(self, array: NDArray[np.float32]) -> None:
         if array.size == 0:
             return
-        rows = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1) if array.ndim > 2 else array.reshape(1, -1)
+        if self.axis == 1 and array.ndim < 3:
+            rows = array.reshape(1, -1)
+        else:
+            rows = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
         low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         squares = np.einsum("cn,cn->c", rows, rows, dtype=np.float64, casting="unsafe")
         if self.low is None or self.high is None or self.squares is None:

@@ -1,4 +1,4 @@
-"""Gauges: the figures at the top of the page, each the original beside the compressed model with the change in words."""
+"""Gauges: the figures at the top of the page, the original beside the compressed model with the change in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME = 0.005
 
 @attrs.frozen(kw_only=True)
 class Gauge:
-    """One figure. `tone` is `good`, `bad` or empty."""
+    """One figure. `tone` is `good`, `bad` or empty; `before` is a phrase, `after` the figure alone."""
 
     name: str
     before: str
@@ -27,6 +27,7 @@ class Gauge:
     tone: str
     chart: Markup
     detail: str = ""
+    unit: str = ""
 
 
 def gauges(measured: Mapping[str, Any]) -> list[Gauge]:
@@ -56,7 +57,7 @@ def _paired(name: str, before: Mapping[str, Any], after: Mapping[str, Any], test
     chart = charts.pair_of_intervals(_triple(before), _triple(after), f"{name} before and after with 95% intervals")
     return Gauge(
         name=f"Accuracy ({name})",
-        before=_score(name, before["mean"]),
+        before=f"was {_score(name, before['mean'])}",
         after=_score(name, after["mean"]),
         change=change,
         tone=tone,
@@ -70,7 +71,7 @@ def _fidelity(name: str, score: Mapping[str, Any]) -> Gauge:
     perfect = (1.0, 1.0, 1.0) if score["higher_is_better"] else (0.0, 0.0, 0.0)
     return Gauge(
         name=f"Fidelity ({name})",
-        before=f"{_score(name, perfect[1])} by definition",
+        before=f"the original itself: {_score(name, perfect[1])}",
         after=_score(name, score["mean"]),
         change="to the original",
         tone="",
@@ -84,7 +85,7 @@ def _size(measured: Mapping[str, Any]) -> Iterator[Gauge]:
     weights = measured["before"]["weight_bytes"], measured["after"]["weight_bytes"]
     yield Gauge(
         name="Size on disk",
-        before=size_text(before),
+        before=f"was {size_text(before)}",
         after=size_text(after),
         **_change(before / max(after, 1), "smaller", "larger"),
         chart=charts.pair_of_bars(before, after, "Size on disk before and after"),
@@ -100,11 +101,12 @@ def _latency(measured: Mapping[str, Any]) -> Iterator[Gauge]:
     change = _change(ratio["median"], "faster", "slower") if certain else {"change": "as fast", "tone": ""}
     yield Gauge(
         name="Latency",
-        before=_milliseconds(before["median_ms"]),
+        before=f"was {_milliseconds(before['median_ms'])}",
         after=_milliseconds(after["median_ms"]),
         **change,
         chart=charts.pair_of_intervals(
-            *((s["low_ms"], s["median_ms"], s["high_ms"]) for s in (before, after)),
+            (before["low_ms"], before["median_ms"], before["high_ms"]),
+            (after["low_ms"], after["median_ms"], after["high_ms"]),
             "Latency before and after with quartiles",
         ),
         detail=f"a batch of {measured['batch']}, {_threads(measured['threads'])}; quartiles "
@@ -121,8 +123,9 @@ def _throughput(measured: Mapping[str, Any]) -> Iterator[Gauge]:
     change = _change(after / before, "more", "less") if certain else {"change": "the same", "tone": ""}
     yield Gauge(
         name="Throughput",
-        before=f"{before:,.0f} samples/s",
-        after=f"{after:,.0f} samples/s",
+        before=f"was {_rate(before)}",
+        after=_rate(after),
+        unit="samples/s",
         **change,
         chart=charts.pair_of_bars(before, after, "Throughput before and after"),
     )
@@ -134,7 +137,7 @@ def _memory(measured: Mapping[str, Any]) -> Iterator[Gauge]:
         return
     yield Gauge(
         name="Peak memory",
-        before=size_text(before["model"]),
+        before=f"was {size_text(before['model'])}",
         after=size_text(after["model"]),
         **_change(before["model"] / max(after["model"], 1), "less", "more"),
         chart=charts.pair_of_bars(before["model"], after["model"], "Peak memory before and after"),
@@ -183,6 +186,10 @@ def _triple(score: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _threads(count: int) -> str:

@@ -34,6 +34,21 @@ _LEVELS = {
 _FATAL = 4
 """The only severity that is logged: ours are the sentences."""
 _PROFILE_RUNS = 5
+_BOILERPLATE = (
+    r"Please fix either the inputs/outputs or the model\.",
+    r"Load model from \S+ (failed:)?",
+    r"Non-zero status code returned while running",
+    r"Fatal error:",
+)
+_REMEDIES = {
+    "max supported IR version": "update onnxruntime, or save the model in an older file format",
+    "opset": "update onnxruntime, or export the model for an older opset",
+    "is not a registered function/op": "this onnxruntime lacks the operator: export the model without it",
+    "Protobuf parsing failed": "the file is damaged or no ONNX model: export it again",
+    "Got:": "make the data fit the inputs of the model",
+    "Unexpected input data type": "convert the data to the type of the input",
+}
+"""What to do, by a mark in what onnxruntime says."""
 
 
 @attrs.frozen(kw_only=True)
@@ -150,7 +165,7 @@ class OrtRuntime(Runtime):
         for provider in self.providers:
             if provider not in present:
                 raise ModelError(
-                    f"execution provider '{provider}' did not load{_close(provider, present)}: {who} "
+                    f"execution provider '{provider}' did not load: {who} "
                     f"{', '.join(present)}; install what it needs, or choose another with the knob 'providers'"
                 )
 
@@ -212,16 +227,14 @@ def _sentences(what: str) -> Iterator[None]:
 
 
 def _first_sentence(message: str) -> str:
-    """What onnxruntime says, without its codes, source positions and function signatures."""
+    """What onnxruntime says, without its codes, source positions and boilerplate; and a remedy where there is one."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", message)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ .*?\) ", "", text)
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    return line.rstrip(".")[:400]
-
-
-def _close(provider: str, present: Sequence[str]) -> str:
-    hint = nearest(provider, present)
-    return hint if hint.startswith("; did") else ""
+    for boilerplate in _BOILERPLATE:
+        text = re.sub(boilerplate, "", text)
+    said = " ".join(text.split()).rstrip(". ")[:400] or "no reason given"
+    remedy = next((remedy for mark, remedy in _REMEDIES.items() if mark in said), "")
+    return f"{said}; {remedy}" if remedy else said
 
 
 def _node_times(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:

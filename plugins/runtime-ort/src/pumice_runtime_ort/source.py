@@ -70,11 +70,10 @@ def _of_file(path: Path, outputs: Sequence[str] | None) -> ModelSource:
     if outputs is None:
         return ModelSource(model=str(path), label=label)
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
+    except Exception as error:  # protobuf raises classes of its own
         raise ModelError(f"'{path}' cannot be read as an ONNX model: export it again") from error
     return ModelSource(
         model=_with_outputs(proto, outputs, label).SerializeToString(),
