@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pumice.data import Dataset, open_dataset
 from pumice.errors import DataError
@@ -55,6 +55,7 @@ def test_labels_may_be_given_apart(model, source):
     np.testing.assert_array_equal(np.concatenate([b.labels for b in dataset.select(range(5, 20)).batches()]), Y[5:])
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 25), limit=st.integers(1, 25))
 def test_batches_hold_the_first_samples_in_order_whatever_their_size(size, limit):
     found = list(open_dataset({"x": X}).batches(size, limit))

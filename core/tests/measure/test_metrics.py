@@ -1,7 +1,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import spatial
 
 from pumice.errors import DataError
@@ -116,6 +116,7 @@ def test_relative_error_is_the_norm_of_the_difference():
     np.testing.assert_allclose(score(RelativeError(), other, reference=LOGITS), expected, rtol=1e-4)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-30, 1e30))
 def test_cosine_does_not_depend_on_scale(factor):
     scaled = LOGITS.astype(np.float64) * factor

@@ -7,10 +7,10 @@ from onnx import parser
 from pumice.errors import ModelError, NothingChanged, PumiceError
 from pumice.ledger import Ledger
 from pumice.model import infer_shapes, load
+from pumice.strategy import Runtime
 from pumice.testing import ExporterContract
 from pumice.testing.models import tiny_cnn
 from pumice_export_onnx import Qdq, QOperator
-from pumice_export_onnx.exporters import Runtime
 
 
 class Account:
@@ -19,7 +19,10 @@ class Account:
 
 
 def quantized_conv() -> ir.Model:
-    """Input `x` (N, 3, 8, 8), a quantized convolution and an Abs that no integer operator replaces."""
+    """Input `x` (N, 3, 8, 8), a quantized convolution and an Abs that no integer operator replaces.
+
+    The scales are powers of two, so that real and integer arithmetic agree exactly.
+    """
     proto = parser.parse_model("""
     <ir_version: 10, opset_import: ["" : 21]>
     conv (float[N,3,8,8] x) => (float[N,4,6,6] y) {
@@ -33,9 +36,9 @@ def quantized_conv() -> ir.Model:
     }""")
     rng = np.random.default_rng(0)
     held = {
-        "s": np.array(0.03, np.float32), "z": np.array(128, np.uint8),
+        "s": np.array(1 / 32, np.float32), "z": np.array(128, np.uint8),
         "w": rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8),
-        "w_s": np.full(4, 0.004, np.float32), "w_z": np.zeros(4, np.int8),
+        "w_s": np.full(4, 1 / 256, np.float32), "w_z": np.zeros(4, np.int8),
     }  # fmt: skip
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())
     return infer_shapes(ir.from_proto(proto))

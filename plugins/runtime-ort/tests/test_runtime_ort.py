@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from pumice_runtime_ort import OrtRuntime
 
 from pumice.errors import KnobError, ModelError
 from pumice.measure import pick_runtime
 from pumice.model import save
 from pumice.plan import compile_plan
 from pumice.testing import RuntimeContract
+from pumice_runtime_ort import OrtRuntime
 
 ORT = OrtRuntime()
 
@@ -81,6 +81,10 @@ def test_a_provider_that_onnxruntime_drops_while_loading_is_an_error(model, monk
     monkeypatch.setattr("warnings.warn", lambda *_, **__: None)
     text = sentence(OrtRuntime(providers=("CUDAExecutionProvider",)).open, model)
     assert "loaded model 'cnn' with CPUExecutionProvider" in text
+
+
+def test_onnxruntimes_own_fallback_in_mid_run_is_off(model):
+    assert ORT.open(model).session._enable_fallback is False
 
 
 def test_inputs_and_constants_may_be_asked_for_too(model, feeds, tmp_path):

@@ -120,9 +120,10 @@ class Console:
             nonlocal done, task
             done += units
             if task is None and time.perf_counter() - began >= PATIENCE:
-                task = self._live().add_task(label, total=total)
+                task = self._live().add_task(label, total=total, left="")
             if task is not None:
-                self._live().update(task, completed=done)
+                left = _left(done, total, time.perf_counter() - began)
+                self._live().update(task, completed=done, left=left)
 
         try:
             yield advance
@@ -143,8 +144,7 @@ class Console:
                 rich.TextColumn("{task.description}"),
                 rich.BarColumn(),
                 rich.MofNCompleteColumn(),
-                rich.TimeRemainingColumn(compact=True),
-                rich.TextColumn("left"),
+                rich.TextColumn("{task.fields[left]}"),
                 console=Rich(stderr=True),
                 transient=True,
             )
@@ -155,8 +155,12 @@ class Console:
 def _position(done: int, total: int | None, spent: float) -> str:
     if not total or not done:
         return f"{done} done"
-    left = duration(spent / done * max(total - done, 0))
-    return f"{done} of {total} ({100 * done // total} %), {left} left"
+    return f"{done} of {total} ({100 * done // total} %), {_left(done, total, spent)}"
+
+
+def _left(done: int, total: int | None, spent: float) -> str:
+    """The time that the rest takes if it goes on as so far."""
+    return f"{duration(spent / done * max(total - done, 0))} left" if total and done else ""
 
 
 def duration(seconds: float) -> str:

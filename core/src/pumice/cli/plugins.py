@@ -72,10 +72,10 @@ def describe(installed: Registry, kind: str | None = None) -> dict[str, Any]:
 
 
 def markdown_table(account: dict[str, Any]) -> str:
-    """One row per strategy: kind, name, what it does, knobs with domain and default, distribution."""
-    lines = ["| kind | name | what it does | knobs (default) | provided by |", "|---|---|---|---|---|"]
+    """One row per strategy: kind, name, what it does, names of its knobs, distribution."""
+    lines = ["| kind | name | what it does | knobs | provided by |", "|---|---|---|---|---|"]
     for entry in account["strategies"]:
-        knobs = "<br>".join(f"`{k['name']}`: {k['domain']} ({k['default_text']})" for k in entry["knobs"])
+        knobs = ", ".join(k["name"] for k in entry["knobs"])
         source = entry["from"].split()[0]
         cells = [entry["kind"], f"`{entry['name']}`", entry["summary"], knobs, f"`{source}`"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

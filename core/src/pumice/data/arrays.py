@@ -60,7 +60,7 @@ class StoredArray:
         data = self._held.read_at(self._offset + start * self._row, wanted)
         if len(data) < wanted:
             raise DataError(f"{self._where} is shorter than its header says: it was cut off, write or copy it again")
-        return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+        return np.frombuffer(data, self.dtype).reshape(max(stop - start, 0), *self.shape[1:])
 
 
 @attrs.frozen

@@ -2,7 +2,7 @@
 
 A folder may hold them as `calibration` and `test` (folders, or files of any form that a reader knows). Otherwise some
 samples, spread evenly over the data, calibrate, and all others measure: 512 at most, and at most half. With fewer than
-32 samples both parts are all of them, and a note says that the measurement is on the calibration samples.
+256 samples both parts are all of them: calibration needs them more, and a note says what the measurement is on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pumice.data.opening import open_dataset
 from pumice.errors import DataError
 
 CALIBRATION_SAMPLES = 512
-FEWEST_TO_SPLIT = 32
+FEWEST_TO_SPLIT = 256
 
 
 @attrs.frozen(kw_only=True)

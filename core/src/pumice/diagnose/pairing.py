@@ -3,7 +3,7 @@
 Nodes are paired by name, which every step keeps. What a quantizer put around a node has names that the original lacks;
 walking back from a node over such new nodes finds its integer weights, in whichever form they are used:
 
-    DequantizeLinear(integers)  ->  layer                               Q/DQ and weight-only
+    DequantizeLinear(integers) -> layer                                 and any expression of constants alone
     MatMulInteger(x, integers) -> Cast -> Mul(x scale * weight scale)   dynamic
     Gather(integers) -> Cast -> Mul(Gather(scales))                     embedding
 
@@ -78,7 +78,7 @@ def _weights_after(
     if direct is not None:
         return _edited_in_place(direct, weight_of(before))
     around = list(_new_nodes_behind(after, known))
-    finders = (_behind_dequantize, _behind_integer_product, _behind_lookup)
+    finders = (_behind_expression, _behind_integer_product, _behind_lookup)
     found = [w for finder in finders if (w := finder(after, around, before, model)) is not None]
     return max(found, key=lambda weights: weights.values.size, default=None)
 
@@ -103,16 +103,18 @@ def _new_nodes_behind(node: ir.Node, known: dict[str | None, ir.Node]) -> Iterat
         waiting += candidate.predecessors()
 
 
-def _behind_dequantize(
+def _behind_expression(
     after: ir.Node, around: list[ir.Node], before: ir.Node, model: ir.Model
 ) -> CompressedWeights | None:
-    direct = [n for n in around if n.op_type == "DequantizeLinear" and is_constant(n.inputs[0])]
-    sizes = [(n, n.inputs[0]) for n in direct]
-    largest = max((n for n, value in sizes if value is not None and _narrow(value)), key=_elements, default=None)
-    if largest is None:
+    """Weights that new nodes compute from constants alone, whichever operators they are."""
+    position = next(
+        (i for i, value in enumerate(before.inputs) if value is not None and value is weight_of(before)), None
+    )
+    if position is None or after.op_type != before.op_type or position >= len(after.inputs):
         return None
-    values = _evaluate(largest, model)
-    return CompressedWeights(values, _stored(largest.inputs)) if values is not None else None
+    leaves: list[ir.Value] = []
+    values = _evaluate(after.inputs[position], set(around), model, leaves)
+    return None if values is None else CompressedWeights(values, _stored(leaves))
 
 
 def _behind_integer_product(
@@ -168,20 +170,33 @@ def _representable(quantize: ir.Node) -> tuple[float, float] | None:
     return (limits.min - offset - 0.5) * step, (limits.max - offset + 0.5) * step  # half a step rounds into the range
 
 
-def _evaluate(node: ir.Node, model: ir.Model) -> NDArray[Any] | None:
-    """A node whose inputs are all constants, with the operator's own definition."""
+def _evaluate(
+    value: ir.Value | None, allowed: set[ir.Node], model: ir.Model, leaves: list[ir.Value]
+) -> NDArray[Any] | None:
+    """A constant expression by the operators' own definitions; None if it is none. Collects the constants it reads."""
     from pumice.ops import Node
 
+    node = None if value is None else value.producer()
+    if value is None or is_constant(value):
+        leaves += [] if value is None else [value]
+        return constant(value)
+    if node is None or node not in allowed:
+        return None
     opset = model.opset_imports.get(node.domain, 1)
     op = registry().ops.resolve(node.domain, node.op_type, opset)
-    arrays = [constant(value) for value in node.inputs]
-    if op is None or op.forward is None:
+    arrays = [_evaluate(given, allowed, model, leaves) for given in node.inputs]
+    lacking = any(a is None and given is not None for a, given in zip(arrays, node.inputs, strict=True))
+    if op is None or op.forward is None or lacking:
         return None
-    plain = {name: attribute(node, name) for name in node.attributes}
     view = Node(
-        op_type=node.op_type, domain=node.domain, name=node.name or "", attributes=plain, opset=opset, outputs=("y",)
+        op_type=node.op_type,
+        domain=node.domain,
+        name=node.name or "",
+        attributes={name: attribute(node, name) for name in node.attributes},
+        opset=opset,
+        outputs=tuple(output.name or "" for output in node.outputs),
     )
-    return np.asarray(op.forward(view, *arrays)[0])
+    return np.asarray(op.forward(view, *arrays)[node.outputs.index(value)])
 
 
 def _narrow(value: ir.Value) -> bool:
@@ -190,11 +205,6 @@ def _narrow(value: ir.Value) -> bool:
 
 def _is_float_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
-
-
-def _elements(node: ir.Node) -> int:
-    value = node.inputs[0]
-    return 0 if value is None or value.const_value is None else value.const_value.size
 
 
 def _stored(values: Any) -> int:

@@ -9,7 +9,8 @@ rows are not all of unit Euclidean length (those are embeddings).
     whole numbers       one column           top1, agreement
     one-hot             classifier-like      top1, agreement
     real numbers        of the same size     mse, relative-error
-    none, or unusable   classifier-like      agreement, cosine
+    none, or unusable   the first is         agreement, cosine
+                        classifier-like
     none, or unusable   anything else        cosine, relative-error
 """
 
@@ -136,6 +137,6 @@ def _counts_classes(output: Array, labels: Array) -> bool:
 
 def _without_labels(outputs: Mapping[str, Array]) -> tuple[Metric, ...]:
     floats = [a for a in outputs.values() if "float" in a.dtype.name]
-    if not floats or any(classifier_like(a) for a in floats):
+    if not floats or classifier_like(floats[0]):
         return (Agreement(), Cosine())
     return (Cosine(), RelativeError())

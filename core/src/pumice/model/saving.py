@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from pumice.errors import ModelError, PumiceError
-from pumice.model.graph import clone
+from pumice.model.graph import clone, nodes
 from pumice.model.opset import ir_version_for
 from pumice.model.tensors import chunks, replace_tensors
 from pumice.model.weights import size
@@ -53,6 +53,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
     external = weight_bytes > EXTERNAL_ABOVE if external_data is None else external_data
     written = clone(model)  # `to_proto` and the externalising below write on it
     written.ir_version = ir_version_for(model)
+    _leave_out_derivable_types(written)
     try:
         if external:
             _save_external(written, target)
@@ -63,6 +64,16 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
             f"'{path}' cannot be written ({error.strerror or error}): nothing was changed, choose a writable folder "
             "with enough space"
         ) from error
+
+
+def _leave_out_derivable_types(model: ir.Model) -> None:
+    """Types and shapes inside the graph, which every reader infers; operators of other domains need theirs stated."""
+    if any(node.domain not in ("", "ai.onnx") for node in nodes(model)):
+        return
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type, value.shape = None, None
 
 
 def _save_whole(model: ir.Model, target: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pumice.model import add_initializer, consumers, fresh_name, replace_input
+from pumice.model import add_initializer, constant, consumers, fresh_name, replace_input
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
 
@@ -137,13 +137,29 @@ class _Rewriter:
     def _quantize(self, value: ir.Value) -> ir.Value:
         source, dtype = value, self.parameters[self.placement.space_of[value]].dtype
         factor = None if self._writes_integers(value) else self._factor(value, inverse=True)
-        if factor is not None:
+        if factor is not None and not self._fold_into_producer(value, factor):
             source = self.node("Mul", [value, factor], f"{value.name}/divided", value.dtype).outputs[0]
             source.shape = value.shape
         name = f"{value.name}/quantize"
         node = self.node("QuantizeLinear", [source, *self._scales(value)], name, ir.DataType.from_numpy(dtype))
         node.outputs[0].shape = value.shape
         return node.outputs[0]
+
+    def _fold_into_producer(self, value: ir.Value, inverse: ir.Value) -> bool:
+        """Let a multiplication or division by a constant, which computes the value, do the division by t as well."""
+        node, vector = value.producer(), constant(inverse)
+        if node is None or node.op_type not in ("Mul", "Div") or value.is_graph_output() or vector is None:
+            return False
+        if not all(reader in self.placement.integer_nodes for reader in consumers(value)):
+            return False  # somebody needs the value as it is
+        for index in (0, 1) if node.op_type == "Mul" else (1,):
+            scalar = constant(node.inputs[index])
+            if scalar is not None and scalar.size == 1:
+                folded = scalar.reshape(()) * vector if node.op_type == "Mul" else scalar.reshape(()) / vector
+                hint = f"{value.name}/scalar"
+                replace_input(node, index, self.constant(hint, folded.astype(np.float32)))
+                return True
+        return False
 
     def _dequantize(self, value: ir.Value, quantized: ir.Value, *, whole: bool) -> ir.Value:
         """The real value; `whole` with its factors multiplied back, otherwise as the integer layers want it."""

@@ -157,7 +157,8 @@ class OrtRuntime(Runtime):
         if source.data_folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", source.data_folder)
         with _sentences(f"onnxruntime cannot load {source.label}"):
-            session = ort.InferenceSession(source.model, options, providers=list(self.providers))
+            # without enable_fallback=0 a provider that fails, even in mid-run, is replaced by the CPU with a mere print
+            session = ort.InferenceSession(source.model, options, providers=list(self.providers), enable_fallback=0)
         self._require_providers(session.get_providers(), f"onnxruntime loaded {source.label} with")
         return session
 
