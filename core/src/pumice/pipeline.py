@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import NothingChanged, PumiceError
+from pumice.errors import NothingChanged
 from pumice.ledger import Ledger
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
@@ -127,7 +127,7 @@ def compress(
     """
     from pumice.data import open_splits
     from pumice.diagnose import layer_errors
-    from pumice.measure import choose_metrics, compare
+    from pumice.measure import choose_metrics, compare, pick_runtime
     from pumice.model import clone, load, simplify
 
     clock = _Clock()
@@ -189,19 +189,6 @@ def compress(
     )
     registry().notify("pumice_run_finished", result=result)
     return result
-
-
-def pick_runtime(spec: str | Mapping[str, Any] | Runtime | None) -> Runtime:
-    """The runtime asked for, or the highest-ranked one that is available here."""
-    if spec is not None:
-        engine = registry().make(Runtime, spec)
-        reason = engine.available()
-        if reason:
-            raise PumiceError(f"runtime '{engine.name}' is not available: {reason}")
-        return engine
-    candidates = [registry().make(Runtime, name) for name in registry().strategies("runtime")]
-    usable = [engine for engine in candidates if engine.available() is None]
-    return max(usable, key=lambda engine: engine.rank)
 
 
 def _recipe(spec: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:

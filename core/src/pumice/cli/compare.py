@@ -44,18 +44,22 @@ def command(
     """
     import attrs
 
+    from pumice.cli.specs import configured
     from pumice.data import open_dataset
     from pumice.diagnose import layer_errors, recommendations
     from pumice.measure import choose_metrics, compare
     from pumice.model import load
-    from pumice.pipeline import pick_runtime
+    from pumice.measure import pick_runtime
+    from pumice.strategy import Metric, Runtime
 
     console = Console(as_json=as_json, quiet=quiet, log=log)
     original = load(before)
     changed = load(after)
     dataset = None if data is None else open_dataset(data, original)
-    engine = pick_runtime(runtime)
-    chosen = choose_metrics(original, dataset, metrics or None, runtime=engine)
+    engine = pick_runtime(None if runtime is None else configured(Runtime, runtime))
+    chosen = choose_metrics(
+        original, dataset, [configured(Metric, metric) for metric in metrics] or None, runtime=engine
+    )
     found = compare(
         before,
         after,

@@ -30,13 +30,21 @@ def run_options(command: F) -> F:
         click.option(
             "--threads", type=click.IntRange(1, 1024), help="Threads of one inference when measuring. [default: 1]"
         ),
-        click.option("--exporter", default="qdq", show_default=True, help="Form of the file that is written."),
-        click.option("--runtime", help="Runtime to calibrate and measure with. [default: the best installed]"),
+        click.option(
+            "--exporter",
+            default="qdq",
+            show_default=True,
+            help="Form of the file that is written; NAME or NAME:knob=value,...",
+        ),
+        click.option(
+            "--runtime",
+            help="Runtime to calibrate and measure with; NAME or NAME:knob=value,... [default: the best installed]",
+        ),
         click.option(
             "--metric",
             "metrics",
             multiple=True,
-            help="How to measure accuracy; may be repeated. [default: chosen by outputs and labels]",
+            help="How to measure accuracy: NAME or NAME:knob=value,...; may be repeated. [default: chosen by the data]",
         ),
         click.option("--recipe", type=path, help="A recipe (TOML) instead of the flags below."),
         click.option("--test", type=path, help="Other samples to measure on (else part of --data)."),
@@ -88,6 +96,7 @@ def run(
     report: Path | None = None,
     exporter: str = "qdq",
     metrics: Sequence[str] = (),
+    runtime: str | None = None,
     **options: Any,
 ) -> tuple[Result, list[Path]]:
     """Compress, write the model and, if wanted, the report; returns the result and every file written.
@@ -98,16 +107,18 @@ def run(
         PumiceError: bad input, or an output that cannot be written (found out before the work begins where possible).
     """
     from pumice import compress
-    from pumice.registry import registry
-    from pumice.strategy import Exporter
+    from pumice.cli.specs import configured
+    from pumice.strategy import Exporter, Metric, Runtime
 
-    registry().get(Exporter, exporter)
+    writer = configured(Exporter, exporter)
+    chosen = [configured(Metric, metric) for metric in metrics] or None
+    engine = None if runtime is None else configured(Runtime, runtime)
     for path in (output, report):
         if path is not None:
             require_writable(path, model)
-    result = compress(model, recipe=recipe, metrics=metrics or None, progress=console, **options)
+    result = compress(model, recipe=recipe, metrics=chosen, runtime=engine, progress=console, **options)
     try:
-        files = result.save(output, exporter)
+        files = result.save(output, writer)
     except OSError as error:
         raise cannot_write(output, error) from None
     if report is not None:

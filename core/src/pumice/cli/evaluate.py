@@ -38,15 +38,17 @@ def command(
     pumice evaluate small.onnx --data samples/test
     pumice evaluate small.onnx --data samples/ --reference resnet.onnx --metric agreement
     """
+    from pumice.cli.specs import configured
     from pumice.measure import evaluate
+    from pumice.strategy import Metric, Runtime
 
     console = Console(as_json=as_json, quiet=quiet, log=log)
     found = evaluate(
         model,
         data,
-        metrics or None,
+        [configured(Metric, metric) for metric in metrics] or None,
         reference=reference,
-        runtime=runtime,
+        runtime=None if runtime is None else configured(Runtime, runtime),
         threads=threads,
         limit=samples,
         progress=console,

@@ -26,14 +26,17 @@ ROWS = 12
 @output_options
 def command(model: Path, data: Path | None, runtime: str | None, as_json: bool, quiet: bool, log: Path | None) -> None:
     """Show what is in a model and what would be worth compressing."""
+    from pumice.cli.specs import configured
     from pumice.diagnose import analyse
     from pumice.model import load
-    from pumice.pipeline import pick_runtime
+    from pumice.measure import pick_runtime
+    from pumice.strategy import Runtime
 
     console = Console(as_json=as_json, quiet=quiet, log=log)
     loaded = load(model)
     feeds = None if data is None else _first_sample(data, loaded)
-    found = analyse(loaded, feeds, pick_runtime(runtime) if feeds is not None else None)
+    engine = None if runtime is None else configured(Runtime, runtime)
+    found = analyse(loaded, feeds, pick_runtime(engine) if feeds is not None else None)
     if as_json:
         console.answer(data={"model": str(model), "file_bytes": model.stat().st_size, **found.to_json()})
     else:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pumice.model import attribute
 from pumice.quantize.parameters import QuantParams
 
-MOST_ROWS = 1024
-"""Patches taken from one sample: an evenly spread subset of the output positions."""
+ROWS = 32768
+"""Rows that the moments of a layer are made of, about: evenly spread over the samples and their positions."""
 WIDEST = 4800
 """Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""
 
@@ -67,20 +67,23 @@ class Moments:
         return self.products[group] / self.count - 0.999 * np.outer(mean, mean)
 
 
-def layer_rows(node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the weights of a layer multiply: shape (groups, positions, k), at most MOST_ROWS positions a sample."""
+def layer_rows(
+    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32], most: int
+) -> NDArray[np.float32]:
+    """What the weights of a layer multiply: shape (groups, positions, k), at most about `most` positions."""
     if node.op_type != "Conv":
-        rows = data.reshape(-1, data.shape[-1])
-        return _spread(rows, MOST_ROWS * max(1, data.shape[0] if data.ndim > 1 else 1))[None]
-    return _patches(node, weight_shape, data)
+        return _spread(data.reshape(-1, data.shape[-1]), most)[None]
+    return _patches(node, weight_shape, data, max(1, most // max(1, data.shape[0])))
 
 
 def _spread(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _patches(node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Convolution patches, (groups, positions, channels per group * kernel size)."""
+def _patches(
+    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32], most: int
+) -> NDArray[np.float32]:
+    """Convolution patches, (groups, positions, channels per group * kernel size); `most` positions of one image."""
     kernel = weight_shape[2:]
     rank, groups = len(kernel), int(attribute(node, "group", 1))
     strides = attribute(node, "strides", (1,) * rank)
@@ -93,7 +96,7 @@ def _patches(node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.floa
     batch, channels = data.shape[:2]
     spatial = windows.shape[2 : 2 + rank]
     positions = int(np.prod(spatial))
-    chosen = np.unique(np.linspace(0, positions - 1, min(positions, MOST_ROWS)).astype(np.int64))
+    chosen = np.unique(np.linspace(0, positions - 1, min(positions, most)).astype(np.int64))
     picked = windows[(slice(None), slice(None), *np.unravel_index(chosen, spatial))]
     picked = picked[(..., *(slice(None, None, d) for d in dilations))]
     picked = picked.reshape(batch, groups, channels // groups, len(chosen), -1)

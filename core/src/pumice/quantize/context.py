@@ -70,6 +70,11 @@ class QuantizeContext:
         pattern = next((p for p in self.exclude if fnmatch.fnmatchcase(node.name or "", p)), None)
         return f"it matches the pattern '{pattern}' of the knob 'exclude'" if pattern else None
 
+    def count(self) -> int | None:
+        """Calibration samples that will be used at most; None if the data does not know its length."""
+        known = self.calibration.length if self.calibration is not None else None
+        return None if known is None else min(known, self.samples)
+
     def samples_with_labels(self, limit: int | None = None) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
         """(feeds, labels) of the calibration data, one sample at a time; labels are None where there are none.
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pumice.model import attribute, clone, constant, nodes
 from pumice.quantize.calibration import Calibrator
 from pumice.quantize.channel_scaling import channel_factors, dynamic_factors, fold
-from pumice.quantize.compensation import WIDEST, Moments, layer_rows, round_weights
+from pumice.quantize.compensation import ROWS, WIDEST, Moments, layer_rows, round_weights
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.parameters import QuantParams, affine, symmetric_per_channel
 from pumice.quantize.placement import STEP, Layer, Placement, clip_bounds, find_layers, place
@@ -191,6 +191,8 @@ def _observe_moments(
 ) -> dict[str, Moments]:
     """Moments of every layer's input, as it is and as the layer will see it, both divided by the factors."""
     found: dict[str, Moments] = {}
+    samples = min(context.count() or MOMENT_SAMPLES, MOMENT_SAMPLES)
+    most = max(64, ROWS // samples)
     missing: dict[str, tuple[Layer, Moments, int | None]] = {}
     for layer in placement.layers:
         shape = _weight_shape(layer)
@@ -212,11 +214,12 @@ def _observe_moments(
                 exact = (exact / _along_channels(factors[space], exact.ndim)).astype(np.float32)
             elif space is None and (layer.data.name or "") in running:
                 exact = (exact / running[layer.data.name or ""]).astype(np.float32)
-            rows = layer_rows(layer.node, _weight_shape(layer), exact)
+            rows = layer_rows(layer.node, _weight_shape(layer), exact, most)
             moments.update(rows, rows if space is None else parameters[space].round_trip(rows))
 
     if missing:
-        context.stream(model, [layer.data.name or "" for layer, _, _ in missing.values()], observe, label="moments", limit=MOMENT_SAMPLES)
+        read = [layer.data.name or "" for layer, _, _ in missing.values()]
+        context.stream(model, read, observe, label="moments", limit=samples)
     return found
 
 

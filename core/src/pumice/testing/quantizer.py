@@ -31,7 +31,7 @@ class QuantizerContract(StrategyContract[Quantizer]):
     def context(self, model: ir.Model) -> Any:
         """What a quantize step with its defaults would give the quantizer for `model`."""
         from pumice.data import open_dataset
-        from pumice.pipeline import pick_runtime
+        from pumice.measure import pick_runtime
         from pumice.quantize.context import QuantizeContext
         from pumice.quantize.target import Target
 
