@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from pumice.errors import ModelError
+from pumice.quantize.target import names
 from pumice.registry import registry
 from pumice.strategy import Choice, Float, Int, Names, Quantizer, Strategy, Use, knob
 
@@ -40,11 +41,7 @@ class Quantize(Step):
 
     name = "quantize"
     quantizer: Quantizer = knob(None, Use("quantizer"), help="how to quantize; a name or a table with its knobs")  # type: ignore[assignment]
-    target: str = knob(
-        "ort-cpu",
-        Choice("ort-cpu", "ort-cpu-no-vnni", "openvino", "tensorrt"),
-        help="runtime that the model is made for",
-    )
+    target: str = knob("ort-cpu", Choice(*names()), help="runtime that the model is made for")
     samples: int = knob(512, Int(1, 1_000_000), help="calibration samples to use at most")
     max_drop: float = knob(0.01, Float(0.0, 1.0), help="accuracy that may be lost, as a fraction (0.01 is one point)")
     exclude: tuple[str, ...] = knob((), Names(), help="nodes to leave in floating point (glob patterns)")

@@ -77,9 +77,9 @@ def test_a_refusal_is_one_sentence_on_stderr_and_code_2(failing, run):
 
 
 def test_a_misspelt_command_names_the_nearest(run):
-    done = run("compres")
+    done = run("compresss")
     assert done.exit_code == 2
-    assert "there is no command 'compres'; did you mean 'compress'?" in done.stderr
+    assert "there is no command 'compresss'; did you mean 'compress'?" in done.stderr
 
 
 def test_a_misspelt_option_names_the_nearest(run):

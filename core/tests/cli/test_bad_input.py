@@ -180,7 +180,8 @@ def a_model_without_anything_to_quantize(case):
 def a_model_that_is_quantized_already(case):
     case.text_model(
         "g (float[N,4] x) => (float[N,4] y) {"
-        " q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) w = DequantizeLinear (wq, s, zw) y = MatMul (d, w) }",
+        " q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
+        " w = DequantizeLinear (wq, s, zw) y = MatMul (d, w) }",
         s=np.float32(0.05),
         z=np.uint8(128),
         zw=np.int8(0),

@@ -74,7 +74,7 @@ def test_a_checked_recipe_is_shown_with_its_defaults(quantizers, run, tmp_path):
 
 def test_a_wrong_recipe_is_refused(quantizers, run, tmp_path):
     file = tmp_path / "r.toml"
-    file.write_text('[[step]]\nuse = "quantize"\nquantizer = { name = "fine", strenth = 0.1 }\n')
+    file.write_text('[[step]]\nuse = "quantize"\nquantizer = { name = "fine", strengt = 0.1 }\n')
     done = run("recipe", "--check", file)
     assert done.exit_code == 2
     assert "did you mean 'strength'?" in done.stderr

@@ -247,7 +247,8 @@ def test_text_has_enough_contrast(browser, page):
     """WCAG AA: 4.5 to 1, for the body text and the soft text, in both schemes."""
     code = """(() => {
       const parse = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255);
-      const light = (c) => { const [r, g, b] = parse(c).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+      const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+      const light = (c) => { const [r, g, b] = parse(c).map(linear);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
       const back = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
         if (!/, 0\\)$/.test(c) && c !== 'transparent') return c; } };

@@ -47,9 +47,8 @@ def command(
     from pumice.cli.specs import configured
     from pumice.data import open_dataset
     from pumice.diagnose import layer_errors, recommendations
-    from pumice.measure import choose_metrics, compare
+    from pumice.measure import choose_metrics, compare, pick_runtime
     from pumice.model import load
-    from pumice.measure import pick_runtime
     from pumice.strategy import Metric, Runtime
 
     console = Console(as_json=as_json, quiet=quiet, log=log)

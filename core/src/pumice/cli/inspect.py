@@ -28,8 +28,8 @@ def command(model: Path, data: Path | None, runtime: str | None, as_json: bool, 
     """Show what is in a model and what would be worth compressing."""
     from pumice.cli.specs import configured
     from pumice.diagnose import analyse
-    from pumice.model import load
     from pumice.measure import pick_runtime
+    from pumice.model import load
     from pumice.strategy import Runtime
 
     console = Console(as_json=as_json, quiet=quiet, log=log)

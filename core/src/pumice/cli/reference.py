@@ -18,8 +18,8 @@ WIDTH = 100
 
 HEAD = """# Command line
 
-This page is made from the commands (`python -m pumice.cli.reference`); a test holds it current. Flags that come from the
-knobs of installed quantizers are added to `compress` and `batch` at run time: `pumice compress --help` lists them,
+This page is made from the commands (`python -m pumice.cli.reference`); a test holds it current. Flags that come from
+the knobs of installed quantizers are added to `compress` and `batch` at run time: `pumice compress --help` lists them,
 `pumice plugins` says which quantizer has which.
 
 - Standard output carries the answer: text, or with `--json` one JSON document and nothing else. Progress, warnings and
@@ -42,10 +42,8 @@ Any other way to end is a defect of pumice, and shows its traceback.
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD]
-    for name in COMMANDS:
-        parts.append(f"## pumice {name}\n\n```text\n{help_of(name)}\n```\n")
-    return "\n".join(parts)
+    sections = (f"## pumice {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS)
+    return "\n".join([HEAD, *sections])
 
 
 def help_of(name: str) -> str:

@@ -2,7 +2,7 @@
 
     --runtime ort:graph_optimization=basic      --metric token-accuracy:ignore=-1      --exporter qdq:opset=19
 
-A part without `=` continues the value before it, so a list is `ort:providers=CUDAExecutionProvider,CPUExecutionProvider`.
+A part without `=` continues the value before it: `ort:providers=CUDAExecutionProvider,CPUExecutionProvider` is a list.
 """
 
 from __future__ import annotations

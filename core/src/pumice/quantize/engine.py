@@ -36,10 +36,6 @@ from pumice.quantize.target import Mode
 MOMENT_SAMPLES = 128
 """Samples that enter the moments: their patches are many more."""
 
-LAYER_FACTORS = "pumice.layer_factors"
-"""Key of `model.meta`: node name -> (t of what the layer reads, t of what it writes), None where there are none. A layer's
-weights are W[o, i] * t_in[i] / t_out[o] and its output is divided by t_out: whoever compares with the original needs it."""
-
 Reason = Callable[[ir.Node], str | None]
 
 
@@ -94,7 +90,6 @@ def quantize_layers(
     }
     _account(placement, factors, running, context)
     _account_for_the_rest(changed, placement, context)
-    changed.meta[LAYER_FACTORS] = _layer_factors(placement, factors, running)
     rewrite(changed, placement, parameters, weights, factors, running)
     return changed
 
@@ -281,19 +276,6 @@ def _weights(
     if takes_bias and (offset is not None or scheme.correct_bias):
         offset = rounded.shift if offset is None else offset + rounded.shift
     return QuantizedWeights(integers=rounded.integers, params=params, bias=offset)
-
-
-def _layer_factors(
-    placement: Placement, factors: dict[int, NDArray[np.float64]], running: dict[str, NDArray[np.float64]]
-) -> dict[str, tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]]:
-    found = {}
-    for layer in placement.layers:
-        if layer.mode == "static":
-            reading = factors.get(placement.space_of[layer.data])
-            found[layer.node.name or ""] = (reading, factors.get(_written_space(layer, placement)))
-        elif layer.mode == "dynamic":
-            found[layer.node.name or ""] = (running.get(layer.data.name or ""), None)
-    return found
 
 
 def _written_space(layer: Layer, placement: Placement) -> int:

@@ -1,9 +1,10 @@
 """The accuracy guard: a model that lost more than its budget gets its worst layers back in floating point.
 
-What counts as lost, on the calibration data, in this order of preference: the labelled metrics, if there are labels; the
-share of decisions that changed, if the model makes decisions (`agreement`); the noise-to-signal ratio of the outputs.
-Changed decisions are not lost accuracy, so their budget is FIDELITY times `max_drop`; that of noise is NOISE times. A loss
-must also be larger than chance would make it on that many samples (one-sided 95%).
+What counts as lost, on the calibration data: the labelled metrics, if there are labels. If there are none, the outputs are
+compared with the original's: the budget is broken if their noise-to-signal ratio exceeds NOISE times `max_drop` and, where
+the model seems to make decisions, more than FIDELITY times `max_drop` of them changed. (Either alone says little: decisions
+between near-equals change under the least noise, and noise that changes no decision is harmless.) A loss must also be larger
+than chance would make it on that many samples (one-sided 95%).
 
 If the budget is broken, every layer is quantized alone, the outputs are compared, and the layers that disturb them most
 are returned to floating point: one, two, four, ... until the budget holds. Each is named in the ledger with its figure.
@@ -73,7 +74,9 @@ def judge(original: ir.Model, changed: ir.Model, context: QuantizeContext) -> Ve
     if worst is not None:
         return worst
     if changes:
-        return _verdict("agreement with the original", changes, FIDELITY * context.max_drop)
+        decided = _verdict("agreement with the original", changes, FIDELITY * context.max_drop)
+        if not decided.exceeded:
+            return decided
     return Verdict(measure="output fidelity (noise to signal)", loss=drift.ratio, budget=NOISE * context.max_drop, error=0)
 
 

@@ -1,4 +1,7 @@
-"""Target profiles: what a runtime computes with integers, stated as data (`targets/*.toml`), never as code."""
+"""Target profiles: what a runtime computes with integers, stated as data (`targets/*.toml`), never as code.
+
+A profile may name a `base`; it then states only what differs from it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
-import numpy as np
 
 from pumice.errors import PluginError, nearest
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Mode = Literal["static", "dynamic", "weight-only"]
+ChannelScales = Literal["everywhere", "free", "none"]
 
 
 @attrs.frozen(kw_only=True)
@@ -35,20 +41,28 @@ class Target:
     summary: str
     activation_type: np.dtype[Any]
     activation_symmetric: bool
+    channel_scales: ChannelScales
+    """Where activations may have a factor per channel: `everywhere` it pays, only where it is `free`, or nowhere."""
     weight_bits: int
     per_channel: bool
+    bias: Literal["int32", "float32"]
+    """What integer layers add: an integer in units of their products, or a real number."""
     layers: Mapping[str, LayerRule]
     pass_through: frozenset[str]
     arithmetic: frozenset[str]
+    fused_sums: bool
+    """A convolution that writes real numbers adds an integer tensor to them in the same kernel."""
     absorbed: frozenset[str]
-    channel_scales: bool
-    """Q and DQ at the border to floating point may have one scale per channel."""
     pair_saturation: bool
     """The CPU adds pairs of 8-bit products in 16 bits, with saturation."""
 
     @classmethod
     def named(cls, name: str) -> Target:
-        """A profile that ships with pumice."""
+        """A profile that ships with pumice.
+
+        Raises:
+            PluginError: there is none of that name; the nearest is named.
+        """
         if name not in names():
             raise PluginError(f"there is no target profile '{name}'{nearest(name, names())}")
         return _read(name)
@@ -62,19 +76,37 @@ def names() -> list[str]:
 
 @functools.cache
 def _read(name: str) -> Target:
-    source = resources.files("pumice.quantize") / "targets" / f"{name}.toml"
-    table = tomllib.loads(source.read_text(encoding="utf-8"))
+    import numpy as np  # the names of the profiles are knobs' choices: reading those stays light
+
+    table = _table(name)
     return Target(
         name=name,
         summary=table["summary"],
         activation_type=np.dtype(table["activation"]["type"]),
         activation_symmetric=table["activation"]["symmetric"],
+        channel_scales=table["activation"]["channel_scales"],
         weight_bits=table["weight"]["bits"],
         per_channel=table["weight"]["per_channel"],
+        bias=table["weight"]["bias"],
         layers=MappingProxyType({op: LayerRule(**rule) for op, rule in table["layers"].items()}),
         pass_through=frozenset(table["pass_through"]["ops"]),
         arithmetic=frozenset(table["arithmetic"]["ops"]),
+        fused_sums=table["arithmetic"]["fused_sums"],
         absorbed=frozenset(table["absorbed"]["ops"]),
-        channel_scales=table["activation"].get("channel_scales", False),
-        pair_saturation=table.get("pair_saturation", False),
+        pair_saturation=table["pair_saturation"],
     )
+
+
+def _table(name: str) -> dict[str, Any]:
+    source = resources.files("pumice.quantize") / "targets" / f"{name}.toml"
+    table = tomllib.loads(source.read_text(encoding="utf-8"))
+    return _over(_table(table.pop("base")), table) if "base" in table else table
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, table by table."""
+    both = {
+        key: _over(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in changes.items()
+    }
+    return base | both
