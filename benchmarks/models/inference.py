@@ -6,7 +6,7 @@ from .records import Feed, Run
 
 
 def onnxruntime_run(path: Path | str, threads: int = 2) -> Run:
-    """Load `path` at onnxruntime's default optimization level; the callable gives the outputs by name, in graph order."""
+    """Load `path` at onnxruntime's default optimization level; the callable gives outputs by name, in graph order."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)

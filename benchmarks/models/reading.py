@@ -13,9 +13,7 @@ from .lettering import FONTS, edit_distance, greedy_ctc, rendered_lines
 from .records import Case, Evaluation, Feed, Run, accuracy, first_output
 from .store import package_folder
 
-EASYOCR_ALPHABET = (
-    "0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ €ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-)
+EASYOCR_ALPHABET = "0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ €ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 RECOGNISER = "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"
 CLASSIFIER = "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"
 

@@ -56,7 +56,7 @@ def equal_answers(answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def overlap(answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(n,) intersection over union of (n, height, width) boolean maps; two empty maps count as 0, as one pixel would."""
+    """(n,) intersection over union of (n, height, width) boolean maps; two empty maps count as 0."""
     joint = (answers & reference).sum(axis=(1, 2))
     either = (answers | reference).sum(axis=(1, 2))
     return np.asarray(joint / np.maximum(1, either))

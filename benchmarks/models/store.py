@@ -112,11 +112,6 @@ PACKAGES = {
             kind="sdist",
             members=("*/hutto_ICWSM_2014.tar.gz",),
         ),
-        Package("pygments", "2.18.0", "786ff802f32e91311bff3889f6e9a86e81505fe99f2735bb6d60ae0c5004f199", kind="sdist", members=("*/tests/examplefiles/*",)),
-        Package("django", "5.1.4", "236e023f021f5ce7dee5779de7b286565fdea5f4ab86bae5338e3f7b69896cf0"),
-        Package("bokeh", "3.6.2", "fddc4b91f8b40178c0e3e83dfcc33886d7803a3a1f041a840834255e435a18c2"),
-        Package("sphinx", "8.1.3", "09719015511837b76bf6e03e42eb7595ac8c2e41eeb9c29c5b755c6b677992a2"),
-        Package("pybind11", "2.13.6", "237c41e29157b962835d356b370ededd57594a26d5894a795960f0047cb5caf5"),
         Package(
             "dataset-fashion-mnist",
             "0.0~git20200523.55506a9-1",
@@ -226,7 +221,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def _download(package: Package, folder: Path) -> Path:
     """Bring the package's file into the empty `folder`."""
     command = _apt_command(package) if package.kind == "deb" else _pip_command(package)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
     archives = [path for path in folder.iterdir() if path.is_file()]
     if done.returncode or len(archives) != 1:
         hint = "run `apt-get update` and try again" if package.kind == "deb" else "check that pip can reach its index"

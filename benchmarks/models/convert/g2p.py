@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .graph import FLOAT, INT32, INT64, GraphBuilder
+from .graph import INT32, INT64, GraphBuilder
 from .recurrent import GRU_GATES, reorder_gates
 
 HIDDEN = 256

@@ -158,6 +158,12 @@ def _advice(installed: Registry, runtimes: dict[str, str], features: list[str]) 
         found.append("No quantizer is installed, so nothing can be compressed: pip install pumice-quantize-int8.")
     if not any(state == "available" for name, state in runtimes.items() if name != "reference"):
         found.append("Only the slow reference runtime works here: pip install pumice-runtime-ort onnxruntime.")
+    found += [
+        f"Plugin '{cost.origin.entry_point}' ({cost.origin}) loads {', '.join(cost.heavy)} when it is imported "
+        f"({cost.seconds:.1f} s at every start): ask its author to import that where it is used."
+        for cost in installed.imports
+        if cost.heavy
+    ]
     x86 = "avx2" in features
     if x86 and not {"avx512_vnni", "avx_vnni"} & set(features):
         found.append(

@@ -49,6 +49,8 @@ class RunContext:
 class Result:
     """A compressed model and its account."""
 
+    name: str
+    """File name of the original, or the name of its graph."""
     model: ir.Model
     original: ir.Model
     recipe: Recipe
@@ -74,6 +76,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The whole account, for machines."""
         return {
+            "model": self.name,
             "headline": self.headline(),
             "notes": list(self.notes),
             "recipe": self.recipe.to_dict(),
@@ -132,7 +135,7 @@ def compress(
 
     clock = _Clock()
     ledger, progress = Ledger(), progress or Silent()
-    recipe = _recipe(recipe)
+    recipe = _recipe(recipe).resolved()
     original = load(model, ledger=ledger) if isinstance(model, str | Path) else clone(model)
     name = Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model")
     registry().notify("pumice_run_started", model_name=name, recipe=recipe)
@@ -178,6 +181,7 @@ def compress(
     layers = layer_errors(original, current, context.calibration, engine, progress=progress)
     clock.lap("diagnose")
     result = Result(
+        name=name,
         model=current,
         original=original,
         recipe=recipe,
@@ -201,13 +205,13 @@ def _recipe(spec: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
 
 def _require_no_data(recipe: Recipe) -> None:
     from pumice.errors import DataError
-    from pumice.steps import Quantize, default_quantizer
 
     for step in recipe.steps:
-        if isinstance(step, Quantize):
-            quantizer = step.quantizer or default_quantizer()
-            if Need.CALIBRATION in quantizer.needs:
-                raise DataError(f"quantizer '{quantizer.name}' needs calibration data: give it with --data (data=)")
+        for strategy in step.strategies():
+            if Need.CALIBRATION in strategy.needs:
+                raise DataError(
+                    f"{strategy.kind} '{strategy.name}' needs calibration data: give it with --data (data=)"
+                )
 
 
 def _why(ledger: Ledger, step: str) -> str:

@@ -70,6 +70,10 @@ class Recipe:
             raise RecipeError(f'{where} has no [[step]]: add at least one, e.g. [[step]] with use = "quantize"')
         return cls([_step(entry, f"{where}, step {number}") for number, entry in enumerate(steps, 1)])
 
+    def resolved(self) -> Recipe:
+        """The recipe with every strategy that was left open filled in with the installed default."""
+        return Recipe([step.resolved() for step in self.steps])
+
     def to_dict(self) -> dict[str, Any]:
         return {"step": [{"use": step.name, **step.settings()} for step in self.steps]}
 

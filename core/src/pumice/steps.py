@@ -8,7 +8,7 @@ that the ledger shows something applied, and rolls a step back that lost more th
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import attrs
 
@@ -34,6 +34,14 @@ class Step(Strategy):
         """The model after the step."""
         raise NotImplementedError
 
+    def resolved(self) -> Self:
+        """The step with every strategy that was left open filled in, so that the account names what really ran."""
+        return self
+
+    def strategies(self) -> list[Strategy]:
+        """The strategies it puts to work."""
+        return [value for key in self.knobs() if isinstance(value := getattr(self, key), Strategy)]
+
 
 @attrs.frozen(kw_only=True)
 class Quantize(Step):
@@ -46,10 +54,13 @@ class Quantize(Step):
     max_drop: float = knob(0.01, Float(0.0, 1.0), help="accuracy that may be lost, as a fraction (0.01 is one point)")
     exclude: tuple[str, ...] = knob((), Names(), help="nodes to leave in floating point (glob patterns)")
 
+    def resolved(self) -> Self:
+        return self if self.quantizer is not None else attrs.evolve(self, quantizer=default_quantizer())
+
     def run(self, model: ir.Model, context: RunContext) -> ir.Model:
         from pumice.quantize.context import QuantizeContext
 
-        quantizer = self.quantizer or default_quantizer()
+        quantizer = self.resolved().quantizer
         refusal = quantizer.accepts(model)
         if refusal:
             raise ModelError(f"quantizer '{quantizer.name}' cannot work on this model: {refusal}")

@@ -3,10 +3,10 @@
 import errno
 import importlib
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -55,13 +55,15 @@ def test_no_command_is_imported_before_it_is_used(shell):
 
 @pytest.mark.timing
 def test_help_is_quick():
-    subprocess.run([PUMICE, "--help"], check=True, capture_output=True)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    """Processor time, the least of ten runs: what neighbours do to the clock does not count."""
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([PUMICE, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.3
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(10)) < 0.3
 
 
 def test_the_version_is_told(run):
@@ -77,9 +79,9 @@ def test_a_refusal_is_one_sentence_on_stderr_and_code_2(failing, run):
 
 
 def test_a_misspelt_command_names_the_nearest(run):
-    done = run("compresss")
+    done = run("comprss")
     assert done.exit_code == 2
-    assert "there is no command 'compresss'; did you mean 'compress'?" in done.stderr
+    assert "there is no command 'comprss'; did you mean 'compress'?" in done.stderr
 
 
 def test_a_misspelt_option_names_the_nearest(run):

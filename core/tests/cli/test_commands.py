@@ -114,8 +114,33 @@ def test_models_of_one_name_do_not_overwrite_each_other(folder):
 def test_inspect_tells_what_is_in_a_model(folder, run):
     done = run("inspect", folder / "models/a.onnx")
     assert done.exit_code == 0
-    for words in ("2 Conv", "opset 21", "dynamic axes x:0", "What would be worth compressing", "INT8 quantization"):
+    for words in (
+        "runs on      ort; reference",
+        "2 Conv",
+        "opset 21",
+        "dynamic axes x:0",
+        "What would be worth compressing",
+        "INT8 quantization",
+    ):
         assert words in done.stdout
+
+
+def test_inspect_says_why_a_runtime_does_not_take_a_model(folder, run, install, plugin):
+    import attrs
+
+    from pumice.errors import ModelError
+    from pumice.strategy import Runtime
+
+    @attrs.frozen(kw_only=True)
+    class Picky(Runtime):
+        name = "picky"
+
+        def open(self, model, *, outputs=None, threads=None):
+            raise ModelError("picky takes no Conv")
+
+    install(picky=plugin(pumice_runtimes=[Picky]))
+    found = json.loads(run("inspect", folder / "models/a.onnx", "--json").stdout)
+    assert found["runtimes"] == {"picky": "picky takes no Conv", "reference": "yes"}
 
 
 def test_inspect_with_data_profiles_the_nodes(folder, run):
@@ -155,8 +180,8 @@ def test_the_demo_writes_a_model_and_a_page_and_says_where(folder, run):
     out = folder / "out"
     done = run("demo", example, "-o", out)
     assert done.exit_code == 0, done.stderr
-    assert f"model:  {out / 'tiny.int8.onnx'}" in done.stdout
-    assert f"report: {out / 'tiny.html'}" in done.stdout
+    for name in ("tiny.int8.onnx", "tiny.html", "tiny.json"):
+        assert f"wrote {out / name} (" in done.stdout
     assert sorted(p.name for p in out.iterdir()) == ["tiny.html", "tiny.int8.onnx", "tiny.json"]
 
 

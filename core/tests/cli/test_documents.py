@@ -46,7 +46,7 @@ def test_the_output_of_the_demo_has_the_form_that_it_has():
     shown = between("README.md", "demo")
     assert re.search(r"\d\.\d\dx faster and \d\.\d\dx smaller: ", shown)
     assert re.search(r"ledger: \d+ applied, \d+ skipped, \d+ declined", shown)
-    assert "report: out/fashion_resnet.html" in shown
+    assert "wrote out/fashion_resnet.html" in shown
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md"])

@@ -74,10 +74,10 @@ def test_a_checked_recipe_is_shown_with_its_defaults(quantizers, run, tmp_path):
 
 def test_a_wrong_recipe_is_refused(quantizers, run, tmp_path):
     file = tmp_path / "r.toml"
-    file.write_text('[[step]]\nuse = "quantize"\nquantizer = { name = "fine", strengt = 0.1 }\n')
+    file.write_text('[[step]]\nuse = "quantize"\nquantizer = { name = "coarse", bitts = 4 }\n')
     done = run("recipe", "--check", file)
     assert done.exit_code == 2
-    assert "did you mean 'strength'?" in done.stderr
+    assert "did you mean 'bits'?" in done.stderr
 
 
 def test_recipe_asks_what_to_do(run):
@@ -119,6 +119,16 @@ def test_the_doctor_survives_a_runtime_whose_check_fails(install, plugin):
 
 def test_the_doctor_advises_when_nothing_can_be_compressed(install):
     assert any("No quantizer is installed" in sentence for sentence in examine(install()).advice)
+
+
+def test_the_doctor_names_a_plugin_that_is_heavy_to_import(install):
+    import attrs
+
+    found = install()
+    heavy = attrs.evolve(found.imports[0], heavy=("torch",), seconds=2.0)
+    assert any(
+        "loads torch when it is imported (2.0 s" in s for s in examine(attrs.evolve(found, imports=(heavy,))).advice
+    )
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def result():
     ledger.declined("quantize", HOSTILE, "Gemm", f"the reason names '{HOSTILE}'")
     names = [node.name for node in original.graph]
     return Result(
+        name=HOSTILE,
         model=original,
         original=original,
         recipe=Recipe.default(),

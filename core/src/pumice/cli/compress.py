@@ -84,7 +84,7 @@ def command(
     """
     console = Console(as_json=as_json, quiet=quiet, log=log)
     result, files = run(console, model, recipe_from(ctx, recipe), output, report=report, **options)
-    console.answer(_text(result, files), {**result.to_json(), "files": [str(path) for path in files]})
+    console.answer(account_text(result, files), account_json(result, files))
 
 
 def run(
@@ -148,6 +148,22 @@ def require_writable(path: Path, model: Path) -> None:
         raise cannot_write(path, error) from None
 
 
-def _text(result: Result, files: list[Path]) -> str:
+def account_text(result: Result, files: Sequence[Path]) -> str:
+    """The account in a few lines, what to try next, and what was written."""
+    from pumice.diagnose import recommendations
+
+    also = [note for note in result.measurements.notes if note not in result.notes]
+    advice = [f"to try: {sentence}" for sentence in recommendations(result.layers)]
     written = [f"wrote {path} ({quantity(path.stat().st_size)})" for path in files]
-    return "\n".join([result.summary(), *written])
+    return "\n".join([result.summary(), *also, *advice, *written])
+
+
+def account_json(result: Result, files: Sequence[Path]) -> dict[str, Any]:
+    """The same for machines."""
+    from pumice.diagnose import recommendations
+
+    return {
+        **result.to_json(),
+        "recommendations": recommendations(result.layers),
+        "files": [str(path) for path in files],
+    }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pumice.cli.compress import run
+from pumice.cli.compress import account_json, account_text, run
 from pumice.cli.console import Console, cannot_write, output_options
 from pumice.errors import PumiceError
 
@@ -45,8 +45,7 @@ def command(example: Path | None, output: Path, as_json: bool, quiet: bool, log:
     chosen = Recipe.read(recipe) if recipe.is_file() else Recipe.default()
     console.tell(f"pumice compress {model} --data {data} -o {small} --report {page}")
     result, files = run(console, model, chosen, small, report=page, data=data)
-    lines = [result.summary(), "", f"model:  {small}", f"report: {page}"]
-    console.answer("\n".join(lines), {**result.to_json(), "files": list(map(str, files))})
+    console.answer(account_text(result, files), account_json(result, files))
 
 
 def model_and_data(folder: Path) -> tuple[Path, Path]:

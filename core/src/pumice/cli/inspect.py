@@ -10,9 +10,11 @@ import click
 from pumice.cli.console import Console, output_options, quantity
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from rich.table import Table
 
     from pumice.diagnose import Analysis, NodeCost
+    from pumice.strategy import Runtime
 
 ROWS = 12
 
@@ -37,10 +39,34 @@ def command(model: Path, data: Path | None, runtime: str | None, as_json: bool, 
     feeds = None if data is None else _first_sample(data, loaded)
     engine = None if runtime is None else configured(Runtime, runtime)
     found = analyse(loaded, feeds, pick_runtime(engine) if feeds is not None else None)
+    accepted = accepting_runtimes(loaded)
     if as_json:
-        console.answer(data={"model": str(model), "file_bytes": model.stat().st_size, **found.to_json()})
+        facts = {"model": str(model), "file_bytes": model.stat().st_size, "runtimes": accepted}
+        console.answer(data={**facts, **found.to_json()})
     else:
-        _show(console, model, found)
+        _show(console, model, found, accepted)
+
+
+def accepting_runtimes(model: ir.Model) -> dict[str, str]:
+    """`yes`, or why not, for every installed runtime: each is asked to open the model."""
+    from pumice.errors import PumiceError
+    from pumice.model import clone
+    from pumice.registry import registry
+    from pumice.strategy import Runtime
+
+    found = {}
+    for name in registry().strategies(Runtime.kind):
+        runtime = registry().make(Runtime, name)
+        try:
+            found[name] = runtime.available() or _opened(runtime, clone(model))
+        except PumiceError as error:
+            found[name] = str(error)
+    return found
+
+
+def _opened(runtime: Runtime, model: ir.Model) -> str:
+    runtime.open(model)
+    return "yes"
 
 
 def _first_sample(data: Path, model: Any) -> dict[str, Any]:
@@ -52,7 +78,7 @@ def _first_sample(data: Path, model: Any) -> dict[str, Any]:
     raise DataError(f"'{data}' holds no sample: give at least one")
 
 
-def _show(console: Console, path: Path, found: Analysis) -> None:
+def _show(console: Console, path: Path, found: Analysis, accepted: dict[str, str]) -> None:
     from rich.markup import escape
 
     facts = {
@@ -65,6 +91,7 @@ def _show(console: Console, path: Path, found: Analysis) -> None:
         "operators": ", ".join(f"{count} {op}" for op, count in found.operators.items()),
         "parameters": f"{found.parameters:,} in {quantity(found.weight_bytes)}"
         f" ({', '.join(f'{kind} {quantity(held)}' for kind, held in found.weight_types.items())})",
+        "runs on": "; ".join(name if state == "yes" else f"not {name}: {state}" for name, state in accepted.items()),
         "work": f"{quantity(found.macs, 'MAC')} a sample" + (f" ({found.assumed})" if found.assumed else ""),
     }
     for name, text in facts.items():

@@ -1,9 +1,9 @@
 """Calibrators: from the statistics of a tensor to the range that its integers should cover.
 
 A wide range clips nothing and rounds coarsely; a narrow one rounds finely and clips. `minmax` covers everything seen;
-`moving-average` follows the per-sample extremes; `percentile` leaves out a stated share of the values; `entropy` (Migacz,
-GTC 2017) takes the range whose quantized histogram is closest to the original in Kullback-Leibler divergence; `mse` the
-one with the least expected squared error, rounding (step^2 / 12 inside the range) and clipping together.
+`moving-average` follows the per-sample extremes; `percentile` leaves out a stated share of the values; `entropy`
+(Migacz, GTC 2017) takes the range whose quantized histogram is closest to the original in Kullback-Leibler divergence;
+`mse` the one with the least expected squared error, rounding (step^2 / 12 inside the range) and clipping together.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _zeros(centres: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
 
 
 def _divergence(dense: NDArray[np.float64], low: float, high: float, share: float, quanta: int) -> float:
-    """KL(P || Q): P the histogram with its outliers folded into the ends, Q the same spread evenly over each quantum."""
+    """KL(P || Q): P the histogram, its outliers folded into the ends, Q the same spread evenly over each quantum."""
     scale = _ENTROPY_BINS / (high - low)
     begin = int(np.floor((low * share - low) * scale))
     end = max(int(np.ceil((high * share - low) * scale)), begin + 1)

@@ -5,14 +5,15 @@ stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor f
 
     a layer that writes it   W[o, i] / t[o], b[o] / t[o]          (ReLU commutes with positive factors)
     a layer that reads it    W[o, i] * t[i]
-    floating point after it  one multiplication by t[c]
+    floating point after it  one multiplication by t[c], and, where that is worth it, one addition of an offset o[c]
     floating point before it one multiplication by 1 / t[c]
     pooling                  the same t on both sides
 
 (The first two lines are cross-layer equalisation, Nagel et al., ICCV 2019; with the fourth, SmoothQuant, Xiao et al.,
 ICML 2023, for layers that find their range while running; the third extends it over operators that stay in floating
 point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the reading layer
-uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error of
+uneven. (An offset, the middle of the channel's range, is taken out of the writing layer's bias: x[c] = t[c] * q[c] + o[c].)
+t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error of
 the readers' outputs, rounding of activations and of weights together. Where a multiplication is needed the error must
 fall to WORTH of what it was.
 """
@@ -29,17 +30,43 @@ from numpy.typing import NDArray
 from pumice.model import attribute, constant, consumers
 from pumice.quantize.placement import Layer, Placement, clip_bounds
 from pumice.quantize.statistics import ChannelStatistics
+from pumice.quantize.target import ChannelScales
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-HEADROOM = 2.0
+HEADROOM = 1.25
 """A channel keeps room for this many times what calibration saw of it: its extremes are known less well than the tensor's."""
 SMALLEST_FACTOR = 1.0 / 256
 """A channel silent in calibration keeps at least this share of the widest channel's range."""
 AVERAGING = frozenset({"AveragePool", "GlobalAveragePool"})
 WORTH = 0.9
+WORTH_MOVING = 0.5
+"""The same for the addition that an offset needs besides."""
 CHANNELWISE = AVERAGING | {"MaxPool"}
 COMPENSATED = 0.25
 """Share of the weight-rounding error that compensated rounding leaves, roughly."""
+
+
+@attrs.frozen(eq=False)
+class Rescaling:
+    """What is stored of a value x with channels on axis 1: (x - offset) / factor, per channel."""
+
+    factor: NDArray[np.float64]
+    offset: NDArray[np.float64] | None = None
+
+    def stored(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The stored form of an array (batch, channels, ...)."""
+        shape = (1, -1, *[1] * (array.ndim - 2))
+        moved = array if self.offset is None else array - self.offset.reshape(shape)
+        return np.asarray(moved / self.factor.reshape(shape), np.float32)
+
+    def range(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[float, float]:
+        """The extremes of the stored form, from the extremes of every channel."""
+        offset = 0.0 if self.offset is None else self.offset
+        return float(((low - offset) / self.factor).min()), float(((high - offset) / self.factor).max())
+
+    @property
+    def signature(self) -> bytes:
+        return self.factor.tobytes() + (b"" if self.offset is None else self.offset.tobytes())
 
 
 @attrs.define(eq=False)
@@ -48,23 +75,29 @@ class _Space:
     float_readers: bool
     multiplies: bool
     """Whether factors cost a multiplication when the model runs."""
+    free_range: bool
+    """Written by layers straight, without an activation that needs zero to stay where it is."""
 
 
 def channel_factors(
-    model: ir.Model, placement: Placement, statistics: Mapping[str, ChannelStatistics]
-) -> dict[int, NDArray[np.float64]]:
-    """t for every space where factors are possible and worth having, shape (channels,)."""
+    placement: Placement, statistics: Mapping[str, ChannelStatistics], scales: ChannelScales = "everywhere"
+) -> dict[int, Rescaling]:
+    """The rescaling of every space where one is possible and worth having, and where the target wants one."""
+    if scales == "none":
+        return {}
     layer_of = {layer.node: layer for layer in placement.layers if layer.mode == "static"}
     found = {}
     spaces = placement.spaces()
     for numbers in _linked(placement):
         values = [value for number in numbers for value in spaces[number]]
         space = _scalable(values, placement, layer_of)
-        if space is None or any(statistics[v.name or ""].low is None for v in values):
+        seen = [statistics[v.name or ""] for v in values]
+        counts = {s.channels for s in seen}
+        if space is None or (space.multiplies and scales == "free") or len(counts) != 1 or 0 in counts:
             continue
-        factors = _best(space, [statistics[v.name or ""] for v in values])
-        if factors is not None:
-            found.update(dict.fromkeys(numbers, factors))
+        best = _best(space, seen)
+        if best is not None:
+            found.update(dict.fromkeys(numbers, best))
     return found
 
 
@@ -91,7 +124,8 @@ def _linked(placement: Placement) -> list[list[int]]:
 
 def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> _Space | None:
     """The space, if every node that touches it can take a factor per channel."""
-    readers, float_readers, multiplies, activations = [], False, False, set(placement.absorbed.values())
+    readers, float_readers, multiplies, free_range = [], False, False, len(values) == 1
+    activations = set(placement.absorbed.values())
     for value in values:
         if value.shape is None or len(value.shape) < 3 or value.is_graph_output():
             return None
@@ -99,8 +133,9 @@ def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mappin
         if producer is not None and producer in activations:
             if clip_bounds(producer) != (0.0, np.inf):
                 return None  # a bounded activation cannot leave its range: giving that up for resolution is a bad trade
-            source = producer.inputs[0]
+            source, free_range = producer.inputs[0], False
             producer = source.producer() if source is not None else None
+        free_range = free_range and producer in layer_of
         if producer is not None and producer in placement.integer_nodes:
             if producer.op_type not in CHANNELWISE and (producer not in layer_of or producer.op_type != "Conv"):
                 return None
@@ -113,24 +148,55 @@ def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mappin
                     return None
                 readers.append(layer)
             elif reader not in placement.integer_nodes:
+                if producer in layer_of and value not in placement.writes_integers:
+                    return None  # it reads what the layer writes, straight
                 float_readers = True
             elif reader.op_type not in CHANNELWISE:
                 return None
-    return _Space(readers, float_readers, multiplies or float_readers)
+    return _Space(readers, float_readers, multiplies or float_readers, free_range)
 
 
-def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> NDArray[np.float64] | None:
+def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling | None:
     """The factors of the best exponent; None if all factors would be one."""
+    if not space.readers:
+        return _for_floats(statistics[0], space.free_range) if space.float_readers else None
     ranges = np.max([s.largest for s in statistics], axis=0)
     widest = float(ranges.max(initial=0.0))
     if len(ranges) < 2 or widest <= 0.0:
         return None
     share = np.clip(HEADROOM * ranges / widest, SMALLEST_FACTOR, 1.0)
-    if not space.readers:
-        return share if space.float_readers and float(np.mean(share**2)) <= WORTH else None
     squares = np.max([s.mean_square for s in statistics], axis=0)
     weights = [_per_input_channel(layer) for layer in space.readers]
-    return _least_error(weights, share, ranges, squares, WORTH if space.multiplies else 1.0)
+    factors = _least_error(weights, share, ranges, squares, WORTH if space.multiplies else 1.0)
+    return None if factors is None else Rescaling(factors)
+
+
+def _for_floats(statistics: ChannelStatistics, may_move: bool) -> Rescaling | None:
+    """For values that only floating-point operators read: nothing speaks against using the whole range everywhere."""
+    assert statistics.low is not None
+    assert statistics.high is not None
+    low, high = np.minimum(statistics.low, 0.0), np.maximum(statistics.high, 0.0)
+    before = float((high.max() - low.min()) ** 2)
+    if len(low) < 2 or before <= 0.0:
+        return None
+    factor = _shares(np.maximum(-low, high))
+    plain = float(np.mean((factor * _span(low / factor, high / factor)) ** 2))
+    offset = (statistics.low + statistics.high) / 2.0
+    half = (statistics.high - statistics.low) / 2.0
+    if may_move and half.max() > 0.0:
+        moved = _shares(half)
+        centred = float(np.mean((moved * _span(-half / moved, half / moved)) ** 2))
+        if centred <= WORTH_MOVING * min(plain, before):
+            return Rescaling(moved, offset)
+    return Rescaling(factor) if plain <= WORTH * before else None
+
+
+def _shares(ranges: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.clip(HEADROOM * ranges / ranges.max(), SMALLEST_FACTOR, 1.0), np.float64)
+
+
+def _span(low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
+    return float(high.max() - low.min())
 
 
 def _least_error(
@@ -159,7 +225,7 @@ def dynamic_factors(
     found = {}
     for name, weights_read in readers.items():
         seen = statistics[name]
-        widest = float(seen.largest.max(initial=0.0))
+        widest = float(seen.largest.max(initial=0.0)) if seen.channels else 0.0
         if widest <= 0.0:
             continue
         share = np.clip(seen.largest / widest, SMALLEST_FACTOR, 1.0)
@@ -197,8 +263,8 @@ def fold(
     layer: Layer,
     weights: NDArray[np.floating],
     bias: NDArray[np.floating] | None,
-    reading: NDArray[np.float64] | None,
-    writing: NDArray[np.float64] | None,
+    reading: Rescaling | None,
+    writing: Rescaling | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Weights and bias of a convolution with the factors of the space it reads and of the space it writes."""
     folded = weights.astype(np.float64)
@@ -206,9 +272,11 @@ def fold(
     groups = int(attribute(layer.node, "group", 1))
     if reading is not None:
         grouped = folded.reshape(groups, shape[0] // groups, shape[1], -1)
-        folded = (grouped * reading.reshape(groups, 1, shape[1], 1)).reshape(shape)
+        folded = (grouped * reading.factor.reshape(groups, 1, shape[1], 1)).reshape(shape)
     scaled = None if bias is None else bias.astype(np.float64)
     if writing is not None:
-        folded = folded / writing.reshape(-1, *[1] * (len(shape) - 1))
-        scaled = None if scaled is None else scaled / writing
+        folded = folded / writing.factor.reshape(-1, *[1] * (len(shape) - 1))
+        if writing.offset is not None:
+            scaled = (0.0 if scaled is None else scaled) - writing.offset
+        scaled = None if scaled is None else scaled / writing.factor
     return folded, scaled

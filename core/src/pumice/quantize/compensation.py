@@ -11,6 +11,8 @@ shifts: b' = b + W E[x] - Q E[q]. `Moments` streams both means and H; a convolut
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +23,8 @@ from pumice.quantize.parameters import QuantParams
 
 ROWS = 32768
 """Rows that the moments of a layer are made of, about: evenly spread over the samples and their positions."""
+DAMPING = 0.01
+"""Least weight of an input in H, as a share of the mean input's."""
 WIDEST = 4800
 """Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""
 
@@ -60,45 +64,73 @@ class Moments:
         return self.exact / max(self.count, 1), self.seen / max(self.count, 1)
 
     def second_moment(self, group: int) -> NDArray[np.float64] | None:
-        """Covariance of q in one group: the mean is left to the bias. None if it was not kept or nothing was seen."""
+        """H for rounding one group, made safe to invert and to trust; None if it was not kept or nothing was seen.
+
+        It is the covariance of q (the mean is left to the bias), drawn towards its diagonal by k / (k + rows), because
+        few rows show correlations that are not there; and every input counts at least DAMPING of what the average
+        input of the *layer* does, so that weights on inputs that calibration left quiet keep their values.
+        """
         if self.products is None or not self.count:
             return None
         mean = self.seen[group] / self.count
-        return self.products[group] / self.count - 0.999 * np.outer(mean, mean)
+        covariance = self.products[group] / self.count - np.outer(mean, mean)
+        diagonal = np.diag(np.diag(covariance))
+        trust = self.count / (self.count + self.width)
+        floor = DAMPING * max(self._energy(), float(np.finfo(np.float32).tiny))
+        return np.asarray(trust * covariance + (1.0 - trust) * diagonal + floor * np.eye(self.width), np.float64)
+
+    def _energy(self) -> float:
+        """Mean variance of the layer's inputs, over all groups."""
+        assert self.products is not None
+        squares = np.einsum("gkk->gk", self.products) / self.count
+        return float(np.mean(squares - (self.seen / self.count) ** 2))
 
 
 def layer_rows(
-    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32], most: int
-) -> NDArray[np.float32]:
-    """What the weights of a layer multiply: shape (groups, positions, k), at most about `most` positions."""
+    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[Any], most: int | None, padding: int = 0
+) -> NDArray[Any]:
+    """What the weights of a layer multiply: shape (groups, positions, k).
+
+    Args:
+        node: the layer.
+        weight_shape: shape of its weights.
+        data: what it reads: numbers, or integers whose zero is `padding`.
+        most: about how many positions to take, evenly spread; None takes all.
+        padding: what a convolution pads with.
+    """
     if node.op_type != "Conv":
         return _spread(data.reshape(-1, data.shape[-1]), most)[None]
-    return _patches(node, weight_shape, data, max(1, most // max(1, data.shape[0])))
+    each = None if most is None else max(1, most // max(1, data.shape[0]))
+    return _patches(node, weight_shape, data, each, padding)
 
 
-def _spread(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+def _spread(rows: NDArray[Any], most: int | None) -> NDArray[Any]:
+    return rows if most is None or len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _patches(
-    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[np.float32], most: int
-) -> NDArray[np.float32]:
+    node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[Any], most: int | None, padding: int
+) -> NDArray[Any]:
     """Convolution patches, (groups, positions, channels per group * kernel size); `most` positions of one image."""
     kernel = weight_shape[2:]
     rank, groups = len(kernel), int(attribute(node, "group", 1))
     strides = attribute(node, "strides", (1,) * rank)
     dilations = attribute(node, "dilations", (1,) * rank)
     pads = conv_pads(node, kernel, data.shape[2:])
-    padded = np.pad(data, [(0, 0), (0, 0), *((pads[d], pads[d + rank]) for d in range(rank))])
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+    widths = [(0, 0), (0, 0), *((pads[d], pads[d + rank]) for d in range(rank))]
+    padded = np.pad(data, widths, constant_values=padding)
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+    axes = tuple(range(2, 2 + rank))
+    if any(have < need for have, need in zip(padded.shape[2:], reach, strict=True)):
+        return np.empty((groups, 0, int(np.prod(weight_shape[1:]))), data.dtype)
+    every: list[Any] = [slice(None), slice(None), *(slice(None, None, s) for s in strides)]
+    taps = [slice(None, None, d) for d in dilations]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)[(*every, *taps)]
     batch, channels = data.shape[:2]
     spatial = windows.shape[2 : 2 + rank]
     positions = int(np.prod(spatial))
-    chosen = np.unique(np.linspace(0, positions - 1, min(positions, most)).astype(np.int64))
-    picked = windows[(slice(None), slice(None), *np.unravel_index(chosen, spatial))]
-    picked = picked[(..., *(slice(None, None, d) for d in dilations))]
+    chosen = np.unique(np.linspace(0, positions - 1, min(positions, most or positions)).astype(np.int64))
+    picked: NDArray[Any] = windows[(slice(None), slice(None), *np.unravel_index(chosen, spatial))]
     picked = picked.reshape(batch, groups, channels // groups, len(chosen), -1)
     return np.ascontiguousarray(picked.transpose(1, 0, 3, 2, 4).reshape(groups, batch * len(chosen), -1))
 
@@ -126,19 +158,13 @@ def compensated_rounding(
     scale: NDArray[np.float64],
     second: NDArray[np.float64],
     limit: int,
-    damping: float = 0.01,
 ) -> NDArray[np.int8]:
     """GPTQ. `weights` (outputs, k), `scale` (outputs,), `second` H of shape (k, k); integers in [-limit, limit].
 
     Columns are visited by falling H[j, j] (what matters most is rounded while there is most freedom left to repair it).
     """
-    second = second.copy()
-    dead = np.diag(second) <= 0
-    second[dead, dead] = 1.0
     order = np.argsort(-np.diag(second), kind="stable")
-    second = second[np.ix_(order, order)]
-    second[np.diag_indices_from(second)] += damping * float(np.mean(np.diag(second)))
-    upper = _upper_factor(second)
+    upper = _upper_factor(second[np.ix_(order, order)])
     working = weights[:, order].copy()
     integers = np.empty(working.shape, np.int8)
     for start in range(0, working.shape[1], 128):

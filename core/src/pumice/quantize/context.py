@@ -1,12 +1,13 @@
 """What a quantizer is given: the calibration data, a way to look inside the model while it streams, and the ledger.
 
-Calibration runs sample by sample, so that memory does not grow with the data and nothing depends on how the samples are
-batched on disk.
+Calibration runs sample by sample, so that memory does not grow with the data and nothing depends on how the samples
+are batched.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from pumice.quantize.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pumice.data import Dataset
+    from pumice.data import Batch, Dataset
     from pumice.pipeline import RunContext
     from pumice.steps import Quantize
     from pumice.strategy import Metric, Runtime
@@ -70,23 +71,22 @@ class QuantizeContext:
         pattern = next((p for p in self.exclude if fnmatch.fnmatchcase(node.name or "", p)), None)
         return f"it matches the pattern '{pattern}' of the knob 'exclude'" if pattern else None
 
-    def count(self) -> int | None:
-        """Calibration samples that will be used at most; None if the data does not know its length."""
-        known = self.calibration.length if self.calibration is not None else None
-        return None if known is None else min(known, self.samples)
-
     def samples_with_labels(self, limit: int | None = None) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
         """(feeds, labels) of the calibration data, one sample at a time; labels are None where there are none.
+
+        A feed of several rows of a batch axis is that many samples, so that nothing depends on how the data is batched.
 
         Raises:
             DataError: there is no calibration data, or it is empty.
         """
         if self.calibration is None:
             raise DataError("quantization needs calibration data: give it with --data (data=)")
+        batches = self.calibration.batches(batch_size=1, limit=self.samples)
+        every = (row for batch in batches for row in _rows(batch, stacked=self.calibration.inputs.stacks))
         count = 0
-        for batch in self.calibration.batches(batch_size=1, limit=min(limit or self.samples, self.samples)):
+        for row in itertools.islice(every, min(limit or self.samples, self.samples)):
             count += 1
-            yield dict(batch.feeds), batch.labels
+            yield row
         if not count:
             raise DataError("the calibration data is empty: give at least one sample")
 
@@ -122,6 +122,19 @@ class QuantizeContext:
         for feeds in self.feeds(limit):
             drift.update(before.run(feeds), after.run(feeds))
         return drift
+
+
+def _rows(batch: Batch, *, stacked: bool) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
+    """The rows of a batch, if its first axis is one; else the batch as it is."""
+    feeds, labels = dict(batch.feeds), batch.labels
+    counts = {len(array) if array.ndim else 0 for array in feeds.values()}
+    count = counts.pop() if stacked and len(counts) == 1 else 1
+    if count < 2 or (labels is not None and len(labels) != count):
+        yield feeds, labels
+        return
+    for row in range(count):
+        part = slice(row, row + 1)
+        yield {name: array[part] for name, array in feeds.items()}, None if labels is None else labels[part]
 
 
 @attrs.define

@@ -77,7 +77,9 @@ def judge(original: ir.Model, changed: ir.Model, context: QuantizeContext) -> Ve
         decided = _verdict("agreement with the original", changes, FIDELITY * context.max_drop)
         if not decided.exceeded:
             return decided
-    return Verdict(measure="output fidelity (noise to signal)", loss=drift.ratio, budget=NOISE * context.max_drop, error=0)
+    return Verdict(
+        measure="output fidelity (noise to signal)", loss=drift.ratio, budget=NOISE * context.max_drop, error=0
+    )
 
 
 def _verdict(measure: str, losses: Sequence[float], budget: float) -> Verdict:
@@ -100,7 +102,9 @@ def within_budget(
     """
     mark = len(context.ledger)
     changed = build(_nothing, context)
-    applied = [entry.node for entry in context.ledger.entries[mark:] if entry.verdict == "applied" and "mode" in entry.details]
+    applied = [
+        entry.node for entry in context.ledger.entries[mark:] if entry.verdict == "applied" and "mode" in entry.details
+    ]
     if not applied:
         return changed
     verdict = judge(model, changed, context)
@@ -129,7 +133,9 @@ def _nothing(_: ir.Node) -> str | None:
 def _reason(node: ir.Node, worst: dict[str, float], verdict: Verdict) -> str | None:
     if node.name not in worst:
         return None
-    return f"returned to floating point: {verdict.measure} lost too much, and alone it adds {worst[node.name]:.3g} noise"
+    return (
+        f"returned to floating point: {verdict.measure} lost too much, and alone it adds {worst[node.name]:.3g} noise"
+    )
 
 
 def _rank(

@@ -10,6 +10,7 @@ Names are kept: a value that is quantized keeps its name for what its producer c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pumice.model import add_initializer, constant, consumers, fresh_name, replace_input
+from pumice.quantize.channel_scaling import Rescaling
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
 
@@ -31,7 +33,9 @@ class QuantizedWeights:
     """Shape of the layer's weights."""
     params: QuantParams
     bias: NDArray[np.float64] | None = None
-    """The bias to use, corrected; None if the layer has and needs none."""
+    """The bias to use, corrected; None if the layer needs none or keeps its own."""
+    bits: int = 8
+    """Bits that the integers use."""
 
 
 def rewrite(
@@ -39,14 +43,17 @@ def rewrite(
     placement: Placement,
     parameters: Mapping[int, QuantParams],
     weights: Mapping[ir.Node, QuantizedWeights],
-    factors: Mapping[int, NDArray[np.float64]],
+    factors: Mapping[int, Rescaling],
     running_factors: Mapping[str, NDArray[np.float64]],
+    *,
+    integer_bias: bool = True,
 ) -> None:
     """Edit `model`, to whose values and nodes everything refers, in place.
 
     `factors` (by space) and `running_factors` (by name of the value a dynamic layer reads): see `channel_scaling`.
+    With `integer_bias` static layers add integers, in units of their products; otherwise real numbers.
     """
-    rewriter = _Rewriter(model, placement, parameters, factors, running_factors)
+    rewriter = _Rewriter(model, placement, parameters, factors, running_factors, integer_bias)
     for layer in placement.layers:
         if layer.mode == "dynamic":
             rewriter.dynamic(layer, weights[layer.node])
@@ -67,8 +74,9 @@ class _Rewriter:
     model: ir.Model
     placement: Placement
     parameters: Mapping[int, QuantParams]
-    factors: Mapping[int, NDArray[np.float64]]
+    factors: Mapping[int, Rescaling]
     running_factors: Mapping[str, NDArray[np.float64]]
+    integer_bias: bool
     dequantized_weights: dict[tuple[ir.Value, bytes], ir.Value] = attrs.field(factory=dict)
     dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
     constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
@@ -92,7 +100,7 @@ class _Rewriter:
 
     def constant(self, hint: str, array: NDArray[Any]) -> ir.Value:
         """An initializer; equal ones are shared."""
-        key = (f"{array.dtype}{array.shape}", array.tobytes())
+        key = (f"{array.dtype}{array.shape}", hashlib.sha256(np.ascontiguousarray(array).data).digest())
         if key not in self.constants:
             self.constants[key] = add_initializer(self.model, hint, array)
         return self.constants[key]
@@ -128,11 +136,14 @@ class _Rewriter:
 
     def _factor(self, value: ir.Value, *, inverse: bool) -> ir.Value | None:
         """t (or 1 / t) of the value's space, shaped to broadcast over its channels; None if it has none."""
-        factors = self.factors.get(self.placement.space_of[value])
-        if factors is None or value.shape is None:
+        rescaling = self.factors.get(self.placement.space_of[value])
+        if rescaling is None or value.shape is None:
             return None
-        vector = (1.0 / factors if inverse else factors).astype(np.float32)
-        return self.constant(f"{value.name}/factor", vector.reshape(-1, *[1] * (len(value.shape) - 2)))
+        return self._per_channel(value, "factor", 1.0 / rescaling.factor if inverse else rescaling.factor)
+
+    def _per_channel(self, value: ir.Value, what: str, vector: NDArray[np.float64]) -> ir.Value:
+        rank = 4 if value.shape is None else len(value.shape)
+        return self.constant(f"{value.name}/{what}", vector.astype(np.float32).reshape(-1, *[1] * (rank - 2)))
 
     def _quantize(self, value: ir.Value) -> ir.Value:
         source, dtype = value, self.parameters[self.placement.space_of[value]].dtype
@@ -170,6 +181,11 @@ class _Rewriter:
         if factor is not None:
             result = self.node("Mul", [result, factor], f"{value.name}/restored", value.dtype).outputs[0]
             result.shape = value.shape
+            offset = self.factors[self.placement.space_of[value]].offset
+            if offset is not None:
+                moved = self._per_channel(value, "offset", offset)
+                result = self.node("Add", [result, moved], f"{value.name}/moved", value.dtype).outputs[0]
+                result.shape = value.shape
         return result
 
     def _writes_integers(self, value: ir.Value) -> bool:
@@ -189,10 +205,11 @@ class _Rewriter:
 
     def _become_output(self, value: ir.Value, result: ir.Value) -> None:
         name = value.name
-        position = self.model.graph.outputs.index(value)
         value.name = fresh_name(self.model, f"{name}/float")
         result.name, result.type, result.shape = name, value.type, value.shape
-        self.model.graph.outputs[position] = result
+        for position, output in enumerate(self.model.graph.outputs):
+            if output is value:
+                self.model.graph.outputs[position] = result
 
     def remove_activation(self, activation: ir.Node) -> None:
         """An activation that vanished into a range: its readers (the Q) read the layer itself."""
@@ -207,14 +224,14 @@ class _Rewriter:
         replace_input(layer.node, layer.weight, self._dequantized(layer.weight_value, quantized))
         if quantized.bias is None:
             return
-        if layer.mode == "static":
+        if layer.mode == "static" and self.integer_bias:
             value = self._integer_bias(layer, quantized, quantized.bias)
         else:
             value = add_initializer(self.model, f"{layer.node.name}/bias", quantized.bias.astype(np.float32))
         replace_input(layer.node, 2, value)
 
     def _dequantized(self, weight: ir.Value, quantized: QuantizedWeights) -> ir.Value:
-        key = (weight, quantized.integers.tobytes() + quantized.params.scale.tobytes())
+        key = (weight, hashlib.sha256(quantized.integers.tobytes() + quantized.params.scale.tobytes()).digest())
         if key in self.dequantized_weights:
             return self.dequantized_weights[key]
         params, name = quantized.params, weight.name or "weight"
@@ -232,7 +249,8 @@ class _Rewriter:
         source = self.parameters[self.placement.space_of[layer.data]]
         scale = np.atleast_1d(source.scale * quantized.params.scale).astype(np.float32)
         scale = np.ascontiguousarray(np.broadcast_to(scale, bias.shape))
-        integers = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+        most = 2.0**31 - 1
+        integers = np.clip(np.rint(bias / scale.astype(np.float64)), -most, most).astype(np.int32)
         name = f"{layer.node.name}/bias"
         value = add_initializer(self.model, f"{name}/quantized", integers)
         factor = self.constant(f"{name}/scale", scale)
@@ -253,7 +271,7 @@ class _Rewriter:
         node, name = layer.node, layer.node.name or "layer"
         integer, scale, zero = self._dynamic_input(layer.data)
         columns = quantized.integers if layer.axis else np.ascontiguousarray(quantized.integers.T)
-        weights = add_initializer(self.model, f"{layer.weight_value.name}/quantized", columns)
+        weights = self.constant(f"{layer.weight_value.name}/quantized", columns)
         product = self.node("MatMulInteger", [integer, weights, zero], f"{name}/integers", ir.DataType.INT32)
         real = self.node("Cast", [product.outputs[0]], f"{name}/cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
         weight_scale = self.constant(f"{layer.weight_value.name}/scale", np.atleast_1d(quantized.params.scale))
@@ -281,7 +299,7 @@ class _Rewriter:
         """Look up integer rows and their scales; only the rows that are used are expanded."""
         node, name, table = layer.node, layer.node.name or "embedding", layer.weight_value.name or "table"
         rows = node.inputs[1]
-        integers = add_initializer(self.model, f"{table}/quantized", quantized.integers)
+        integers = self.constant(f"{table}/quantized", quantized.integers)
         per_row = quantized.params.scale.reshape(-1, *[1] * (quantized.integers.ndim - 1))
         scales = self.constant(f"{table}/scale", per_row)
         row = self.node("Gather", [integers, rows], f"{name}/rows", ir.DataType.INT8, axis=0)

@@ -1,8 +1,9 @@
 """Calibration statistics: what is known of a tensor after all samples have streamed past.
 
-One histogram serves every calibrator. Its bins are the 65,536 bfloat16 numbers: a float32 falls into the bin of its upper
-16 bits, so that the bins are fixed before any data is seen, their width is 1/128 of the value, and the counts are whole
-numbers that do not depend on the order of the samples or on how they were batched. Memory is a constant per tensor.
+One histogram serves every calibrator. Its bins are the 65,536 bfloat16 numbers: a float32 falls into the bin of its
+upper 16 bits, so that the bins are fixed before any data is seen, their width is 1/128 of the value, and the counts are
+whole numbers that do not depend on the order of the samples or on how they were batched. Memory is a constant per
+tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def _bin_centres() -> NDArray[np.float64]:
 
 @attrs.define(eq=False)
 class ChannelStatistics:
-    """Streaming extremes and mean squares of a tensor, for each index of `axis` (one entry if it has no such axis)."""
+    """Streaming extremes and mean squares of a tensor, for each index of `axis`.
+
+    One entry if it has no such axis, or if its length changes from sample to sample.
+    """
 
     axis: int = 1
     low: NDArray[np.float64] | None = None
@@ -41,12 +45,35 @@ class ChannelStatistics:
             rows = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
         low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         squares = np.einsum("cn,cn->c", rows, rows, dtype=np.float64, casting="unsafe")
+        count = rows.shape[1]
         if self.low is None or self.high is None or self.squares is None:
-            self.low, self.high, self.squares = low, high, squares
-        else:
-            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
-            self.squares = self.squares + squares
-        self.count += rows.shape[1]
+            self.low, self.high, self.squares, self.count = low, high, squares, count
+            return
+        if len(low) != len(self.low):  # no channels then, but time or positions: all are taken together
+            self._take_together()
+            count *= len(low)
+            low, high, squares = low.min(keepdims=True), high.max(keepdims=True), squares.sum(keepdims=True)
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self.squares = self.squares + squares
+        self.count += count
+
+    def _take_together(self) -> None:
+        assert self.low is not None
+        assert self.high is not None
+        assert self.squares is not None
+        self.count *= len(self.low)
+        self.low, self.high = self.low.min(keepdims=True), self.high.max(keepdims=True)
+        self.squares = self.squares.sum(keepdims=True)
+
+    @property
+    def channels(self) -> int:
+        """Number of entries; 0 if nothing was seen."""
+        return 0 if self.low is None else len(self.low)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value seen was infinite or NaN."""
+        return self.squares is None or bool(np.isfinite(self.squares).all())
 
     @property
     def mean_square(self) -> NDArray[np.float64]:
@@ -71,8 +98,6 @@ class Statistics:
     average_low: float = 0.0
     average_high: float = 0.0
     samples: int = 0
-    shape: tuple[int, ...] = ()
-    """Shape of the last array seen."""
     momentum: float = 0.9
 
     def update(self, array: NDArray[np.float32], samples: int = 1) -> None:
@@ -80,7 +105,6 @@ class Statistics:
         if array.size == 0:
             return
         array = np.ascontiguousarray(array, np.float32)
-        self.shape = array.shape
         self.counts += np.bincount(array.reshape(-1).view(np.uint16)[1::2], minlength=BINS)
         rows = array.reshape(samples, -1) if array.ndim and array.shape[0] == samples else array.reshape(1, -1)
         for low, high in zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True):
@@ -89,6 +113,16 @@ class Statistics:
             self.average_low = keep * self.average_low + (1 - keep) * low
             self.average_high = keep * self.average_high + (1 - keep) * high
             self.samples += 1
+
+    def merge(self, other: Statistics) -> None:
+        """Take in another tensor, which is to have the same range. The averages become the wider ones."""
+        if not other.seen:
+            return
+        self.counts += other.counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.average_low = min(self.average_low, other.average_low) if self.seen else other.average_low
+        self.average_high = max(self.average_high, other.average_high) if self.seen else other.average_high
+        self.samples += other.samples
 
     @property
     def seen(self) -> bool:

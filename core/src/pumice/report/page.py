@@ -35,12 +35,12 @@ def render(result: Result) -> str:
     headline = result.headline()
     return _template().render(
         version=__version__,
-        model=model_name(result),
-        rerun_model=f"{model_name(result)}.onnx" if "." not in model_name(result) else model_name(result),
+        model=result.name,
+        rerun_model=result.name if result.name.endswith(".onnx") else f"{result.name}.onnx",
         headline=headline,
         bad=is_bad_news(measured),
         gauges=gauges(measured),
-        notes=result.notes,
+        notes=list(dict.fromkeys([*result.notes, *measured["notes"]])),
         recommendations=recommendations(result.layers),
         layers=[_layer(layer) for layer in result.layers],
         depth=_depth(result),
@@ -83,11 +83,6 @@ def is_bad_news(measured: Mapping[str, Any]) -> bool:
     drop = measured["drop"] or 0.0
     less_accurate = drop > 0 and test is not None and test["p"] is not None and test["p"] < SIGNIFICANT
     return slower or larger or less_accurate
-
-
-def model_name(result: Result) -> str:
-    """The graph's name, made readable."""
-    return result.original.graph.name or "model"
 
 
 def _layer(layer: LayerError) -> dict[str, Any]:
