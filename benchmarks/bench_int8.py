@@ -12,7 +12,7 @@ A verdict closes each case:
   best      is our agreement at least that of the best of all peers, and our file no larger than that peer's?
   size      is our agreement at least that of every peer whose file is no larger than ours?
   faster    is our upper quartile below the float model's lower one (`slightly`: only the median below its median)?
-`tie` is a shortfall within the 95% interval of our agreement.
+`tie` is a shortfall within the 95% interval of our agreement; `LARGER` says that our file is, whatever the agreement.
 """
 
 import argparse
@@ -37,6 +37,8 @@ SECONDS, QUICK_SECONDS = 8.0, 1.0
 FP32, OURS, BEST_LINEAR = "FP32", "pumice", "ort linear, best"
 SAME_SIZE = 1.01
 """Files are equally large within one percent."""
+FIRST_WORDS = 60
+"""Characters of a peer's error in a note."""
 
 COLUMNS = {
     "case": 14, "variant": 40, "metric [95%]": 32, "agreement": -9, "kB": -6, "ms [quartiles]": 20, "int/float": -9,
@@ -180,7 +182,7 @@ def _stock(found: Case, variant: Variant, feeds: list[dict[str, np.ndarray]], ag
 def _best(rows: list[Row]) -> Row:
     """The row that agrees most; it names its variant, and those that failed."""
     best = max(rows, key=lambda row: row.judgement.agreement if row.judgement else -1.0)
-    failed = [f"{row.variant}: {row.error}" for row in rows if row.error and row is not best]
+    failed = [f"{row.variant}: {row.error[:FIRST_WORDS]}" for row in rows if row.error and row is not best]
     chosen = best.variant.removeprefix("ort linear ")
     return attrs.evolve(best, variant=f"{BEST_LINEAR} ({chosen})", note="; ".join([best.note, *failed]))
 
@@ -261,10 +263,9 @@ def _verdict(name: str, rows: list[Row], higher: bool) -> Verdict:
     best = max(rivals, key=_merit, default=None)
     small = [rival for rival in rivals if rival.kilobytes <= ours.kilobytes * SAME_SIZE]
     best_small = max(small, key=_merit, default=None)
-    larger = best is not None and ours.kilobytes > best.kilobytes * SAME_SIZE
     return Verdict(
         metric="yes" if inside else "NO",
-        best=_against(ours, best) + (", OURS LARGER" if larger else "") if best else "no peer",
+        best=_size_caveat(ours, best) + _against(ours, best) if best else "no peer",
         size=_against(ours, best_small) if best_small else "yes, no peer is as small",
         faster=_faster(ours.latency, rows[0].latency),
     )
@@ -275,12 +276,18 @@ def _merit(rival: Rival) -> tuple[float, float]:
     return rival.agreement, -rival.kilobytes
 
 
+def _size_caveat(ours: Row, rival: Rival) -> str:
+    return f"LARGER ({ours.kilobytes:.0f} kB), else " if ours.kilobytes > rival.kilobytes * SAME_SIZE else ""
+
+
 def _against(ours: Row, rival: Rival) -> str:
     assert ours.judgement is not None
     if ours.judgement.agreement >= rival.agreement:
         word = "yes"
+    elif ours.judgement.agreement_high >= rival.agreement:
+        word = "tie"
     else:
-        word = "tie" if ours.judgement.agreement_high >= rival.agreement else "NO"
+        word = "NO"
     return f"{word}, {rival.agreement:.4f} at {rival.kilobytes:.0f} kB ({rival.name})"
 
 

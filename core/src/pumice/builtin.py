@@ -34,5 +34,7 @@ def pumice_datasets() -> Iterator[type[DatasetReader]]:
 @hookimpl
 def pumice_runtimes() -> Iterator[type[Runtime]]:
     from pumice.measure.reference_runtime import ReferenceRuntime
+    from pumice.quantize.simulated_runtime import SimulatedRuntime
 
     yield ReferenceRuntime
+    yield SimulatedRuntime

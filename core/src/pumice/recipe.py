@@ -12,7 +12,7 @@ the nearest known name. A recipe written by `to_toml` and read again is equal to
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from pumice.strategy import Strategy
 
 
+def _in_order(steps: Iterable[Step]) -> tuple[Step, ...]:
+    return tuple(steps)
+
+
 @attrs.frozen
 class Recipe:
     """Steps in the order in which they run."""
 
-    steps: tuple[Step, ...] = attrs.field(converter=tuple)
+    steps: tuple[Step, ...] = attrs.field(converter=_in_order)
 
     @classmethod
     def default(cls) -> Recipe:

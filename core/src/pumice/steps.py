@@ -8,7 +8,7 @@ that the ledger shows something applied, and rolls a step back that lost more th
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 import attrs
 
@@ -28,7 +28,6 @@ class Step(Strategy):
     """Base of the steps."""
 
     kind = "step"
-    max_drop: ClassVar[float]
 
     def run(self, model: ir.Model, context: RunContext) -> ir.Model:
         """The model after the step."""
@@ -48,7 +47,9 @@ class Quantize(Step):
     """Quantize the model with an installed quantizer, calibrated on data, within an accuracy budget."""
 
     name = "quantize"
-    quantizer: Quantizer = knob(None, Use("quantizer"), help="how to quantize; a name or a table with its knobs")  # type: ignore[assignment]
+    quantizer: Quantizer | None = knob(
+        None, Use("quantizer"), help="how to quantize; a name or a table with its knobs"
+    )
     target: str = knob("ort-cpu", Choice(*names()), help="runtime that the model is made for")
     samples: int = knob(512, Int(1, 1_000_000), help="calibration samples to use at most")
     max_drop: float = knob(0.01, Float(0.0, 1.0), help="accuracy that may be lost, as a fraction (0.01 is one point)")
@@ -60,7 +61,7 @@ class Quantize(Step):
     def run(self, model: ir.Model, context: RunContext) -> ir.Model:
         from pumice.quantize.context import QuantizeContext
 
-        quantizer = self.resolved().quantizer
+        quantizer = self.quantizer or default_quantizer()
         refusal = quantizer.accepts(model)
         if refusal:
             raise ModelError(f"quantizer '{quantizer.name}' cannot work on this model: {refusal}")

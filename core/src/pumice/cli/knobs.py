@@ -118,7 +118,7 @@ def recipe_from(ctx: click.Context, path: Any) -> Recipe:
     name = chosen if chosen is not None else _default_quantizer_name(given)
     if name is not None:
         step["quantizer"] = _quantizer(name, {o: text for o, text in given.items() if _STEP not in o.owners})
-    return Recipe([Quantize.configure(step)])  # type: ignore[list-item]  # mypy does not see through the converter
+    return Recipe([Quantize.configure(step)])  # mypy does not see through the converter
 
 
 def _quantizer(name: str, given: Mapping[KnobOption, Any]) -> Quantizer:

@@ -5,7 +5,7 @@ Every figure names the runtime that really ran, and its threads.
 
 from pumice.measure.accuracy import Evaluation, PairedTest, Score, evaluate, evaluate_many, mcnemar
 from pumice.measure.choosing import ChosenMetrics, choose_metrics
-from pumice.measure.compare import Comparison, Side, compare, random_feeds
+from pumice.measure.comparison import Comparison, Side, compare, random_feeds
 from pumice.measure.latency import Latency, Ratio, interleaved_latency, speedup
 from pumice.measure.memory import PeakMemory, file_bytes, peak_memory
 from pumice.measure.runtimes import as_session, pick_runtime

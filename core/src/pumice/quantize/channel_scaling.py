@@ -1,7 +1,7 @@
 """Channel scaling: eight bits for every channel of an activation, at no cost when the model runs.
 
-A per-tensor scale wastes bits where the channels of a tensor differ in range. With a positive factor t[c] per channel the
-stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor for nothing:
+A per-tensor scale wastes bits where the channels of a tensor differ in range. With a positive factor t[c] per channel
+the stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor for nothing:
 
     a layer that writes it   W[o, i] / t[o], b[o] / t[o]          (ReLU commutes with positive factors)
     a layer that reads it    W[o, i] * t[i]
@@ -12,10 +12,10 @@ stored tensor is x[c] / t[c], and every neighbour undoes or applies the factor f
 (The first two lines are cross-layer equalisation, Nagel et al., ICCV 2019; with the fourth, SmoothQuant, Xiao et al.,
 ICML 2023, for layers that find their range while running; the third extends it over operators that stay in floating
 point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the reading layer
-uneven. (An offset, the middle of the channel's range, is taken out of the writing layer's bias: x[c] = t[c] * q[c] + o[c].)
-t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error of
-the readers' outputs, rounding of activations and of weights together. Where a multiplication is needed the error must
-fall to WORTH of what it was.
+uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error
+of the readers' outputs, rounding of activations and of weights together. Where a multiplication is needed the error
+must fall to WORTH of what it was. (An offset, the middle of the channel's range, is taken out of the writing layer's
+bias: x[c] = t[c] * q[c] + o[c].)
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pumice.quantize.statistics import ChannelStatistics
 from pumice.quantize.target import ChannelScales
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-HEADROOM = 1.25
-"""A channel keeps room for this many times what calibration saw of it: its extremes are known less well than the tensor's."""
+HEADROOM = 2.0
+"""Room that a channel keeps, times what calibration saw of it: its extremes are known less well than the tensor's."""
 SMALLEST_FACTOR = 1.0 / 256
 """A channel silent in calibration keeps at least this share of the widest channel's range."""
 AVERAGING = frozenset({"AveragePool", "GlobalAveragePool"})
@@ -71,12 +71,18 @@ class Rescaling:
 
 @attrs.define(eq=False)
 class _Space:
-    readers: list[Layer]
-    float_readers: bool
-    multiplies: bool
-    """Whether factors cost a multiplication when the model runs."""
+    """What surrounds the values of a space."""
+
     free_range: bool
     """Written by layers straight, without an activation that needs zero to stay where it is."""
+    readers: list[Layer] = attrs.field(factory=list)
+    float_readers: bool = False
+    float_writers: bool = False
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether factors cost a multiplication when the model runs."""
+        return self.float_readers or self.float_writers
 
 
 def channel_factors(
@@ -124,42 +130,52 @@ def _linked(placement: Placement) -> list[list[int]]:
 
 def _scalable(values: Sequence[ir.Value], placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> _Space | None:
     """The space, if every node that touches it can take a factor per channel."""
-    readers, float_readers, multiplies, free_range = [], False, False, len(values) == 1
-    activations = set(placement.absorbed.values())
+    space = _Space(free_range=len(values) == 1)
     for value in values:
         if value.shape is None or len(value.shape) < 3 or value.is_graph_output():
             return None
-        producer = value.producer()
-        if producer is not None and producer in activations:
-            if clip_bounds(producer) != (0.0, np.inf):
-                return None  # a bounded activation cannot leave its range: giving that up for resolution is a bad trade
-            source, free_range = producer.inputs[0], False
-            producer = source.producer() if source is not None else None
-        free_range = free_range and producer in layer_of
-        if producer is not None and producer in placement.integer_nodes:
-            if producer.op_type not in CHANNELWISE and (producer not in layer_of or producer.op_type != "Conv"):
-                return None
-        else:
-            multiplies = True
-        for reader in consumers(value):
-            layer = layer_of.get(reader)
-            if layer is not None:
-                if reader.op_type != "Conv" or layer.weight_value is value:
-                    return None
-                readers.append(layer)
-            elif reader not in placement.integer_nodes:
-                if producer in layer_of and value not in placement.writes_integers:
-                    return None  # it reads what the layer writes, straight
-                float_readers = True
-            elif reader.op_type not in CHANNELWISE:
-                return None
-    return _Space(readers, float_readers, multiplies or float_readers, free_range)
+        if not _writer_scales(space, value, placement, layer_of) or not _readers_scale(
+            space, value, placement, layer_of
+        ):
+            return None
+    return space
+
+
+def _writer_scales(space: _Space, value: ir.Value, placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> bool:
+    producer = value.producer()
+    if producer is not None and producer in placement.absorbed.values():
+        if clip_bounds(producer) != (0.0, np.inf):
+            return False  # a bounded activation cannot leave its range: giving that up for resolution is a bad trade
+        source, space.free_range = producer.inputs[0], False
+        producer = source.producer() if source is not None else None
+    space.free_range = space.free_range and producer in layer_of
+    if producer is None or producer not in placement.integer_nodes:
+        space.float_writers = True
+        return True
+    if producer in layer_of and value not in placement.writes_integers:
+        # floating-point readers would read what the layer writes, straight
+        return producer.op_type == "Conv" and all(reader in placement.integer_nodes for reader in consumers(value))
+    return producer.op_type in CHANNELWISE or (producer in layer_of and producer.op_type == "Conv")
+
+
+def _readers_scale(space: _Space, value: ir.Value, placement: Placement, layer_of: Mapping[ir.Node, Layer]) -> bool:
+    for reader in consumers(value):
+        layer = layer_of.get(reader)
+        if layer is not None:
+            if reader.op_type != "Conv" or layer.weight_value is value:
+                return False
+            space.readers.append(layer)
+        elif reader not in placement.integer_nodes:
+            space.float_readers = True
+        elif reader.op_type not in CHANNELWISE:
+            return False
+    return True
 
 
 def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling | None:
     """The factors of the best exponent; None if all factors would be one."""
     if not space.readers:
-        return _for_floats(statistics[0], space.free_range) if space.float_readers else None
+        return _for_floats(statistics[0], may_move=space.free_range) if space.float_readers else None
     ranges = np.max([s.largest for s in statistics], axis=0)
     widest = float(ranges.max(initial=0.0))
     if len(ranges) < 2 or widest <= 0.0:
@@ -171,7 +187,7 @@ def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling |
     return None if factors is None else Rescaling(factors)
 
 
-def _for_floats(statistics: ChannelStatistics, may_move: bool) -> Rescaling | None:
+def _for_floats(statistics: ChannelStatistics, *, may_move: bool) -> Rescaling | None:
     """For values that only floating-point operators read: nothing speaks against using the whole range everywhere."""
     assert statistics.low is not None
     assert statistics.high is not None
@@ -250,7 +266,7 @@ def _error(
     squares: NDArray[np.float64],
 ) -> float:
     """Expected squared error of one reading layer: rounding of its inputs, and of its weights after the factors."""
-    groups, outputs, inputs, taps = weights.shape
+    groups, _, inputs, taps = weights.shape
     t = factors.reshape(groups, 1, inputs, 1)
     step = float(np.max(ranges / factors)) / 255.0
     activation = float(np.sum(weights**2 * (step * t) ** 2)) / 12.0

@@ -1,12 +1,13 @@
 """Rounding weights so that the layer's output, not the weights, stays close.
 
 A layer computes y = W x. Rounding every weight to the nearest integer minimises ||W - Q||, but what matters is
-E||(W - Q) x||^2 = tr((W - Q) H (W - Q)^T) with H = E[x x^T]. GPTQ (Frantar et al., ICLR 2023) rounds one input column at a
-time and moves its error onto the columns still to come, through the Cholesky factor of H^-1. What is left of the mean error
-is removed by the bias.
+E||(W - Q) x||^2 = tr((W - Q) H (W - Q)^T) with H = E[x x^T]. GPTQ (Frantar et al., ICLR 2023) rounds one input column
+at a time and moves its error onto the columns still to come, through the Cholesky factor of H^-1. What is left of the
+mean error is removed by the bias.
 
-The layer will not see x but its quantized form q, so H is taken over q, and the bias also removes what rounding the inputs
-shifts: b' = b + W E[x] - Q E[q]. `Moments` streams both means and H; a convolution is the matrix product of its patches.
+The layer will not see x but its quantized form q, so H is taken over q, and the bias also removes what rounding the
+inputs shifts: b' = b + W E[x] - Q E[q]. `Moments` streams both means and H; a convolution is the matrix product of its
+patches.
 """
 
 from __future__ import annotations
@@ -123,14 +124,14 @@ def _patches(
     axes = tuple(range(2, 2 + rank))
     if any(have < need for have, need in zip(padded.shape[2:], reach, strict=True)):
         return np.empty((groups, 0, int(np.prod(weight_shape[1:]))), data.dtype)
-    every: list[Any] = [slice(None), slice(None), *(slice(None, None, s) for s in strides)]
-    taps = [slice(None, None, d) for d in dilations]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)[(*every, *taps)]
+    steps = [slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations))]
+    windows: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)[tuple(steps)]
     batch, channels = data.shape[:2]
     spatial = windows.shape[2 : 2 + rank]
     positions = int(np.prod(spatial))
     chosen = np.unique(np.linspace(0, positions - 1, min(positions, most or positions)).astype(np.int64))
-    picked: NDArray[Any] = windows[(slice(None), slice(None), *np.unravel_index(chosen, spatial))]
+    where: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(chosen, spatial))
+    picked = windows[where]
     picked = picked.reshape(batch, groups, channels // groups, len(chosen), -1)
     return np.ascontiguousarray(picked.transpose(1, 0, 3, 2, 4).reshape(groups, batch * len(chosen), -1))
 

@@ -150,8 +150,11 @@ class Drift:
         for name, exact in before.items():
             if exact.dtype.kind != "f" or not exact.size:
                 continue
-            wide = exact.astype(np.float64)
-            self.noise[name] = self.noise.get(name, 0.0) + float(np.sum((after[name] - wide) ** 2))
+            known = np.isfinite(exact)  # a mask of minus infinities is no signal
+            wide = np.where(known, exact, 0.0).astype(np.float64)
+            self.noise[name] = self.noise.get(name, 0.0) + float(
+                np.sum((np.where(known, after[name], 0.0) - wide) ** 2)
+            )
             self.signal[name] = self.signal.get(name, 0.0) + float(np.sum((wide - wide.mean()) ** 2))
             if exact.ndim > 1 and exact.shape[-1] > 1:
                 same = exact.argmax(axis=-1) == after[name].argmax(axis=-1)
@@ -160,8 +163,9 @@ class Drift:
 
     @property
     def ratio(self) -> float:
-        """Worst noise-to-signal ratio of any output."""
-        return max((n / max(self.signal[name], 1e-30) for name, n in self.noise.items()), default=0.0)
+        """Worst noise-to-signal ratio of any output; infinite if one is NaN."""
+        ratios = [noise / max(self.signal[name], 1e-30) for name, noise in self.noise.items()]
+        return max((np.inf if np.isnan(ratio) else ratio for ratio in ratios), default=0.0)
 
     @property
     def agreement(self) -> float:

@@ -41,7 +41,7 @@ class Scheme:
     """How integers are chosen; every field is somebody's knob."""
 
     calibrator: Calibrator = attrs.field(factory=Calibrator)
-    modes: tuple[Mode, ...] = ("dynamic", "static", "weight-only")
+    modes: tuple[Mode, ...] = ("dynamic", "static")
     """Modes allowed: a layer takes the first that its target prefers among these, else only its weights are stored."""
     equalize: bool = True
     compensate: bool = True

@@ -52,12 +52,13 @@ class QuantParams:
     def quantize(self, values: NDArray[Any]) -> NDArray[Any]:
         """Integers of `dtype`, shape of `values`."""
         scale, zero = self._along(self.scale, values.ndim), self._along(self.zero_point, values.ndim)
-        rounded = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
-        return np.clip(rounded, *self.limits).astype(self.dtype)
+        with np.errstate(over="ignore"):  # infinity saturates as well
+            rounded = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
+        return np.asarray(np.clip(rounded, *self.limits), self.dtype)
 
     def dequantize(self, integers: NDArray[Any]) -> NDArray[np.float32]:
         scale, zero = self._along(self.scale, integers.ndim), self._along(self.zero_point, integers.ndim)
-        return (integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+        return np.asarray((integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale)
 
     def round_trip(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """What the values become by being quantized."""
@@ -67,8 +68,8 @@ class QuantParams:
 def affine(low: float, high: float, dtype: np.dtype[Any] | type, *, symmetric: bool = False) -> QuantParams:
     """Per-tensor parameters that cover [low, high] and zero.
 
-    Symmetric: zero point in the middle of the type (0 for signed, 128 for uint8), the range the larger of the two sides;
-    signed symmetric leaves the lowest integer unused, so that x and -x map alike.
+    Symmetric: zero point in the middle of the type (0 for signed, 128 for uint8), the range the larger of the two
+    sides; signed symmetric leaves the lowest integer unused, so that x and -x map alike.
     """
     info = np.iinfo(dtype)
     low, high = min(float(low), 0.0), max(float(high), 0.0)

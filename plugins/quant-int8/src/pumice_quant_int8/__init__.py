@@ -4,14 +4,15 @@
 
 Layers whose neighbours are integers too (convolutions) get ranges fixed by calibration; layers between floating-point
 operators (the projections of a transformer) have theirs found while the model runs, at the same speed and without
-clipping what calibration never saw. Weights are symmetric per output channel, rounded so that the layer's *output* stays
-close (GPTQ), channel ranges are evened out across layers, and the bias takes up the mean error.
+clipping what calibration never saw. Weights are symmetric per output channel, rounded so that the layer's *output*
+stays close (GPTQ), channel ranges are evened out across layers, and the bias takes up the mean error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pumice.quantize.context import QuantizeContext
-    from pumice.quantize.target import Target
+    from pumice.quantize.engine import Scheme
+    from pumice.quantize.guard import Keep
+    from pumice.quantize.target import Mode, Target
 
-MODES = {
-    "auto": ("dynamic", "static", "weight-only"),
-    "static": ("static", "weight-only"),
-    "dynamic": ("dynamic",),
-    "weights": ("weight-only",),
-}
+MODES: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
+    {"auto": ("dynamic", "static"), "static": ("static",), "dynamic": ("dynamic",), "weights": ()}
+)
+"""Ways of computing with integers that each choice allows; a layer without any has its weights stored as integers."""
+
+
+OLDEST_OPSET = 13
+"""Scales per channel came with it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,38 +66,46 @@ class Int8(Quantizer):
     def accepts(self, model: ir.Model) -> str | None:
         from pumice.quantize.placement import already_quantized
 
+        opset = model.opset_imports.get("", OLDEST_OPSET)
+        if opset < OLDEST_OPSET:
+            return f"its opset is {opset}, and scales per channel need {OLDEST_OPSET}: read it with pumice.load"
         return already_quantized(model)
 
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
-        from pumice.quantize.engine import Memory, quantize_layers
+        from pumice.quantize.engine import quantize_layers
         from pumice.quantize.guard import within_budget
+        from pumice.quantize.observation import Memory
 
-        memory, scheme = Memory(), self._scheme(context.target)
-        return within_budget(
-            model,
-            lambda keep, around: quantize_layers(model, scheme, around, memory, keep),
-            attrs.evolve(context, target=self._target(context.target)),
-        )
+        target = self._target(context.target)
+        memory, scheme = Memory(), self._scheme(target)
+        quick = attrs.evolve(scheme, compensate=False, correct_bias=False)
+        sketched: dict[tuple[str, bytes], Any] = {}
+
+        def build(keep: Keep, around: QuantizeContext) -> ir.Model:
+            return quantize_layers(model, scheme, around, memory, keep)
+
+        def sketch(keep: Keep, around: QuantizeContext) -> ir.Model:
+            return quantize_layers(model, quick, around, attrs.evolve(memory, weights=sketched), keep)
+
+        return within_budget(model, build, attrs.evolve(context, target=target), sketch=sketch)
 
     def _target(self, target: Target) -> Target:
-        def pick(answer: str, default: bool) -> bool:
+        def pick(answer: str, *, default: bool) -> bool:
             return default if answer == "target" else answer == "yes"
 
         return attrs.evolve(
             target,
-            activation_symmetric=pick(self.symmetric, target.activation_symmetric),
-            per_channel=pick(self.per_channel, target.per_channel),
+            activation_symmetric=pick(self.symmetric, default=target.activation_symmetric),
+            per_channel=pick(self.per_channel, default=target.per_channel),
         )
 
-    def _scheme(self, target: Target):  # type: ignore[no-untyped-def]
+    def _scheme(self, target: Target) -> Scheme:
         from pumice.quantize.calibration import Calibrator
         from pumice.quantize.engine import Scheme
 
         return Scheme(
             calibrator=Calibrator(
-                method=self.calibrator,
-                percentile=self.percentile,
-                symmetric=self._target(target).activation_symmetric,
+                method=self.calibrator, percentile=self.percentile, symmetric=target.activation_symmetric
             ),
             modes=MODES[self.activations],
             equalize=self.equalize,
