@@ -3,7 +3,7 @@
 # uv is used where it is installed; where it is not, a private copy goes to .uv/. Nothing outside this folder changes.
 
 PYTHON ?= python3
-UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 BIN := .venv/bin
 PROJECTS := $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml native/*/pyproject.toml contrib/*/pyproject.toml)
 EDITABLES := $(patsubst %/pyproject.toml,-e %,$(wildcard core/pyproject.toml plugins/*/pyproject.toml))
@@ -38,8 +38,8 @@ docs: setup ## build the documentation into build/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	@echo open build/docs/index.html
 
-bench: setup ## run every benchmark and write docs/benchmarks.md (long)
-	$(BIN)/python benchmarks/run_all.py
+bench: setup ## run every benchmark and write docs/benchmarks.md (hours the first time; QUICK=1 takes minutes)
+	$(BIN)/python docs/benchmarks.py $(if $(QUICK),--quick)
 
 pins: setup ## resolve the newest versions and write them into pyproject.toml and constraints.txt
 	$(BIN)/python .ci/pins.py $(UV)

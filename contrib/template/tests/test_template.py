@@ -1,10 +1,10 @@
 """The contracts that pumice expects of a scorer and of a quantizer, and what is special about ours."""
 
 import numpy as np
-from pumice_template import Int8Weights, Magnitude
 
 from pumice.model import constant, nodes
 from pumice.testing import QuantizerContract, ScorerContract
+from pumice_template import Int8Weights, Magnitude
 
 
 class TestMagnitude(ScorerContract):

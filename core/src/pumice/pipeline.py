@@ -2,9 +2,9 @@
 
     load -> simplify -> step 1 -> step 2 -> ... -> measure
 
-The way is one-directional. Every step works on a copy; a step that applied nothing, or whose model fails the check, ends
-the run with nothing written. What a step lost is judged against the model it was given; measurements compare the *original
-file* with the final model, interleaved in one process.
+The way is one-directional. Every step works on a copy; a step that applied nothing, or whose model fails the check,
+ends the run with nothing written. What a step lost is judged against the model it was given; measurements compare the
+*original file* with the final model, interleaved in one process.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def compress(
         ledger=ledger,
         measurements=comparison,
         layers=tuple(layers),
-        notes=tuple([*(splits.notes if splits else ()), *chosen.notes]),
+        notes=(*(splits.notes if splits else ()), *chosen.notes),
         seconds=clock.laps,
     )
     registry().notify("pumice_run_finished", result=result)

@@ -5,8 +5,8 @@
     max_drop = 0.01
     quantizer = { name = "int8", calibrator = "entropy" }
 
-Every key of a step is one of its knobs, every key of `quantizer` one of that quantizer's; what is unknown is refused with
-the nearest known name. A recipe written by `to_toml` and read again is equal to itself.
+Every key of a step is one of its knobs, every key of `quantizer` one of that quantizer's; what is unknown is refused
+with the nearest known name. A recipe written by `to_toml` and read again is equal to itself.
 """
 
 from __future__ import annotations

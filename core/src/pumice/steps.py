@@ -47,9 +47,7 @@ class Quantize(Step):
     """Quantize the model with an installed quantizer, calibrated on data, within an accuracy budget."""
 
     name = "quantize"
-    quantizer: Quantizer | None = knob(
-        None, Use("quantizer"), help="how to quantize; a name or a table with its knobs"
-    )
+    quantizer: Quantizer | None = knob(None, Use("quantizer"), help="how to quantize; a name or a table with its knobs")
     target: str = knob("ort-cpu", Choice(*names()), help="runtime that the model is made for")
     samples: int = knob(512, Int(1, 1_000_000), help="calibration samples to use at most")
     max_drop: float = knob(0.01, Float(0.0, 1.0), help="accuracy that may be lost, as a fraction (0.01 is one point)")

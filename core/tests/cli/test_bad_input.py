@@ -1,3 +1,4 @@
+# over 500 lines: the whole table of bad input stands in one place, so that a missing case is seen
 """Bad input, end to end through the command line, and input that only looks bad.
 
 Each refusal is one sentence on standard error with exit code 2, and leaves nothing behind. Models are tiny and data is

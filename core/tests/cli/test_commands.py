@@ -140,7 +140,7 @@ def test_inspect_says_why_a_runtime_does_not_take_a_model(folder, run, install, 
 
     install(picky=plugin(pumice_runtimes=[Picky]))
     found = json.loads(run("inspect", folder / "models/a.onnx", "--json").stdout)
-    assert found["runtimes"] == {"picky": "picky takes no Conv", "reference": "yes"}
+    assert found["runtimes"] == {"picky": "picky takes no Conv", "reference": "yes", "simulated": "yes"}
 
 
 def test_inspect_with_data_profiles_the_nodes(folder, run):

@@ -39,8 +39,10 @@ def test_pointwise_operators_cost_only_their_traffic():
 def test_every_operator_of_a_network_has_a_cost(model):
     from pumice.plan import compile_plan
 
-    plan = compile_plan(model("""g (float[1, 3, 8, 8] x, float[4, 3, 3, 3] w) => (float[1, 4] y) {
-        a = Conv<pads = [1, 1, 1, 1]>(x, w)  b = Relu(a)  c = GlobalAveragePool(b)  y = Flatten(c) }"""))
+    plan = compile_plan(
+        model("""g (float[1, 3, 8, 8] x, float[4, 3, 3, 3] w) => (float[1, 4] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)  b = Relu(a)  c = GlobalAveragePool(b)  y = Flatten(c) }""")
+    )
     shapes = {}
     feeds = {"x": np.ones((1, 3, 8, 8), np.float32), "w": np.ones((4, 3, 3, 3), np.float32)}
     shapes |= {name: array.shape for name, array in feeds.items()}

@@ -9,7 +9,7 @@ import pytest
 from pumice.data import open_dataset
 from pumice.ledger import Ledger
 from pumice.measure import pick_runtime
-from pumice.model import check, infer_shapes
+from pumice.model import check, infer_shapes, nodes
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.engine import Scheme, quantize_layers
 from pumice.quantize.observation import Memory
@@ -27,9 +27,10 @@ def build(text, opset=21, **weights):
     for name, weight in weights.items():
         array = filled(rng, weight) if isinstance(weight, tuple) else np.asarray(weight)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    for node in proto.graph.node:
-        node.name = f"at_{node.output[0]}"
-    return infer_shapes(ir.from_proto(proto))
+    model = infer_shapes(ir.from_proto(proto))
+    for node in nodes(model):
+        node.name = f"at_{node.outputs[0].name}"
+    return model
 
 
 def filled(rng, shape):

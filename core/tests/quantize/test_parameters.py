@@ -8,7 +8,9 @@ from pumice.quantize.parameters import QuantParams, affine, symmetric_per_channe
 ENDS = st.floats(-1e6, 1e6, width=32)
 TYPES = st.sampled_from([np.uint8, np.int8])
 VALUES = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e5, 1e5, width=32))
-MATRICES = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-9, 9, width=32))
+MATRICES = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)
+)
 
 
 def steps(params):

@@ -160,7 +160,7 @@ def test_a_strategy_inside_a_strategy_is_made_from_its_table(site):
     assert mix.first.first.smoothing == 0.1
     assert found.make(Loss, {"name": "mix", **mix.settings()}) == mix
     with pytest.raises(PluginError, match="did you mean 'hard'"):
-        found.make(Loss, {"name": "mix", "first": "hart"})
+        found.make(Loss, {"name": "mix", "first": "hardd"})
 
 
 def test_the_allow_list_lets_in_only_what_it_names(site, monkeypatch):

@@ -36,8 +36,8 @@ def test_no_public_name_is_also_a_module():
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="has no attribute 'compres'"):
-        pumice.compres  # noqa: B018 - asking is the test
+    with pytest.raises(AttributeError, match="has no attribute 'compression'"):
+        pumice.compression  # noqa: B018 - asking is the test
 
 
 def test_import_pumice_loads_no_library():

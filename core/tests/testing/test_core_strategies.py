@@ -6,6 +6,7 @@ from pumice.data.images import ImageFolderReader
 from pumice.data.npz import NpzFolderReader, NpzReader
 from pumice.measure.metrics import BUILTIN_METRICS
 from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.quantize.simulated_runtime import SimulatedRuntime
 from pumice.testing import DatasetReaderContract, MetricContract, RuntimeContract, StrategyContract
 from pumice.testing.metric import SAMPLES
 
@@ -14,6 +15,10 @@ METRICS = {metric.name: metric for metric in BUILTIN_METRICS}
 
 class TestReferenceRuntime(RuntimeContract):
     strategy = ReferenceRuntime
+
+
+class TestSimulatedRuntime(RuntimeContract):
+    strategy = SimulatedRuntime
 
 
 class TestTop1(MetricContract):

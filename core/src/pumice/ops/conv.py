@@ -82,7 +82,7 @@ def _conv_transpose(node: Node, x: Array, w: Array, b: Array | None = None) -> O
     columns = columns.reshape(batch, groups * w.shape[1], window.taps, *x.shape[2:])
     full = [n + p + q for n, p, q in zip(window.size, window.before, window.after, strict=True)]
     y = np.zeros((batch, groups * w.shape[1], *full), columns.dtype)
-    for tap, where in enumerate(window.slices()):
+    for tap, where in enumerate(window.slices() if outputs else ()):
         y[where] += columns[:, :, tap]
     y = y[attrs.evolve(window, size=tuple(size)).interior]
     return (add_bias(np.ascontiguousarray(y), None if b is None else wide(b)).astype(x.dtype, copy=False),)

@@ -44,8 +44,10 @@ class Moments:
     """Sum of x, (groups, k)."""
     seen: NDArray[np.float64] = attrs.field(init=False)
     """Sum of q, (groups, k)."""
+    centre: NDArray[np.float32] | None = None
+    """About the mean of q, (groups, 1, k): products of what is left are not drowned by it in float32."""
     products: NDArray[np.float64] | None = attrs.field(init=False)
-    """Sum of q q^T, (groups, k, k)."""
+    """Sum of (q - centre) (q - centre)^T, (groups, k, k)."""
 
     def __attrs_post_init__(self) -> None:
         self.exact = np.zeros((self.groups, self.width))
@@ -54,37 +56,44 @@ class Moments:
 
     def update(self, exact: NDArray[np.float32], seen: NDArray[np.float32]) -> None:
         """Take in rows of shape (groups, positions, k)."""
+        if not exact.shape[1]:
+            return
         self.count += exact.shape[1]
         self.exact += exact.sum(axis=1, dtype=np.float64)
         self.seen += seen.sum(axis=1, dtype=np.float64)
         if self.products is not None:
-            self.products += np.matmul(seen.transpose(0, 2, 1), seen)
+            if self.centre is None:
+                self.centre = seen.mean(axis=1, keepdims=True)
+            centred = seen - self.centre
+            self.products += np.matmul(centred.transpose(0, 2, 1), centred)
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(E[x], E[q]), each (groups, k)."""
         return self.exact / max(self.count, 1), self.seen / max(self.count, 1)
 
     def second_moment(self, group: int) -> NDArray[np.float64] | None:
-        """H for rounding one group, made safe to invert and to trust; None if it was not kept or nothing was seen.
+        """H for rounding one group, made safe to invert and to trust; None if there is none or it is not finite.
 
         It is the covariance of q (the mean is left to the bias), drawn towards its diagonal by k / (k + rows), because
         few rows show correlations that are not there; and every input counts at least DAMPING of what the average
         input of the *layer* does, so that weights on inputs that calibration left quiet keep their values.
         """
-        if self.products is None or not self.count:
+        if self.products is None or self.centre is None:
             return None
-        mean = self.seen[group] / self.count
+        mean = self.seen[group] / self.count - self.centre[group, 0]
         covariance = self.products[group] / self.count - np.outer(mean, mean)
         diagonal = np.diag(np.diag(covariance))
         trust = self.count / (self.count + self.width)
         floor = DAMPING * max(self._energy(), float(np.finfo(np.float32).tiny))
-        return np.asarray(trust * covariance + (1.0 - trust) * diagonal + floor * np.eye(self.width), np.float64)
+        second: NDArray[np.float64] = trust * covariance + (1.0 - trust) * diagonal + floor * np.eye(self.width)
+        return second if np.isfinite(second).all() else None
 
     def _energy(self) -> float:
         """Mean variance of the layer's inputs, over all groups."""
         assert self.products is not None
+        assert self.centre is not None
         squares = np.einsum("gkk->gk", self.products) / self.count
-        return float(np.mean(squares - (self.seen / self.count) ** 2))
+        return float(np.mean(squares - (self.seen / self.count - self.centre[:, 0]) ** 2))
 
 
 def layer_rows(
@@ -163,11 +172,28 @@ def compensated_rounding(
     """GPTQ. `weights` (outputs, k), `scale` (outputs,), `second` H of shape (k, k); integers in [-limit, limit].
 
     Columns are visited by falling H[j, j] (what matters most is rounded while there is most freedom left to repair it).
+    It is greedy: an output that is better off with the nearest integers gets those.
     """
+    nearest = np.clip(np.rint(weights / scale[:, None]), -limit, limit)
+    compensated = _rounded_in_turn(weights, scale, second, limit)
+    worse = _output_error(weights - compensated * scale[:, None], second) > _output_error(
+        weights - nearest * scale[:, None], second
+    )
+    return np.where(worse[:, None], nearest, compensated).astype(np.int8)
+
+
+def _output_error(difference: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """d H d^T of every row, shape (outputs,)."""
+    return np.asarray(np.einsum("ok,ok->o", difference @ second, difference))
+
+
+def _rounded_in_turn(
+    weights: NDArray[np.float64], scale: NDArray[np.float64], second: NDArray[np.float64], limit: int
+) -> NDArray[np.float64]:
     order = np.argsort(-np.diag(second), kind="stable")
     upper = _upper_factor(second[np.ix_(order, order)])
     working = weights[:, order].copy()
-    integers = np.empty(working.shape, np.int8)
+    integers = np.empty(working.shape)
     for start in range(0, working.shape[1], 128):
         stop = min(start + 128, working.shape[1])
         errors = np.empty((len(working), stop - start))
@@ -183,10 +209,20 @@ def compensated_rounding(
 
 
 def _upper_factor(second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """U upper triangular with H^-1 = U^T U."""
-    lower = np.linalg.cholesky(second)
-    inverse = np.linalg.inv(lower)
-    return np.linalg.cholesky(inverse.T @ inverse).T
+    """U upper triangular with H^-1 = U^T U: the inverse of R, where H = R R^T with R upper triangular.
+
+    R is the Cholesky factor of H with its axes reversed, reversed again.
+    """
+    from scipy.linalg.lapack import dtrtri
+
+    reversed_axes = second[::-1, ::-1]
+    try:
+        lower = np.linalg.cholesky(reversed_axes)
+    except np.linalg.LinAlgError:  # correlated up to rounding errors
+        damping = 1e-3 * float(np.mean(np.diag(second)))
+        return _upper_factor(second + damping * np.eye(len(second)))
+    inverse, _ = dtrtri(lower[::-1, ::-1], lower=0)
+    return np.asarray(inverse)
 
 
 @attrs.frozen(eq=False)

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_SCALE = np.float32(np.finfo(np.float32).tiny * 2**24)
-"""Below this, products of scales would leave the normal float32 range."""
+"""Weights whose scale would be below this are zero."""
+SMALLEST_STEP = np.float32(2.0**-64)
+"""Activations whose scale would be below this are zero: its products with other scales are still normal numbers."""
 
 
 @attrs.frozen(eq=False)
@@ -79,7 +81,7 @@ def affine(low: float, high: float, dtype: np.dtype[Any] | type, *, symmetric: b
         scale = np.float32(bound / (info.max - zero))
     else:
         scale = np.float32((high - low) / (int(info.max) - int(info.min)))
-    if scale < SMALLEST_SCALE:
+    if scale < SMALLEST_STEP:
         scale = np.float32(1.0)
     if not symmetric:
         zero = int(np.clip(np.rint(info.min - low / float(scale)), info.min, info.max))

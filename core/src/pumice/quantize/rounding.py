@@ -172,6 +172,6 @@ def room_for_bias(params: QuantParams, bias: NDArray[np.float64] | None, source:
     """
     least = np.full(params.scale.shape, 2.0**-100 / float(source.scale), np.float32)
     if bias is not None:
-        each = (np.abs(bias) / (float(source.scale) * 2.0**30)).astype(np.float32)
+        each = np.minimum(np.abs(bias) / (float(source.scale) * 2.0**30), 2.0**120).astype(np.float32)
         least = np.maximum(least, each if params.axis is not None else each.max(initial=np.float32(0)))
     return attrs.evolve(params, scale=np.maximum(params.scale, least))
