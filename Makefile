@@ -8,6 +8,8 @@ BIN := .venv/bin
 PROJECTS := $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml native/*/pyproject.toml contrib/*/pyproject.toml)
 EDITABLES := $(patsubst %/pyproject.toml,-e %,$(wildcard core/pyproject.toml plugins/*/pyproject.toml))
 WORKERS ?= 2
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+CHOSEN := not timing$(if $(CHROMIUM),, and not browser)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
@@ -23,7 +25,8 @@ demo: .venv/demo.stamp ## compress the example model and print what was gained (
 
 test: setup lint types ## lint, type-check and run every test, with coverage
 	$(BIN)/pytest -m timing
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --cov --cov-report=term -m "not timing"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --cov --cov-report=term -m "$(CHOSEN)"
+	$(if $(CHROMIUM),,@echo "No Chromium here: the report was not opened in a browser. Install the package chromium to do so.")
 
 lint: setup ## style and spelling
 	$(BIN)/ruff check .

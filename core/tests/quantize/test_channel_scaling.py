@@ -2,7 +2,7 @@ import attrs
 import numpy as np
 import pytest
 
-from pumice.model import clone, constant, replace_input
+from pumice.model import add_initializer, clone, constant, replace_input
 from pumice.quantize.channel_scaling import Rescaling, channel_factors, dynamic_factors, fold
 from pumice.quantize.statistics import ChannelStatistics
 from pumice.quantize.target import Target
@@ -44,8 +44,6 @@ def with_factors(model, placement, factors):
         weights, scaled = fold(layer, constant(node.inputs[1]), bias, reading, writing)
         for index, array in ((1, weights), (2, scaled)):
             if array is not None:
-                from pumice.model import add_initializer
-
                 replace_input(node, index, add_initializer(changed, f"{node.name}/{index}", array.astype(np.float32)))
     return changed
 

@@ -1,6 +1,7 @@
 import resource
 import tracemalloc
 
+import attrs
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from pumice.model import nodes
 from pumice.quantize.calibration import Calibrator
 from pumice.quantize.engine import Scheme, quantize_layers
 from pumice.quantize.observation import Memory
+from pumice.quantize.simulation import simulate
 from pumice.testing.models import serialized
 
 CONV = "Conv <kernel_shape=[3,3], pads=[1,1,1,1]>"
@@ -102,8 +104,6 @@ def test_a_hundred_thousand_samples_are_calibrated_in_bounded_memory(lab):
             yield {"x": row * (n % 7)}
 
     context = lab.context(model, [{"x": np.ones((1, 4), np.float32)}], samples=count)
-    import attrs
-
     context = attrs.evolve(context, calibration=open_dataset(samples, model), runtime=Streamed())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
@@ -337,8 +337,6 @@ def test_convolutions_pair_their_channels_and_depthwise_ones_nothing(lab):
 
 
 def test_what_was_made_for_such_a_cpu_computes_the_same_there(lab):
-    from pumice.quantize.simulation import simulate
-
     model, feeds = lab.build(NET, **WEIGHTS), lab.normal(1, 3, 6, 6)
     result, ledger = lab.quantized(model, feeds, "ort-cpu-no-vnni")
     plain, saturating = (simulate(result, pair_saturation=choice) for choice in (False, True))

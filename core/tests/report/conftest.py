@@ -107,6 +107,13 @@ class Browser:
             self._process.wait()
 
 
+def pytest_collection_modifyitems(items):
+    """Whatever asks for the browser is marked so; `make test` leaves it out, aloud, where there is no Chromium."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     assert CHROMIUM, "these tests need Chromium: apt-get install -y chromium"
