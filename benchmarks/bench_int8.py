@@ -28,7 +28,7 @@ import numpy as np
 from measuring import Kernels, Latency, interleaved_latency, kernels
 from models import CASES, Case, Evaluation, StoreError, case, onnxruntime_run, reference
 from models.store import file_sha256
-from peers import BEST_OF, STOCK, TOOLS, Failed, Variant, digest, isolated, quantized, recorded, remembered
+from peers import BEST_OF, STOCK, TOOLS, Failed, Recorded, Variant, digest, isolated, quantized, recorded, remembered
 from tables import Table, measurement, write_json
 
 QUICK = ("digits_cnn", "fashion_resnet", "fashion_mobile", "fashion_lstm")
@@ -242,6 +242,11 @@ def _account(found: Case, rows: list[Row], table: Table, record: dict[str, Any])
     for result in _best_recorded(found.id):
         agreement = f"{result.agreement:.4f}"
         table.row([found.id, result.name, "", agreement, f"{result.kilobytes:.0f}", "", "", "recorded"])
+    for other in _without_agreement(found.id):
+        size = f"{other.kilobytes:.0f}"
+        table.row(
+            [found.id, other.id, f"{metric} {other.value:.4f}", "?", size, "", "", "recorded, no agreement: not judged"]
+        )
     record["details"].extend(_detail(found.id, metric, row) for row in rows)
     float_row, ours = rows[0], rows[1]
     if ours.judgement is None or float_row.judgement is None:
@@ -317,6 +322,11 @@ def _best_recorded(name: str) -> Iterator[Rival]:
         if mine:
             best = max(mine, key=lambda result: result.agreement)
             yield Rival(name=best.id, agreement=best.agreement, kilobytes=best.kilobytes)
+
+
+def _without_agreement(name: str) -> list[Recorded]:
+    """Recorded results that no verdict can use, shown so that none goes missing."""
+    return [result for result in recorded(name) if result.agreement is None]
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------

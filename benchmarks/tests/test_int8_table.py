@@ -85,6 +85,16 @@ def test_recorded_figures_name_known_tools_and_cases():
     assert all(figure.agreement is None or -1 <= figure.agreement <= 1 for figure in figures)
 
 
+def test_recorded_agreement_is_possible_with_the_recorded_accuracy():
+    """Two models that are right on a and b of the lines agree on at least a + b - 1 of them."""
+    from peers import recorded
+
+    accuracy = {"fashion_resnet": 0.9243, "ocr_rec_v4": 0.9133, "easyocr_en_g2": 0.8267, "silero_vad": 0.9465}
+    figures = [figure for name in accuracy for figure in recorded(name) if figure.agreement is not None]
+    assert figures
+    assert all(figure.agreement >= accuracy[figure.case] + figure.value - 1.001 for figure in figures)
+
+
 def test_a_peer_of_higher_agreement_makes_the_verdict_no(bench):
     rows = [judged(bench, 1.0, 100, "FP32"), judged(bench, 0.95, 30), judged(bench, 0.97, 40, "peer")]
     assert bench._verdict("unknown", rows, higher=True).best.startswith("NO, 0.9700 at 40 kB (peer)")

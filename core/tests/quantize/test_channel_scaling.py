@@ -61,7 +61,9 @@ def with_factors(model, placement, factors):
 def test_a_network_with_its_factors_folded_in_is_the_same_network(lab, middle, groups):
     parts = middle.split("  ")
     middle = "  ".join(sorted(parts, key=lambda part: "b =" in part))
-    text = f"(float[N,3,6,6] x) => (float[N,4,h,w2] y) {{ a = {CONV} (x, w, c)  {middle}  d = Conv <kernel_shape=[3,3], group={groups}> (b, v)  y = {CONV} (d, u) }}"
+    text = f"""(float[N,3,6,6] x) => (float[N,4,h,w2] y) {{
+        a = {CONV} (x, w, c)  {middle}
+        d = Conv <kernel_shape=[3,3], group={groups}> (b, v)  y = {CONV} (d, u) }}"""
     model = lab.build(text, w=uneven(8, 3, 3, 3), c=(8,), v=(8, 8 // groups, 3, 3), u=(4, 8, 3, 3))
     if "Identity" in middle:
         model.graph[1].outputs[0].replace_all_uses_with(model.graph[0].outputs[0])

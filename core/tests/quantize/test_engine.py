@@ -7,10 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-import pumice.quantize.rounding as rounding
 from pumice.data import open_dataset
 from pumice.errors import DataError
 from pumice.model import nodes
+from pumice.quantize import rounding
 from pumice.quantize.calibration import Calibrator
 from pumice.quantize.engine import Scheme, quantize_layers
 from pumice.quantize.observation import Memory
@@ -138,7 +138,8 @@ def test_excluded_layers_stay_and_say_so(lab):
 
 @pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
 def test_recurrent_layers_stay_in_floating_point(lab, kind, gates):
-    text = f"(float[T,N,8] x) => (float[T,1,N,16] h, float[N,8] y) {{ h, e = {kind} <hidden_size=16> (x, w, r)  s = ReduceSum <keepdims=0> (x, k)  y = MatMul (s, v) }}"
+    text = f"""(float[T,N,8] x) => (float[T,1,N,16] h, float[N,8] y) {{
+        h, e = {kind} <hidden_size=16> (x, w, r)  s = ReduceSum <keepdims=0> (x, k)  y = MatMul (s, v) }}"""
     model = lab.build(text, w=(1, 16 * gates, 8), r=(1, 16 * gates, 16), v=(8, 8), k=np.array([0]))
     result, ledger = lab.quantized(model, lab.normal(5, 1, 8))
     assert "recurrent" in reasons(ledger, "declined")["at_h"]
@@ -262,7 +263,8 @@ def test_one_value_may_vanish_into_several_activations(lab):
 
 
 def test_an_activation_of_an_activation_is_right(lab):
-    text = f"(float[N,8,6,6] x) => (float[N,8,6,6] y) {{ a = {CONV} (x, w)  r = Relu (a)  c = Clip (r, l, h)  y = {CONV} (c, v) }}"
+    text = f"""(float[N,8,6,6] x) => (float[N,8,6,6] y) {{
+        a = {CONV} (x, w)  r = Relu (a)  c = Clip (r, l, h)  y = {CONV} (c, v) }}"""
     model = lab.build(text, w=(8, 8, 3, 3), v=(8, 8, 3, 3), l=np.float32(0), h=np.float32(1))
     feeds = lab.normal(1, 8, 6, 6)
     result, _ = lab.quantized(model, feeds)
@@ -357,7 +359,7 @@ BLOCK = """(float[N,6,16] x) => (float[N,6,16] y) {
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
 def test_a_transformer_with_fixed_ranges_computes_nothing_but_its_projections_with_integers(lab, target):
-    square = {name: (16, 16) for name in ("wq", "wk", "wv", "wo")}
+    square = dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16))
     mask = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
     model = lab.build(
         BLOCK, **square, w1=(16, 64), w2=(64, 16), g=np.ones(16, np.float32), g2=np.ones(16, np.float32), mask=mask

@@ -153,7 +153,8 @@ def test_a_sum_whose_result_leaves_the_model_as_well_keeps_its_activation(lab):
 
 
 def test_a_sum_of_a_transformer_stays_in_floating_point(lab):
-    text = "(float[N,4,8] x) => (float[N,4,8] y) { n = LayerNormalization (x, g) a = MatMul (n, w) s = Add (a, x) y = MatMul (s, v) }"
+    text = """(float[N,4,8] x) => (float[N,4,8] y) {
+        n = LayerNormalization (x, g) a = MatMul (n, w) s = Add (a, x) y = MatMul (s, v) }"""
     model = lab.build(text, g=(8,), w=(8, 8), v=(8, 8))
     for target in ("ort-cpu", "openvino", "tensorrt"):
         placement, _ = lab.placed(model, target)
@@ -188,7 +189,8 @@ def test_the_later_of_two_convolutions_adds_the_earlier(lab, target):
 
 def test_a_concatenation_shares_the_parameters_of_what_it_joins(lab):
     text = f"""({X}) => (float[N,8,6,6] y) {{
-        a = {CONV} (x, w)  b = Relu (a)  c = {CONV} (x, v)  d = Relu (c)  j = Concat <axis=1> (b, d)  y = {CONV} (j, u) }}"""
+        a = {CONV} (x, w)  b = Relu (a)  c = {CONV} (x, v)  d = Relu (c)
+        j = Concat <axis=1> (b, d)  y = {CONV} (j, u) }}"""
     placement, _ = lab.placed(lab.build(text, w=W, v=W, u=(8, 16, 3, 3)))
     assert spaces(placement) == [["b", "d", "j"], ["x"], ["y"]]
 
@@ -246,7 +248,8 @@ def test_a_split_moves_integers_to_all_its_outputs(lab):
 
 
 def test_a_pool_that_writes_indices_stays_in_floating_point(lab):
-    text = f"({X}) => (float[N,8,5,5] y, int64[N,8,5,5] i) {{ a = {CONV} (x, w)  m, i = MaxPool <kernel_shape=[2,2]> (a)  y = {CONV} (m, v) }}"
+    text = f"""({X}) => (float[N,8,5,5] y, int64[N,8,5,5] i) {{
+        a = {CONV} (x, w)  m, i = MaxPool <kernel_shape=[2,2]> (a)  y = {CONV} (m, v) }}"""
     model = lab.build(text, w=W, v=W)
     placement, _ = lab.placed(model)
     assert "at_m" not in names(placement.integer_nodes)
@@ -290,7 +293,9 @@ def test_a_convolution_whose_result_feeds_floats_is_integer_still(lab):
 
 
 def test_depthwise_and_grouped_convolutions_are_layers(lab):
-    text = f"({X}) => (float[N,8,6,6] y) {{ a = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=8> (x, w)  y = Conv <kernel_shape=[1,1], group=2> (a, v) }}"
+    text = f"""({X}) => (float[N,8,6,6] y) {{
+        a = Conv <kernel_shape=[3,3], pads=[1,1,1,1], group=8> (x, w)
+        y = Conv <kernel_shape=[1,1], group=2> (a, v) }}"""
     model = lab.build(text, w=(8, 1, 3, 3), v=(8, 4, 1, 1))
     feeds = lab.normal(1, 8, 6, 6)
     result, _ = lab.quantized(model, feeds, smallest=1)
@@ -333,10 +338,8 @@ def test_a_gemm_is_a_layer_whatever_its_layout(lab, transposed, bias, activation
     weights = {"w": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     if bias is not None:
         weights["b"] = np.random.default_rng(1).standard_normal(bias).astype(np.float32)
-    model = lab.build(
-        f"(float[N,8] x) => (float[N,5] y) {{ y = Gemm <transB={transposed}> (x, w{', b' if bias is not None else ''}) }}",
-        **weights,
-    )
+    inputs = ", ".join(["x", *weights])
+    model = lab.build(f"(float[N,8] x) => (float[N,5] y) {{ y = Gemm <transB={transposed}> ({inputs}) }}", **weights)
     feeds = lab.normal(3, 8, count=16)
     result, ledger = lab.quantized(model, feeds, modes=activations, smallest=1)
     assert ledger.of("quantize", "applied")[0].details["mode"] == activations[0]

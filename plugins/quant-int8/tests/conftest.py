@@ -40,4 +40,4 @@ def network():
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(1).standard_normal((96, 1, 16, 16)).astype(np.float32)
+    return np.random.default_rng(1).standard_normal((24, 1, 16, 16)).astype(np.float32)
