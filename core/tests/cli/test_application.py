@@ -3,7 +3,6 @@
 import errno
 import importlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -53,17 +52,15 @@ def test_no_command_is_imported_before_it_is_used(shell):
     assert done.stdout.strip() == "['pumice.cli.application']"
 
 
-@pytest.mark.timing
-def test_help_is_quick():
-    """Processor time, the least of ten runs: what neighbours do to the clock does not count."""
-
-    def seconds():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([PUMICE, "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(seconds() for _ in range(10)) < 0.3
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from pumice.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'onnx', 'onnx_ir', 'onnxruntime', 'scipy', 'sympy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_version_is_told(run):
