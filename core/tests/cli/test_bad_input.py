@@ -632,4 +632,7 @@ def test_an_interrupted_run_says_so_and_leaves_the_old_file_whole(case):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert sentence_of(said) == "pumice: interrupted; nothing was left half written"
-    assert case.output.read_bytes() == b"the old model"
+    left = (
+        case.output.read_bytes()
+    )  # whole in any case: the old one, or the new one if the signal came after its rename
+    assert left == b"the old model" or onnx.load_from_string(left).graph.node

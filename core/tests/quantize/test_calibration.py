@@ -59,7 +59,7 @@ def test_a_percentile_keeps_zero_and_stays_inside_what_was_seen(values, share):
 def test_the_mse_range_is_no_worse_than_the_whole_one(seed, symmetric):
     values = long_tailed(seed, 3000)
     found = Calibrator(method="mse", symmetric=symmetric).range(statistics(values))
-    assert squared_error(values, found, symmetric) <= 1.02 * squared_error(
+    assert squared_error(values, found, symmetric) <= 1.05 * squared_error(
         values, (values.min(), values.max()), symmetric
     )
 

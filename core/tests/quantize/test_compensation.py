@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from pumice.quantize.compensation import Moments, compensated_rounding, layer_rows, round_weights
+from pumice.quantize.compensation import Moments, compensated_rounding, layer_columns, round_weights
 from pumice.quantize.parameters import symmetric_per_channel
 
 GEMM = ir.node("Gemm", [], attributes={"transB": 1})
+
+
+def compensated(weights, scale, second, limit):
+    """Integers of one group."""
+    return compensated_rounding(weights[None], scale[None], second[None], limit)[0]
 
 
 def problem(seed, outputs=4, k=6, rows=200):
@@ -30,8 +35,8 @@ def error(weights, integers, scale, second):
 def test_compensated_rounding_disturbs_the_output_less_than_rounding_to_the_nearest(seed):
     weights, scale, second = problem(seed, outputs=8)
     nearest = np.rint(weights / scale[:, None])
-    compensated = compensated_rounding(weights, scale, second, 7)
-    assert error(weights, compensated, scale, second) <= error(weights, nearest, scale, second) + 1e-9
+    found = compensated(weights, scale, second, 7)
+    assert error(weights, found, scale, second) <= error(weights, nearest, scale, second) + 1e-9
 
 
 def test_on_average_it_disturbs_the_output_much_less():
@@ -39,8 +44,8 @@ def test_on_average_it_disturbs_the_output_much_less():
     for seed in range(30):
         weights, scale, second = problem(seed, k=32, outputs=16)
         nearest = np.rint(weights / scale[:, None])
-        compensated = compensated_rounding(weights, scale, second, 7)
-        ratios.append(error(weights, compensated, scale, second) / error(weights, nearest, scale, second))
+        found = compensated(weights, scale, second, 7)
+        ratios.append(error(weights, found, scale, second) / error(weights, nearest, scale, second))
     assert np.mean(ratios) < 0.6
 
 
@@ -52,7 +57,7 @@ def test_on_tiny_layers_it_closes_most_of_the_gap_to_the_best_of_all_roundings()
         every = weights - (floor + steps) * scale[:, None]
         best = np.einsum("sk,kl,sl->s", every, second, every, optimize=True).min()
         nearest = error(weights, np.rint(weights / scale[:, None]), scale, second)
-        found = error(weights, compensated_rounding(weights, scale, second, 127), scale, second)
+        found = error(weights, compensated(weights, scale, second, 127), scale, second)
         assert best - 1e-9 <= found <= nearest + 1e-9
         if nearest > 1.01 * best:
             closed.append((nearest - found) / (nearest - best))
@@ -61,18 +66,19 @@ def test_on_tiny_layers_it_closes_most_of_the_gap_to_the_best_of_all_roundings()
 
 def test_inputs_without_correlation_are_rounded_to_the_nearest():
     weights, scale, _ = problem(0)
-    found = compensated_rounding(weights, scale, np.diag([5.0, 4.0, 3.0, 2.0, 1.0, 6.0]), 7)
+    found = compensated(weights, scale, np.diag([5.0, 4.0, 3.0, 2.0, 1.0, 6.0]), 7)
     np.testing.assert_array_equal(found, np.rint(weights / scale[:, None]))
 
 
 def test_integers_stay_inside_the_limit():
     weights, scale, second = problem(1, k=40)
-    assert np.abs(compensated_rounding(weights, scale / 4, second, 7)).max() == 7
+    assert np.abs(compensated(weights, scale / 4, second, 7)).max() == 7
 
 
 def moments_of(inputs, groups=1):
     moments = Moments(groups, inputs.shape[-1], second=True)
-    moments.update(inputs, inputs)
+    columns = inputs.transpose(0, 2, 1)
+    moments.update(columns, columns)
     return moments
 
 
@@ -102,14 +108,13 @@ def test_the_bias_takes_up_the_mean_error():
 
 
 def test_moments_do_not_depend_on_how_rows_are_portioned():
-    rows = np.random.default_rng(0).standard_normal((2, 64, 5)).astype(np.float32)
+    rows = np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32)
     whole, parts = Moments(2, 5, second=True), Moments(2, 5, second=True)
     whole.update(rows, rows)
     for start in range(0, 64, 16):
-        parts.update(rows[:, start : start + 16], rows[:, start : start + 16])
+        parts.update(rows[..., start : start + 16], rows[..., start : start + 16])
     assert parts.count == whole.count
-    for group in range(2):
-        np.testing.assert_allclose(parts.second_moment(group), whole.second_moment(group), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.second_moments(), whole.second_moments(), rtol=1e-4, atol=1e-5)
 
 
 # --- patches ----------------------------------------------------------------------------------------------------------
@@ -139,26 +144,26 @@ def test_patches_times_weights_are_the_convolution(data, rank, groups, explicit)
     x = rng.standard_normal((2, 4, *each(5, 7))).astype(np.float32)
     w = rng.standard_normal((4, 4 // groups, *kernel)).astype(np.float32)
     expected, node = convolution(rank, x, w, kernel_shape=kernel, **attributes)
-    rows = layer_rows(node, w.shape, x, None)
-    found = np.einsum("gpk,gok->gop", rows, w.reshape(groups, 4 // groups, -1))
+    columns = layer_columns(node, w.shape, x, None)
+    found = np.einsum("gkp,gok->gop", columns, w.reshape(groups, 4 // groups, -1))
     expected = expected.reshape(2, groups, 4 // groups, -1).transpose(1, 2, 0, 3).reshape(groups, 4 // groups, -1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_integers_are_padded_with_their_zero_point():
     node = ir.node("Conv", [], attributes={"pads": [1, 1]})
-    rows = layer_rows(node, (1, 1, 3), np.full((1, 1, 2), 9, np.uint8), None, padding=7)
-    assert rows.dtype == np.uint8
-    assert rows.tolist() == [[[7, 9, 9], [9, 9, 7]]]
+    columns = layer_columns(node, (1, 1, 3), np.full((1, 1, 2), 9, np.uint8), None, padding=7)
+    assert columns.dtype == np.uint8
+    assert columns.tolist() == [[[7, 9], [9, 9], [9, 7]]]
 
 
 def test_rows_are_spread_evenly_over_the_positions():
-    rows = layer_rows(GEMM, (4, 1), np.arange(100, dtype=np.float32)[:, None], 4)
-    assert rows[0, :, 0].tolist() == [0, 33, 66, 99]
+    columns = layer_columns(GEMM, (4, 1), np.arange(100, dtype=np.float32)[:, None], 4)
+    assert columns[0, 0].tolist() == [0, 33, 66, 99]
     node = ir.node("Conv", [])
-    rows = layer_rows(node, (1, 1, 1), np.arange(100, dtype=np.float32).reshape(1, 1, 100), 4)
-    assert rows[0, :, 0].tolist() == [0, 33, 66, 99]
+    columns = layer_columns(node, (1, 1, 1), np.arange(100, dtype=np.float32).reshape(1, 1, 100), 4)
+    assert columns[0, 0].tolist() == [0, 33, 66, 99]
 
 
 def test_an_image_smaller_than_the_kernel_has_no_rows():
-    assert layer_rows(ir.node("Conv", []), (1, 1, 5), np.ones((1, 1, 3), np.float32), None).shape == (1, 0, 5)
+    assert layer_columns(ir.node("Conv", []), (1, 1, 5), np.ones((1, 1, 3), np.float32), None).shape == (1, 5, 0)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from pumice.data import open_dataset
-from pumice.errors import DataError
+from pumice.errors import DataError, KnobError, ModelError
 from pumice.model import nodes
 from pumice.quantize import rounding
 from pumice.quantize.calibration import Calibrator
@@ -103,10 +103,10 @@ def test_a_hundred_thousand_samples_are_calibrated_in_bounded_memory(lab):
         for n in range(count):
             if n == count - 10_000:
                 tracemalloc.start()
-            yield {"x": row * (n % 7)}
             if n == count - 1:
                 grown.append(tracemalloc.get_traced_memory()[0])
                 tracemalloc.stop()
+            yield {"x": row * (n % 7)}
 
     context = lab.context(model, [{"x": np.ones((1, 4), np.float32)}], samples=count)
     context = attrs.evolve(context, calibration=open_dataset(samples, model), runtime=Streamed())
@@ -136,6 +136,28 @@ def test_excluded_layers_stay_and_say_so(lab):
     assert "'at_[ac]'" in reasons(ledger)["at_a"]
     (layer,) = (node for node in result.graph if node.name == "at_a")
     assert layer.inputs[1].name == "w"
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(lab):
+    model = lab.build(NET, **WEIGHTS)
+    with pytest.raises(KnobError, match="'at-a' of knob 'exclude' matches no node; did you mean 'at_a'"):
+        lab.quantized(model, lab.normal(1, 3, 6, 6), exclude=("at-a",))
+
+
+@pytest.mark.parametrize("names", [("", "b"), ("a", "a")])
+def test_nodes_without_names_of_their_own_are_refused(lab, names):
+    model = lab.build("(float[N,8] x) => (float[N,8] y) { h = MatMul (x, w)  y = MatMul (h, w) }", w=(8, 8))
+    for node, name in zip(model.graph, names, strict=True):
+        node.name = name
+    with pytest.raises(ModelError, match="no unique names"):
+        lab.quantized(model, lab.normal(1, 8))
+
+
+def test_weights_of_constant_nodes_are_weights(lab):
+    text = """(float[N,2] x) => (float[N,2] y) {
+        w = Constant <value = float[2,2] {1.0, 2.0, 3.0, 4.0}> ()  y = MatMul (x, w) }"""
+    result, _ = lab.quantized(lab.build(text), lab.normal(1, 2), smallest=1)
+    assert {node.op_type for node in result.graph}.isdisjoint({"Constant", "MatMul"})
 
 
 @pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])

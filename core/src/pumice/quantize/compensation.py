@@ -26,6 +26,8 @@ ROWS = 32768
 """Rows that the moments of a layer are made of, about: evenly spread over the samples and their positions."""
 DAMPING = 0.01
 """Least weight of an input in H, as a share of the mean input's."""
+BLOCK = 128
+"""Columns rounded between two updates of all those still to come."""
 WIDEST = 4800
 """Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""
 
@@ -45,7 +47,7 @@ class Moments:
     seen: NDArray[np.float64] = attrs.field(init=False)
     """Sum of q, (groups, k)."""
     centre: NDArray[np.float32] | None = None
-    """About the mean of q, (groups, 1, k): products of what is left are not drowned by it in float32."""
+    """About the mean of q, (groups, k, 1): products of what is left are not drowned by it in float32."""
     products: NDArray[np.float64] | None = attrs.field(init=False)
     """Sum of (q - centre) (q - centre)^T, (groups, k, k)."""
 
@@ -55,24 +57,24 @@ class Moments:
         self.products = np.zeros((self.groups, self.width, self.width)) if self.second else None
 
     def update(self, exact: NDArray[np.float32], seen: NDArray[np.float32]) -> None:
-        """Take in rows of shape (groups, positions, k)."""
-        if not exact.shape[1]:
+        """Take in columns of shape (groups, k, positions)."""
+        if not exact.shape[2]:
             return
-        self.count += exact.shape[1]
-        self.exact += exact.sum(axis=1, dtype=np.float64)
-        self.seen += seen.sum(axis=1, dtype=np.float64)
+        self.count += exact.shape[2]
+        self.exact += exact.sum(axis=2, dtype=np.float64)
+        self.seen += seen.sum(axis=2, dtype=np.float64)
         if self.products is not None:
             if self.centre is None:
-                self.centre = seen.mean(axis=1, keepdims=True)
+                self.centre = seen.mean(axis=2, keepdims=True)
             centred = seen - self.centre
-            self.products += np.matmul(centred.transpose(0, 2, 1), centred)
+            self.products += np.matmul(centred, centred.transpose(0, 2, 1))
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(E[x], E[q]), each (groups, k)."""
         return self.exact / max(self.count, 1), self.seen / max(self.count, 1)
 
-    def second_moment(self, group: int) -> NDArray[np.float64] | None:
-        """H for rounding one group, made safe to invert and to trust; None if there is none or it is not finite.
+    def second_moments(self) -> NDArray[np.float64] | None:
+        """H for rounding, (groups, k, k), made safe to invert and to trust; None if there is none or it is not finite.
 
         It is the covariance of q (the mean is left to the bias), drawn towards its diagonal by k / (k + rows), because
         few rows show correlations that are not there; and every input counts at least DAMPING of what the average
@@ -80,26 +82,21 @@ class Moments:
         """
         if self.products is None or self.centre is None:
             return None
-        mean = self.seen[group] / self.count - self.centre[group, 0]
-        covariance = self.products[group] / self.count - np.outer(mean, mean)
-        diagonal = np.diag(np.diag(covariance))
+        mean = self.seen / self.count - self.centre[:, :, 0]
+        second: NDArray[np.float64] = self.products / self.count
+        second -= mean[:, :, None] * mean[:, None, :]
+        variances = np.einsum("gkk->gk", second).copy()
+        floor = DAMPING * max(float(np.mean(variances)), float(np.finfo(np.float32).tiny))
         trust = self.count / (self.count + self.width)
-        floor = DAMPING * max(self._energy(), float(np.finfo(np.float32).tiny))
-        second: NDArray[np.float64] = trust * covariance + (1.0 - trust) * diagonal + floor * np.eye(self.width)
+        second *= trust
+        np.einsum("gkk->gk", second)[...] += (1.0 - trust) * variances + floor
         return second if np.isfinite(second).all() else None
 
-    def _energy(self) -> float:
-        """Mean variance of the layer's inputs, over all groups."""
-        assert self.products is not None
-        assert self.centre is not None
-        squares = np.einsum("gkk->gk", self.products) / self.count
-        return float(np.mean(squares - (self.seen / self.count - self.centre[:, 0]) ** 2))
 
-
-def layer_rows(
+def layer_columns(
     node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[Any], most: int | None, padding: int = 0
 ) -> NDArray[Any]:
-    """What the weights of a layer multiply: shape (groups, positions, k).
+    """What the weights of a layer multiply: shape (groups, k, positions).
 
     Args:
         node: the layer.
@@ -108,20 +105,22 @@ def layer_rows(
         most: about how many positions to take, evenly spread; None takes all.
         padding: what a convolution pads with.
     """
-    if node.op_type != "Conv":
-        return _spread(data.reshape(-1, data.shape[-1]), most)[None]
-    each = None if most is None else max(1, most // max(1, data.shape[0]))
-    return _patches(node, weight_shape, data, each, padding)
+    if node.op_type == "Conv":
+        each = None if most is None else max(1, most // max(1, data.shape[0]))
+        return _patches(node, weight_shape, data, each, padding)
+    rows = data.reshape(-1, data.shape[-1])
+    return rows[_spread(len(rows), most)].T[None]
 
 
-def _spread(rows: NDArray[Any], most: int | None) -> NDArray[Any]:
-    return rows if most is None or len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+def _spread(count: int, most: int | None) -> NDArray[np.int64]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most or count)).astype(np.int64))
 
 
 def _patches(
     node: ir.Node, weight_shape: tuple[int, ...], data: NDArray[Any], most: int | None, padding: int
 ) -> NDArray[Any]:
-    """Convolution patches, (groups, positions, channels per group * kernel size); `most` positions of one image."""
+    """Convolution patches, (groups, channels per group * kernel size, positions); `most` positions of one image."""
     kernel = weight_shape[2:]
     rank, groups = len(kernel), int(attribute(node, "group", 1))
     strides = attribute(node, "strides", (1,) * rank)
@@ -129,20 +128,18 @@ def _patches(
     pads = conv_pads(node, kernel, data.shape[2:])
     widths = [(0, 0), (0, 0), *((pads[d], pads[d + rank]) for d in range(rank))]
     padded = np.pad(data, widths, constant_values=padding)
-    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    axes = tuple(range(2, 2 + rank))
-    if any(have < need for have, need in zip(padded.shape[2:], reach, strict=True)):
-        return np.empty((groups, 0, int(np.prod(weight_shape[1:]))), data.dtype)
-    steps = [slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations))]
-    windows: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)[tuple(steps)]
+    size = padded.shape[2:]
+    counts = [
+        max(0, (n - (k - 1) * d - 1) // s + 1) for n, k, d, s in zip(size, kernel, dilations, strides, strict=True)
+    ]
+    chosen = np.unravel_index(_spread(int(np.prod(counts)), most), counts)
+    starts = np.ravel_multi_index(tuple(c * s for c, s in zip(chosen, strides, strict=True)), size)
+    taps = np.indices(kernel).reshape(rank, -1)
+    offsets = np.ravel_multi_index(tuple(t * d for t, d in zip(taps, dilations, strict=True)), size, mode="clip")
     batch, channels = data.shape[:2]
-    spatial = windows.shape[2 : 2 + rank]
-    positions = int(np.prod(spatial))
-    chosen = np.unique(np.linspace(0, positions - 1, min(positions, most or positions)).astype(np.int64))
-    where: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(chosen, spatial))
-    picked = windows[where]
-    picked = picked.reshape(batch, groups, channels // groups, len(chosen), -1)
-    return np.ascontiguousarray(picked.transpose(1, 0, 3, 2, 4).reshape(groups, batch * len(chosen), -1))
+    picked = np.take(padded.reshape(batch, channels, -1), offsets[:, None] + starts, axis=2)
+    grouped = picked.reshape(batch, groups, channels // groups * len(offsets), len(starts))
+    return np.asarray(grouped[0] if batch == 1 else grouped.transpose(1, 2, 0, 3).reshape(*grouped.shape[1:3], -1))
 
 
 def conv_pads(node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[int, ...]:
@@ -164,65 +161,65 @@ def conv_pads(node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]) 
 
 
 def compensated_rounding(
-    weights: NDArray[np.float64],
-    scale: NDArray[np.float64],
-    second: NDArray[np.float64],
-    limit: int,
+    weights: NDArray[np.float64], scale: NDArray[np.float64], second: NDArray[np.float64], limit: int
 ) -> NDArray[np.int8]:
-    """GPTQ. `weights` (outputs, k), `scale` (outputs,), `second` H of shape (k, k); integers in [-limit, limit].
+    """GPTQ, for all groups at once.
 
     Columns are visited by falling H[j, j] (what matters most is rounded while there is most freedom left to repair it).
     It is greedy: an output that is better off with the nearest integers gets those.
+
+    Args:
+        weights: (groups, outputs, k).
+        scale: (groups, outputs).
+        second: H, (groups, k, k), positive definite.
+        limit: integers lie in [-limit, limit].
     """
-    nearest = np.clip(np.rint(weights / scale[:, None]), -limit, limit)
-    compensated = _rounded_in_turn(weights, scale, second, limit)
-    worse = _output_error(weights - compensated * scale[:, None], second) > _output_error(
-        weights - nearest * scale[:, None], second
-    )
-    return np.where(worse[:, None], nearest, compensated).astype(np.int8)
+    order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
+    turned = np.take_along_axis(weights, order[:, None, :], axis=2)
+    upper = _upper_factors(np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2))
+    compensated = np.empty_like(turned)
+    np.put_along_axis(compensated, order[:, None, :], _rounded_in_turn(turned, scale, upper, limit), axis=2)
+    nearest = np.clip(np.rint(weights / scale[..., None]), -limit, limit)
+    errors = [_output_error(weights - integers * scale[..., None], second) for integers in (compensated, nearest)]
+    return np.where((errors[0] <= errors[1])[..., None], compensated, nearest).astype(np.int8)
 
 
 def _output_error(difference: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """d H d^T of every row, shape (outputs,)."""
-    return np.asarray(np.einsum("ok,ok->o", difference @ second, difference))
+    """d H d^T of every row, (groups, outputs)."""
+    return np.asarray(np.einsum("gok,gok->go", difference @ second, difference))
 
 
 def _rounded_in_turn(
-    weights: NDArray[np.float64], scale: NDArray[np.float64], second: NDArray[np.float64], limit: int
+    weights: NDArray[np.float64], scale: NDArray[np.float64], upper: NDArray[np.float64], limit: int
 ) -> NDArray[np.float64]:
-    order = np.argsort(-np.diag(second), kind="stable")
-    upper = _upper_factor(second[np.ix_(order, order)])
-    working = weights[:, order].copy()
-    integers = np.empty(working.shape)
-    for start in range(0, working.shape[1], 128):
-        stop = min(start + 128, working.shape[1])
-        errors = np.empty((len(working), stop - start))
+    """One column after the other, its error moved onto those still to come: at once in a block, then as a product."""
+    working, integers = weights.copy(), np.empty(weights.shape)
+    for start in range(0, working.shape[2], BLOCK):
+        stop = min(start + BLOCK, working.shape[2])
+        errors = np.empty((*working.shape[:2], stop - start))
         for j in range(start, stop):
-            rounded = np.clip(np.rint(working[:, j] / scale), -limit, limit)
-            integers[:, j] = rounded
-            errors[:, j - start] = (working[:, j] - rounded * scale) / upper[j, j]
-            working[:, j + 1 : stop] -= np.outer(errors[:, j - start], upper[j, j + 1 : stop])
-        working[:, stop:] -= errors @ upper[start:stop, stop:]
-    restored = np.empty_like(integers)
-    restored[:, order] = integers
-    return restored
+            rounded = np.clip(np.rint(working[..., j] / scale), -limit, limit)
+            integers[..., j] = rounded
+            error = (working[..., j] - rounded * scale) / upper[:, j, j, None]
+            errors[..., j - start] = error
+            working[..., j + 1 : stop] -= error[..., None] * upper[:, None, j, j + 1 : stop]
+        working[..., stop:] -= errors @ upper[:, start:stop, stop:]
+    return integers
 
 
-def _upper_factor(second: NDArray[np.float64]) -> NDArray[np.float64]:
+def _upper_factors(second: NDArray[np.float64]) -> NDArray[np.float64]:
     """U upper triangular with H^-1 = U^T U: the inverse of R, where H = R R^T with R upper triangular.
 
     R is the Cholesky factor of H with its axes reversed, reversed again.
     """
     from scipy.linalg.lapack import dtrtri
 
-    reversed_axes = second[::-1, ::-1]
     try:
-        lower = np.linalg.cholesky(reversed_axes)
+        lower = np.linalg.cholesky(second[:, ::-1, ::-1])
     except np.linalg.LinAlgError:  # correlated up to rounding errors
-        damping = 1e-3 * float(np.mean(np.diag(second)))
-        return _upper_factor(second + damping * np.eye(len(second)))
-    inverse, _ = dtrtri(lower[::-1, ::-1], lower=0)
-    return np.asarray(inverse)
+        damping = 1e-3 * np.einsum("gkk->g", second) / second.shape[1]
+        return _upper_factors(second + damping[:, None, None] * np.eye(second.shape[1]))
+    return np.stack([dtrtri(one[::-1, ::-1], lower=0)[0] for one in lower])
 
 
 @attrs.frozen(eq=False)
@@ -249,17 +246,14 @@ def round_weights(
 
     Without moments, or for layers too wide for H, weights are rounded to the nearest integer.
     """
-    groups = moments.groups if moments is not None else 1
-    matrix = _as_matrices(node, weights, axis, groups)
+    matrix = _as_matrices(node, weights, axis, moments.groups if moments is not None else 1)
     scale = np.broadcast_to(params.scale.astype(np.float64).reshape(-1), (matrix.shape[0] * matrix.shape[1],))
     scale = scale.reshape(matrix.shape[:2])
-    integers = np.empty(matrix.shape, np.int8)
-    for group in range(groups):
-        second = moments.second_moment(group) if compensate and moments is not None else None
-        if second is None:
-            integers[group] = np.clip(np.rint(matrix[group] / scale[group][:, None]), -limit, limit)
-        else:
-            integers[group] = compensated_rounding(matrix[group], scale[group], second, limit)
+    second = moments.second_moments() if compensate and moments is not None else None
+    if second is None:
+        integers = np.clip(np.rint(matrix / scale[..., None]), -limit, limit).astype(np.int8)
+    else:
+        integers = compensated_rounding(matrix, scale, second, limit)
     shift = np.zeros(matrix.shape[0] * matrix.shape[1])
     if correct_bias and moments is not None and moments.count:
         exact, seen = moments.means()

@@ -13,13 +13,16 @@ without streaming the data anew.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 
 import attrs
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from pumice.model import clone
+from pumice.errors import KnobError, ModelError, nearest
+from pumice.model import clone, nodes
 from pumice.quantize.account import account_for_layers, account_for_the_rest
 from pumice.quantize.calibration import Calibrator, Range
 from pumice.quantize.channel_scaling import Rescaling, channel_factors, dynamic_factors
@@ -63,8 +66,12 @@ def quantize_layers(
 
     Raises:
         DataError: there is no calibration data, or a value becomes infinite or NaN on it.
+        KnobError: a pattern of nodes to exclude matches none.
+        ModelError: nodes without names of their own.
     """
+    _check_names(model, context)
     target, changed = context.target, clone(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(changed)
     layers = find_layers(
         changed,
         target,
@@ -92,6 +99,16 @@ def quantize_layers(
     account_for_the_rest(changed, placement, target, context.ledger)
     rewrite(changed, placement, parameters, weights, factors, running, integer_bias=target.bias == "int32")
     return changed
+
+
+def _check_names(model: ir.Model, context: QuantizeContext) -> None:
+    names = [node.name or "" for node in nodes(model)]
+    if "" in names or len(set(names)) < len(names):
+        raise ModelError("the nodes of the model have no unique names: read it with pumice.load")
+    for pattern in context.exclude:
+        if not fnmatch.filter(names, pattern):
+            hint = nearest(pattern, names)
+            raise KnobError(f"step 'quantize': the pattern '{pattern}' of knob 'exclude' matches no node{hint}")
 
 
 def _parameters(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pumice.errors import DataError
 from pumice.model import attribute
 from pumice.quantize.channel_scaling import Rescaling
-from pumice.quantize.compensation import ROWS, WIDEST, Moments, layer_rows
+from pumice.quantize.compensation import ROWS, WIDEST, Moments, layer_columns
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.parameters import QuantParams, affine
 from pumice.quantize.placement import Layer, Placement
@@ -207,11 +207,11 @@ def observe_moments(
             if not values[reading.name].size:
                 continue
             node, shape, exact = reading.layer.node, weight_shape(reading.layer), reading.stored(values[reading.name])
-            rows = layer_rows(node, shape, exact, most)
+            columns = layer_columns(node, shape, exact, most)
             if reading.params is None:
-                moments.update(rows, rows)
+                moments.update(columns, columns)
             else:
-                moments.update(rows, layer_rows(node, shape, reading.params.round_trip(exact), most))
+                moments.update(columns, layer_columns(node, shape, reading.params.round_trip(exact), most))
 
     context.stream(model, [r.name for r in chosen], observe, label="moments", limit=samples)
     return found
@@ -245,7 +245,7 @@ def _saturates(reading: Reading, array: NDArray[Any], weights: NDArray[np.int8])
     integers, zero = reading.integers(array)
     if integers.dtype == np.int8:  # the kernel shifts signed activations to unsigned ones
         integers, zero = np.bitwise_xor(integers.view(np.uint8), np.uint8(0x80)), zero + 128
-    rows = layer_rows(node, shape, integers, None, padding=zero)
+    rows = layer_columns(node, shape, integers, None, padding=zero).transpose(0, 2, 1)
     if node.op_type == "Conv":
         rows = _channels_last(rows, shape[1])
     return any(pair_saturation(r, w) for r, w in zip(rows, weights, strict=True))
