@@ -621,7 +621,7 @@ def test_a_killed_run_leaves_the_old_file_whole_and_the_next_one_works(case, mom
 
 def test_an_interrupted_run_says_so_and_leaves_the_old_file_whole(case):
     case.output.write_bytes(b"the old model")
-    case.feed(x=samples(4000), labels=np.arange(4000) % 5)
+    case.feed(x=samples(60000), labels=np.arange(60000) % 5)  # long enough to be caught in the middle
     log = case.folder / "run.log"
     process = subprocess.Popen(
         [PUMICE, *case.compress("--samples", "100000", "--log", log)], stderr=subprocess.PIPE, text=True
