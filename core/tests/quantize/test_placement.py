@@ -167,23 +167,21 @@ def test_a_sum_with_a_constant_stays_in_floating_point(lab):
     assert "at_s" not in names(placement.integer_nodes)
 
 
-@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
-def test_where_convolutions_add_only_the_other_term_is_quantized(lab, target):
+def test_where_convolutions_add_only_the_other_term_is_quantized(lab):
     model = lab.build(RESIDUAL, w=W, v=W, u=W)
-    placement, _ = lab.placed(model, target)
+    placement, _ = lab.placed(model, "tensorrt")
     assert spaces(placement) == [["b"], ["r"], ["x"]]
     assert names(placement.sums) == {"at_s"}
     feeds = lab.normal(1, 8, 6, 6)
-    result, ledger = lab.quantized(model, feeds, target)
+    result, ledger = lab.quantized(model, feeds, "tensorrt")
     (total,) = (node for node in result.graph if node.name == "at_s")
     assert [v.producer().op_type for v in total.inputs] == ["Conv", "DequantizeLinear"]
     assert any("computed by the convolution" in entry.reason for entry in ledger)
 
 
-@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
-def test_the_later_of_two_convolutions_adds_the_earlier(lab, target):
+def test_the_later_of_two_convolutions_adds_the_earlier(lab):
     text = f"({X}) => (float[N,8,6,6] y) {{ a = {CONV} (x, w) b = {CONV} (x, v) s = Add (b, a) y = {CONV} (s, u) }}"
-    placement, _ = lab.placed(lab.build(text, w=W, v=W, u=W), target)
+    placement, _ = lab.placed(lab.build(text, w=W, v=W, u=W), "tensorrt")
     assert spaces(placement) == [["a"], ["s"], ["x"]]
 
 

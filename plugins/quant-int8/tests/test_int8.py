@@ -1,5 +1,6 @@
 import attrs
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -38,6 +39,18 @@ def test_every_target_is_served_from_the_recipe(network, images, target):
     assert {entry.node for entry in result.ledger.of("quantize")} >= {node.name for node in network.graph}
 
 
+def test_onnx_runtime_computes_everything_between_with_integers(network, images):
+    result = compress(network, {"image": images}, quantizer={"name": "int8", "activations": "static"})
+    found = pick_runtime("ort").optimized_ops(result.model)
+    assert {kind: found[kind] for kind in ("QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm")} == {
+        "QLinearConv": 4,
+        "QLinearAdd": 1,
+        "QLinearGlobalAveragePool": 1,
+        "QGemm": 1,
+    }
+    assert {"Conv", "Gemm", "Relu", "Add", "MaxPool"}.isdisjoint(found)
+
+
 @pytest.mark.parametrize("calibrator", ["minmax", "moving-average", "percentile", "entropy", "mse"])
 def test_every_calibrator_serves(network, images, calibrator):
     quantizer = {"name": "int8", "calibrator": calibrator, "activations": "static"}
@@ -64,8 +77,6 @@ def test_the_knob_says_where_ranges_come_from(network, images, knobs, modes):
 def test_a_model_that_loses_accuracy_gets_its_worst_layer_back(images):
     text = """g (float[N,8] image) => (float[N,8] y) {
         a = MatMul (image, w)  b = Mul (a, gains)  y = MatMul (b, v) }"""
-    import onnx
-
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
     weights = {"w": np.eye(8), "v": np.eye(8), "gains": np.array([0.0, *[1.0] * 7])}
     proto.graph.initializer.extend(
