@@ -2,9 +2,10 @@
 
     load -> simplify -> step 1 -> step 2 -> ... -> measure
 
-The way is one-directional. Every step works on a copy; a step that applied nothing, or whose model fails the check,
-ends the run with nothing written. What a step lost is judged against the model it was given; measurements compare the
-*original file* with the final model, interleaved in one process.
+The way is one-directional. Every step works on a copy, and what its result no longer reads is dropped. A step that
+applied nothing ends the run with nothing written; one that would cost more accuracy than it may is rolled back: the run
+goes on from the model before it, and ends only if no step is left. What a step lost is judged against the model it was
+given; measurements compare the *original file* with the final model, interleaved in one process.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import NothingChanged
+from pumice.errors import BudgetExceeded, NothingChanged
 from pumice.ledger import Ledger
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
+from pumice.steps import Step
 from pumice.strategy import Exporter, Metric, Need, Runtime
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class RunContext:
     seed: int
     threads: int | None
     progress: Progress
+    training: Dataset | None = None
+    """What a model may be trained on."""
+    notes: list[str] = attrs.field(factory=list)
+    """Sentences for the user, beside the ledger's lines about single nodes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -129,6 +135,7 @@ def compress(
         PumiceError: anything a user can mend: one sentence.
     """
     from pumice.data import open_splits
+    from pumice.data.splits import CALIBRATION_SAMPLES
     from pumice.diagnose import layer_errors
     from pumice.measure import choose_metrics, compare, pick_runtime
     from pumice.model import clone, load, simplify
@@ -140,13 +147,18 @@ def compress(
     name = Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model")
     registry().notify("pumice_run_started", model_name=name, recipe=recipe)
     engine = pick_runtime(runtime)
-    splits = None if data is None else open_splits(data, original, test=test)
+    wanted = max((getattr(step, "samples", 0) for step in recipe.steps), default=0) or CALIBRATION_SAMPLES
+    trains = any(Need.TRAINING in step.needs for step in recipe.steps)
+    splits = None
+    if data is not None:
+        splits = open_splits(data, original, test=test, calibration_samples=wanted, training=trains)
     if splits is None:
         _require_no_data(recipe)
     chosen = choose_metrics(original, splits.test if splits else None, metrics)
     context = RunContext(
         calibration=splits.calibration if splits else None,
         test=splits.test if splits else None,
+        training=splits.training if splits else None,
         metrics=tuple(chosen.metrics),
         runtime=engine,
         ledger=ledger,
@@ -156,16 +168,9 @@ def compress(
     )
     clock.lap("load")
     current = clone(original)
-    simplify(current, ledger)
+    simplify(current, ledger, fold=not trains)
     clock.lap("simplify")
-    for step in recipe.steps:
-        began = time.perf_counter()
-        after = step.run(current, context)
-        if not ledger.of(step.name, "applied"):
-            raise NothingChanged(f"step '{step.name}' changed nothing in '{name}': {_why(ledger, step.name)}")
-        current = after
-        clock.lap(step.name)
-        registry().notify("pumice_step_finished", step=step.name, ledger=ledger, seconds=time.perf_counter() - began)
+    current = _run_steps(recipe.steps, current, name, context, clock)
     comparison = compare(
         original if not isinstance(model, str | Path) else Path(model),
         current,
@@ -188,7 +193,7 @@ def compress(
         ledger=ledger,
         measurements=comparison,
         layers=tuple(layers),
-        notes=(*(splits.notes if splits else ()), *chosen.notes),
+        notes=(*(splits.notes if splits else ()), *chosen.notes, *context.notes),
         seconds=clock.laps,
     )
     registry().notify("pumice_run_finished", result=result)
@@ -214,10 +219,52 @@ def _require_no_data(recipe: Recipe) -> None:
                 )
 
 
-def _why(ledger: Ledger, step: str) -> str:
+def _run_steps(steps: Sequence[Step], model: ir.Model, name: str, context: RunContext, clock: _Clock) -> ir.Model:
+    """The model after all steps but those that were rolled back.
+
+    Raises:
+        BudgetExceeded: every step was.
+    """
+    from pumice.model import simplify
+
+    rolled_back = []
+    training = [Need.TRAINING in step.needs for step in steps]
+    for number, step in enumerate(steps):
+        began = time.perf_counter()
+        if any(training[:number]) and not any(training[number:]):
+            simplify(model, context.ledger)  # what training needed apart is folded for those that come after it
+        try:
+            model = _run_step(step, model, name, context)
+        except BudgetExceeded as error:
+            rolled_back.append(error)
+            context.ledger.declined(step.name, "model", "", str(error))
+            context.notes.append(f"step '{step.name}' was rolled back: {error}")
+        clock.lap(step.name)
+        seconds = time.perf_counter() - began
+        registry().notify("pumice_step_finished", step=step.name, ledger=context.ledger, seconds=seconds)
+    if len(rolled_back) == len(steps):
+        raise rolled_back[0]
+    return model
+
+
+def _run_step(step: Step, model: ir.Model, name: str, context: RunContext) -> ir.Model:
+    """The model after one step; the ledger and the notes of the run grow only if it succeeds."""
+    from pumice.model import remove_unread
+
+    own = attrs.evolve(context, ledger=Ledger(), notes=[])
+    changed = step.run(model, own)
+    if not own.ledger.of(step.name, "applied"):
+        raise NothingChanged(f"step '{step.name}' changed nothing in '{name}': {_why(own.ledger)}")
+    remove_unread(changed)
+    context.ledger.extend(own.ledger)
+    context.notes.extend(own.notes)
+    return changed
+
+
+def _why(ledger: Ledger) -> str:
     """The most frequent reasons for leaving nodes alone."""
     reasons: dict[str, int] = {}
-    for entry in ledger.of(step):
+    for entry in ledger:
         reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
     top = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
     return "; ".join(f"{reason} ({count} nodes)" for reason, count in top) or "it found no node to work on"

@@ -7,15 +7,29 @@ that the ledger shows something applied, and rolls a step back that lost more th
 
 from __future__ import annotations
 
+import fnmatch
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from pumice.errors import ModelError
+from pumice.errors import KnobError, ModelError, nearest
 from pumice.quantize.target import names
 from pumice.registry import registry
-from pumice.strategy import Choice, Float, Int, Names, Quantizer, Strategy, Use, knob
+from pumice.strategy import (
+    Choice,
+    Flag,
+    Float,
+    Int,
+    Loss,
+    Names,
+    Need,
+    Quantizer,
+    Strategy,
+    Text,
+    Use,
+    knob,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,12 +72,64 @@ class Quantize(Step):
 
     def run(self, model: ir.Model, context: RunContext) -> ir.Model:
         from pumice.quantize.context import QuantizeContext
+        from pumice.quantize.guard import within_budget
 
         quantizer = self.quantizer or default_quantizer()
         refusal = quantizer.accepts(model)
         if refusal:
             raise ModelError(f"quantizer '{quantizer.name}' cannot work on this model: {refusal}")
-        return quantizer.quantize(model, QuantizeContext.of(self, context))
+        self._check_patterns(model)
+        return within_budget(model, quantizer, QuantizeContext.of(self, context))
+
+    def _check_patterns(self, model: ir.Model) -> None:
+        from pumice.model import nodes
+
+        names = [node.name or "" for node in nodes(model)]
+        for pattern in self.exclude:
+            if not fnmatch.filter(names, pattern):
+                hint = nearest(pattern, names)
+                raise KnobError(f"step 'quantize': the pattern '{pattern}' of knob 'exclude' matches no node{hint}")
+
+
+@attrs.frozen(kw_only=True)
+class Train(Step):
+    """Train the model's weights on labelled data, by gradient descent."""
+
+    name = "train"
+    needs = frozenset({Need.GRADIENTS, Need.TRAINING})
+    loss: Loss | None = knob(None, Use("loss"), help="what to minimise; chosen by the labels if left open")
+    epochs: int = knob(3, Int(1, 1_000_000), help="passes over the data")
+    batch: int = knob(64, Int(1, 1_000_000, log=True), help="samples in a step")
+    lr: float = knob(1e-3, Float(1e-9, 100.0, log=True), help="learning rate at its highest")
+    optimizer: str = knob("adamw", Choice("sgd", "adam", "adamw", "lamb"), help="how gradients move weights")
+    momentum: float = knob(0.9, Float(0.0, 0.999), help="share of the past in the direction of a step")
+    nesterov: bool = knob(True, Flag(), help="look ahead along the momentum (sgd)")
+    weight_decay: float = knob(1e-4, Float(0.0, 1.0), help="pull of matrices and kernels towards zero")
+    schedule: str = knob(
+        "cosine", Choice("constant", "step", "cosine", "one-cycle"), help="course of the learning rate"
+    )
+    warmup: float = knob(0.0, Float(0.0, 1.0), help="share of the steps over which the rate rises from zero")
+    clip: float = knob(0.0, Float(0.0, 1e9), help="longest gradient, all weights together; 0 is any")
+    ema: float = knob(0.0, Float(0.0, 0.99999), help="keep an average of the weights with this memory; 0 keeps none")
+    augment: tuple[str, ...] = knob((), Names(), help="changes of pictures at random: flip, crop, cutout, mixup")
+    freeze: tuple[str, ...] = knob((), Names(), help="nodes or weights that stay as they are (glob patterns)")
+    keep_zeros: bool = knob(True, Flag(), help="elements of kernels that are zero (pruned) stay zero")
+    batch_statistics: bool = knob(True, Flag(), help="batch normalisation by the batch; false: by stored statistics")
+    statistics: int = knob(0, Int(0, 100_000), help="batches to estimate stored statistics anew from at the end")
+    validation: float = knob(0.1, Float(0.0, 0.5), help="share of the data held out to judge epochs by")
+    keep: str = knob("best", Choice("best", "last"), help="which epoch's weights are the result")
+    patience: int = knob(0, Int(0, 1_000_000), help="stop after this many epochs without a better one; 0 is never")
+    memory: float = knob(0.0, Float(0.0, 1e7), help="megabytes that a step may keep for its gradients; 0 is any")
+    snapshot: str = knob("", Text("path"), help="file to go on from after an interruption; empty is none")
+    snapshot_every: int = knob(500, Int(1, 1_000_000), help="steps between snapshots, apart from those of epochs")
+
+    def strategies(self) -> list[Strategy]:
+        return [] if self.loss is None else [self.loss]
+
+    def run(self, model: ir.Model, context: RunContext) -> ir.Model:
+        from pumice.train.application import train
+
+        return train(self, model, context)
 
 
 def default_quantizer() -> Quantizer:
@@ -72,4 +138,4 @@ def default_quantizer() -> Quantizer:
     return registry().make(Quantizer, "int8" if "int8" in known or not known else next(iter(known)))
 
 
-STEPS = MappingProxyType({step.name: step for step in (Quantize,)})
+STEPS = MappingProxyType({step.name: step for step in (Quantize, Train)})

@@ -12,7 +12,6 @@ from pumice.measure import pick_runtime
 from pumice.model import check, infer_shapes, nodes
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.engine import Scheme, quantize_layers
-from pumice.quantize.observation import Memory
 from pumice.quantize.placement import find_layers, place
 from pumice.quantize.target import Target
 
@@ -51,10 +50,10 @@ def context(model, feeds, target="ort-cpu", **settings):
     return QuantizeContext(calibration=data, runtime=pick_runtime(), target=profile, **settings)
 
 
-def quantized(model, feeds, target="ort-cpu", exclude=(), memory=None, **scheme):
+def quantized(model, feeds, target="ort-cpu", exclude=(), **scheme):
     """(quantized model, ledger); the model is checked and loads in ONNX Runtime."""
     around = context(model, feeds, target, exclude=exclude)
-    result = quantize_layers(model, Scheme(**scheme), around, memory or Memory())
+    result = quantize_layers(model, Scheme(**scheme), around)
     check(result)
     session(result)
     return result, around.ledger
@@ -92,7 +91,7 @@ def placed(model, target="ort-cpu", modes=("dynamic", "static"), excluded=lambda
         choose_mode=lambda known: next((mode for mode in known if mode in modes), "weight-only"),
         smallest=1,
     )
-    return place(model, profile, layers), ledger
+    return place(model, profile, layers, excluded), ledger
 
 
 class Toolbox:

@@ -1,11 +1,13 @@
+import attrs
 import numpy as np
 import pytest
 
-from pumice.errors import PumiceError
+from pumice.errors import BudgetExceeded, PluginError
 from pumice.measure.metrics import Agreement, Mse, Top1
 from pumice.model import add_initializer, clone, replace_input
 from pumice.quantize.context import Drift
 from pumice.quantize.guard import Verdict, judge, within_budget
+from pumice.strategy import Quantizer
 
 LAYERS = [f"at_h{n}" for n in range(6)]
 TEXT = (
@@ -22,25 +24,30 @@ def labelled(lab, model, count=40, **settings):
     return lab.context(model, feeds, **settings)
 
 
-class Harmful:
-    """A builder that adds the damage of every layer that it may quantize to the first column."""
+@attrs.frozen
+class Harmful(Quantizer):
+    """Adds the damage of every layer that it may quantize to the first column."""
 
-    def __init__(self, model, damage):
-        self.model, self.damage, self.built = model, damage, 0
+    name = "harmful"
+    damage: dict[str, float]
+    rough: dict[str, float] | None = None
+    """The damage of a draft."""
+    calls: list[str] = attrs.field(factory=list)
 
-    def __call__(self, keep, context):
-        self.built += 1
+    def quantize(self, model, context):
+        self.calls.append("draft" if context.draft else "real")
+        damage = self.rough if context.draft and self.rough else self.damage
         total = 0.0
-        for node in self.model.graph:
-            if node.name not in self.damage:
+        for node in model.graph:
+            if node.name not in damage:
                 continue
-            reason = keep(node)
+            reason = context.excluded(node)
             if reason is None:
-                total += self.damage[node.name]
-                context.ledger.applied("quantize", node.name, node.op_type, "quantized", mode="static")
+                total += damage[node.name]
+                context.ledger.applied("quantize", node.name, node.op_type, "quantized")
             else:
                 context.ledger.declined("quantize", node.name, node.op_type, reason)
-        changed = clone(self.model)
+        changed = clone(model)
         last = changed.graph.node("at_y")
         last.op_type = "Add"
         replace_input(last, 1, add_initializer(changed, "damage", np.array([total, 0, 0, 0], np.float32)))
@@ -53,9 +60,9 @@ def model(lab):
 
 
 def guarded(model, damage, context, **more):
-    build = Harmful(model, damage)
-    within_budget(model, build, context, **more)
-    return build
+    quantizer = Harmful(damage, **more)
+    within_budget(model, quantizer, context)
+    return quantizer
 
 
 def kept_in(ledger):
@@ -64,9 +71,9 @@ def kept_in(ledger):
 
 def test_a_model_within_its_budget_is_built_once(lab, model):
     context = labelled(lab, model, metrics=(Top1(),))
-    build = guarded(model, dict.fromkeys(LAYERS, 0.0), context)
-    assert build.built == 1
+    assert guarded(model, dict.fromkeys(LAYERS, 0.0), context).calls == ["real"]
     assert not kept_in(context.ledger)
+    assert not context.notes
 
 
 def test_the_worst_layer_goes_back_and_the_ledger_says_which_and_why(lab, model):
@@ -78,6 +85,17 @@ def test_the_worst_layer_goes_back_and_the_ledger_says_which_and_why(lab, model)
     assert "the budget is 0.0100" in entry.reason
     assert "alone adds" in entry.reason
     assert len({entry.node for entry in context.ledger}) == len(context.ledger)
+    (note,) = context.notes
+    assert note.startswith("1 layer was returned to floating point, because top1 lost 0.7")
+    assert note.endswith("the budget is 0.0100: at_h3")
+
+
+def test_all_that_went_back_are_named_in_the_note(lab, model):
+    context = labelled(lab, model, metrics=(Top1(),))
+    guarded(model, {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0, "at_h4": 8.0}, context)
+    (note,) = context.notes
+    assert note.startswith("2 layers were returned to floating point")
+    assert note.endswith(": at_h1, at_h4")
 
 
 @pytest.mark.parametrize("bad", [1, 2, 3, 4, 5])
@@ -90,26 +108,84 @@ def test_no_more_layers_go_back_than_must(lab, model, bad):
 
 def test_a_budget_that_no_layer_keeps_is_an_error_that_says_so(lab, model):
     context = labelled(lab, model, metrics=(Top1(),))
-    with pytest.raises(PumiceError, match=r"rolled back: top1 lost 0\.\d+ on the calibration data.*raise max_drop"):
+    with pytest.raises(BudgetExceeded, match=r"rolled back: top1 lost 0\.\d+ on the calibration data.*raise max_drop"):
         guarded(model, dict.fromkeys(LAYERS, 9.0), context)
     assert not len(context.ledger)
 
 
 def test_one_layer_that_breaks_the_budget_is_an_error(lab, model):
-    with pytest.raises(PumiceError, match="rolled back"):
+    with pytest.raises(BudgetExceeded, match="rolled back"):
         guarded(model, {"at_h0": 9.0}, labelled(lab, model, metrics=(Top1(),)))
 
 
-def test_layers_are_ranked_by_sketches(lab, model):
+def test_layers_are_ranked_by_drafts(lab, model):
     context = labelled(lab, model, metrics=(Top1(),))
-    sketch = Harmful(model, {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0})
-    build = guarded(model, {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0}, context, sketch=sketch)
-    assert sketch.built == len(LAYERS)
-    assert build.built == 2
+    damage = {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0}
+    rough = {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0, "at_h5": 99.0}
+    quantizer = guarded(model, damage, context, rough=rough)
+    assert quantizer.calls == ["real", *["draft"] * len(LAYERS), "real", "real"]
+    assert kept_in(context.ledger) == {"at_h5", "at_h1"}
+
+
+def test_what_is_excluded_by_the_user_stays_so_while_layers_go_back(lab, model):
+    context = labelled(lab, model, metrics=(Top1(),), exclude=("at_h2",))
+    guarded(model, {**dict.fromkeys(LAYERS, 0.0), "at_h1": 9.0, "at_h2": 9.0}, context)
+    assert {entry.node: "knob 'exclude'" in entry.reason for entry in context.ledger.of("quantize", "declined")} == {
+        "at_h1": False,
+        "at_h2": True,
+    }
+
+
+def test_layers_with_weights_are_ranked_and_not_what_lies_between(lab):
+    text = "(float[N,4] x) => (float[N,4] y) { h0 = MatMul (x, w)  h1 = Relu (h0)  y = Identity (h1) }"
+    model = lab.build(text, w=np.eye(4, dtype=np.float32))
+    rng = np.random.default_rng(0)
+    feeds = [({"x": row[None]}, np.array([row.argmax()])) for row in rng.random((40, 4)).astype(np.float32)]
+    with pytest.raises(BudgetExceeded):
+        guarded(model, {"at_h0": 9.0, "at_h1": 0.0}, lab.context(model, feeds, metrics=(Top1(),)))
+
+
+def test_without_data_the_account_says_that_nothing_was_judged(lab, model):
+    context = lab.context(model, None)
+    assert guarded(model, {"at_h0": 9.0}, context).calls == ["real"]
+    assert context.notes == ["what quantization cost was not judged: no data was given"]
+
+
+@attrs.frozen
+class Deaf(Harmful):
+    """Does not ask what is excluded."""
+
+    name = "deaf"
+
+    def quantize(self, model, context):
+        return super().quantize(model, attrs.evolve(context, exclude=(), kept={}))
+
+
+@pytest.mark.parametrize("settings", [{"exclude": ("at_h0",)}, {"metrics": (Top1(),)}])
+def test_a_quantizer_that_does_not_leave_excluded_nodes_alone_is_named(lab, model, settings):
+    context = labelled(lab, model, **settings)
+    with pytest.raises(PluginError, match=r"quantizer 'deaf' quantized node 'at_h0', which is excluded \("):
+        within_budget(model, Deaf({**dict.fromkeys(LAYERS, 0.0), "at_h0": 9.0}), context)
+
+
+@attrs.frozen
+class Taciturn(Harmful):
+    """Says nothing of what it leaves alone."""
+
+    def quantize(self, model, context):
+        changed = super().quantize(model, context)
+        context.ledger.entries[:] = [entry for entry in context.ledger if entry.verdict == "applied"]
+        return changed
+
+
+def test_a_layer_that_went_back_has_its_line_even_if_the_quantizer_writes_none(lab, model):
+    context = labelled(lab, model, metrics=(Top1(),))
+    within_budget(model, Taciturn({**dict.fromkeys(LAYERS, 0.0), "at_h3": 9.0}), context)
+    assert kept_in(context.ledger) == {"at_h3"}
 
 
 def shifted(model, amount, lab):
-    return Harmful(model, {"at_h0": amount})(lambda node: None, lab.context(model, lab.normal(1, 4)))
+    return Harmful({"at_h0": amount}).quantize(model, lab.context(model, lab.normal(1, 4)))
 
 
 def test_few_samples_do_not_condemn(lab, model):
@@ -161,3 +237,11 @@ def test_drift_counts_changed_decisions():
     drift.update({"y": np.array([[0.0, 1.0], [0.0, 1.0]])}, {"y": np.array([[0.0, 1.0], [1.0, 0.0]])})
     assert drift.agreement == 0.5
     assert Drift().agreement == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_noise_on_a_single_number_counts_against_its_spread_over_the_samples(count):
+    drift = Drift()
+    for number in range(1, count + 1):
+        drift.update({"y": np.array([[number]], np.float32)}, {"y": np.array([[1.1 * number]], np.float32)})
+    assert 0.005 < drift.ratio < 0.2

@@ -84,6 +84,28 @@ def test_layers_that_share_weights_share_their_integers(lab):
         assert len(matrices) == 1
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_nodes_that_are_no_layers_can_be_excluded(lab, target):
+    model, feeds = lab.build(NET, **WEIGHTS), lab.normal(1, 3, 6, 6)
+    result, ledger = lab.quantized(model, feeds, target, exclude=("at_s", "at_r", "at_p"))
+    assert {entry.node for entry in ledger if entry.verdict == "declined"} >= {"at_s", "at_r", "at_p"}
+    by_name = {node.name: node for node in result.graph}
+    for name in ("at_s", "at_p"):
+        assert not any(reader.op_type == "QuantizeLinear" for reader in by_name[name].outputs[0].consumers())
+    assert by_name["at_r"].op_type == "Relu"
+
+
+def test_the_weights_of_an_unrolled_loop_are_stored_once(lab):
+    text = """(float[N,8] x) => (float[N,8] y) {
+        a = MatMul (x, w)  b = Tanh (a)  c = MatMul (b, w)  d = Tanh (c)  y = MatMul (d, w) }"""
+    model, gains = lab.build(text, w=(8, 8)), np.float32([9, 1, 1, 1, 1, 1, 1, 1])
+    feeds = [{"x": feed["x"] * gains} for feed in lab.normal(40, 8)]
+    result, _ = lab.quantized(model, feeds)
+    assert operators(result).count("MatMulInteger") == 3
+    assert sum(v.const_value.size == 64 for v in result.graph.initializers.values()) == 1
+    assert lab.noise_db(lab.outputs(model, feeds), lab.outputs(result, feeds)) > 25
+
+
 def test_layers_that_share_weights_but_not_their_inputs_range_are_right_both(lab):
     text = f"(float[N,8,6,6] x) => (float[N,8,6,6] y) {{ a = {CONV} (x, w)  r = Relu (a)  y = {CONV} (r, w) }}"
     model, feeds = lab.build(text, w=(8, 8, 3, 3)), lab.normal(1, 8, 6, 6)

@@ -1,12 +1,22 @@
 """The contracts themselves: core's own strategies keep them, and a strategy that breaks one is found out."""
 
+import typing
+
 import attrs
 import numpy as np
 import pytest
 
 import pumice.testing
-from pumice.strategy import Choice, ImportanceScorer, Int, Loss, Metric, Need, Quantizer, Runtime, knob
-from pumice.testing import LossContract, MetricContract, QuantizerContract, RuntimeContract, ScorerContract
+from pumice.registry import BASES
+from pumice.strategy import Choice, ImportanceScorer, Int, Loss, Metric, Need, Quantizer, Runtime, Searcher, knob
+from pumice.testing import (
+    LossContract,
+    MetricContract,
+    QuantizerContract,
+    RuntimeContract,
+    ScorerContract,
+    SearcherContract,
+)
 
 
 def broken_promises(contract, strategy, **given):
@@ -150,6 +160,7 @@ def test_a_quantizer_that_changes_the_original_and_says_nothing_is_found_out():
     assert "the_original_is_left_unchanged" in broken
     assert "every_node_has_a_line_in_the_ledger_and_some_are_applied" in broken
     assert "the_result_is_smaller" in broken
+    assert "every_layer_can_be_excluded" in broken
 
 
 @attrs.frozen(kw_only=True)
@@ -173,6 +184,40 @@ def test_a_runtime_that_answers_wrongly_is_found_out():
     assert "it_answers_as_the_reference_does" in broken
     assert "a_value_that_does_not_exist_is_refused_by_name" in broken
     assert "several_threads_may_run_one_session" not in broken
+
+
+@attrs.frozen(kw_only=True)
+class Halving(Searcher):
+    """Half of the last trial."""
+
+    name = "halving"
+
+    def propose(self, space, history):
+        return (history[-1] if history else space) / 2
+
+
+class Forgetful(Halving):
+    def propose(self, space, history):
+        history.clear()
+        return space
+
+
+def test_a_searcher_that_edits_the_trials_is_found_out():
+    given = {"space": lambda self: 1.0, "history": lambda self: [0.5, 0.25]}
+    assert broken_promises(SearcherContract, Halving, **given) == []
+    assert broken_promises(SearcherContract, Forgetful, **given) == ["the_trials_are_left_unchanged"]
+
+
+def test_a_searcher_whose_proposals_change_is_found_out():
+    numbers = iter(range(10))
+    given = {"space": lambda self: next(numbers)}
+    assert broken_promises(SearcherContract, Halving, **given) == ["the_same_trials_lead_to_the_same_proposal"]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_every_kind_of_strategy_has_a_contract(kind):
+    held = [getattr(pumice.testing, name) for name in pumice.testing.__all__]
+    assert [c for c in held if BASES[kind] in typing.get_args(getattr(c, "__orig_bases__", [None])[0])]
 
 
 @pytest.mark.parametrize("name", pumice.testing.__all__)

@@ -1,5 +1,7 @@
 """Core's own strategies keep the contracts that a stranger's must keep."""
 
+from types import MappingProxyType
+
 import numpy as np
 
 from pumice.data.images import ImageFolderReader
@@ -19,6 +21,11 @@ class TestReferenceRuntime(RuntimeContract):
 
 class TestSimulatedRuntime(RuntimeContract):
     strategy = SimulatedRuntime
+
+
+class TestSimulatedRuntimeWithVnni(RuntimeContract):
+    strategy = SimulatedRuntime
+    settings = MappingProxyType({"pair_saturation": False})
 
 
 class TestTop1(MetricContract):

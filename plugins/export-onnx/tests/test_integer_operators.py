@@ -9,6 +9,7 @@ from onnx import parser
 from pumice.ledger import Ledger
 from pumice.measure.runtimes import pick_runtime
 from pumice.model import infer_shapes
+from pumice.plan import compile_plan
 from pumice.quantize.fusion import fused
 from pumice.quantize.simulation import compare_integers, integer_tensors
 
@@ -126,6 +127,16 @@ def test_integer_operators_compute_the_same_as_q_and_dq(runtime):
     one, two = (runtime.open(form, outputs=names) for form in (model, fused(model)))
     for feeds in inputs(10):
         expected, found = one.run(feeds), two.run(feeds)
+        for name in names:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_the_plan_computes_the_integer_operators_as_onnx_runtime_does(runtime):
+    model = fused(every_pattern())
+    names = [*integer_tensors(model), "gemm", "matmul", "gemm_real", "matmul_real"]
+    session, plan = runtime.open(model, outputs=names), compile_plan(model, names)
+    for feeds in inputs(10):
+        expected, found = session.run(feeds), plan.run(feeds)
         for name in names:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 

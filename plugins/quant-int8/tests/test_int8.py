@@ -10,7 +10,7 @@ from pumice.errors import ModelError, NothingChanged
 from pumice.measure import pick_runtime
 from pumice.measure.metrics import Top1
 from pumice.quantize.context import QuantizeContext
-from pumice.quantize.guard import judge
+from pumice.quantize.guard import judge, within_budget
 from pumice.quantize.target import Target, names
 from pumice.testing.models import weightless
 from pumice_quant_int8 import Int8
@@ -88,7 +88,7 @@ def test_a_model_that_loses_accuracy_gets_its_worst_layer_back(images):
     rows = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
     rows[:, 0] *= 1e4  # one input so large that eight bits leave nothing for the others, and then it is not used
     around = context(model, (rows, first(model, rows).argmax(axis=1)), metrics=(Top1(),))
-    result = Int8(activations="static", equalize=False).quantize(model, around)
+    result = within_budget(model, Int8(activations="static", equalize=False), around)
     assert [entry.node for entry in around.ledger.of("quantize", "declined")] == ["at_a"]
     assert "returned to floating point: top1 lost" in around.ledger.of("quantize", "declined")[0].reason
     assert not judge(model, result, attrs.evolve(around)).exceeded

@@ -47,8 +47,6 @@ class Int8Weights(Quantizer):
     smallest: int = knob(64, Int(1, 1_000_000), help="weights with fewer values stay in floating point")
 
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
-        from onnx_ir.passes.common import RemoveUnusedNodesPass
-
         from pumice.model import clone, constant, nodes, replace_input, weight_of
 
         quantized = clone(model)
@@ -59,6 +57,8 @@ class Int8Weights(Quantizer):
             array = constant(weight)
             if weight is None or array is None or array.dtype != np.float32:
                 ledger.skipped("quantize", str(node.name), node.op_type, "it has no floating-point weight")
+            elif reason := context.excluded(node):  # by the user, or by the guard that gives back what costs too much
+                ledger.declined("quantize", str(node.name), node.op_type, reason)
             elif array.size < self.smallest:
                 reason = f"its weight has {array.size} values, fewer than {self.smallest}"
                 ledger.declined("quantize", str(node.name), node.op_type, reason)
@@ -67,8 +67,7 @@ class Int8Weights(Quantizer):
                     dequantized[weight] = _dequantize(quantized, node, weight, array)
                 replace_input(node, node.inputs.index(weight), dequantized[weight])
                 ledger.applied("quantize", str(node.name), node.op_type, "its weight is stored as int8")
-        RemoveUnusedNodesPass()(quantized)  # the floating-point weights that nothing reads any more
-        return quantized
+        return quantized  # the floating-point weights that nothing reads any more are dropped after the step
 
 
 def _dequantize(model: ir.Model, node: ir.Node, weight: ir.Value, array: NDArray[Any]) -> ir.Value:

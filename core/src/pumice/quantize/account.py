@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from pumice.ledger import Ledger
 from pumice.model import nodes
+from pumice.quantize.context import QuantizeContext
 from pumice.quantize.observation import Reading
 from pumice.quantize.placement import STEP, Placement
 from pumice.quantize.rewrite import QuantizedWeights
@@ -36,8 +37,9 @@ def account_for_layers(
         ledger.applied(STEP, node.name or "", node.op_type, reason, **details)
 
 
-def account_for_the_rest(model: ir.Model, placement: Placement, target: Target, ledger: Ledger) -> None:
+def account_for_the_rest(model: ir.Model, placement: Placement, context: QuantizeContext) -> None:
     """A line for every node that is not a layer and has none yet."""
+    target, ledger = context.target, context.ledger
     said = {entry.node for entry in ledger.of(STEP)}
     absorbed = set(placement.absorbed.values())
     for node in nodes(model):
@@ -46,6 +48,8 @@ def account_for_the_rest(model: ir.Model, placement: Placement, target: Target, 
             continue
         if node.graph is not model.graph:
             ledger.skipped(STEP, name, kind, "it lies in a control-flow body, which is carried untouched")
+        elif (reason := context.excluded(node)) is not None:
+            ledger.declined(STEP, name, kind, reason)
         elif node in absorbed:
             ledger.applied(STEP, name, kind, "vanished into the range of the value it writes")
         elif node in placement.sums:
@@ -53,8 +57,8 @@ def account_for_the_rest(model: ir.Model, placement: Placement, target: Target, 
         elif node in placement.integer_nodes:
             ledger.applied(STEP, name, kind, "passes integers on between quantized neighbours")
         elif kind in _RECURRENT:
-            reason = "recurrent layers stay in floating point: rounding errors would add up in their state"
-            ledger.declined(STEP, name, kind, reason)
+            why = "recurrent layers stay in floating point: rounding errors would add up in their state"
+            ledger.declined(STEP, name, kind, why)
         elif kind in target.layers and kind != "Gather":
             ledger.skipped(STEP, name, kind, "its weights are computed while the model runs, if it has any")
         else:

@@ -231,8 +231,12 @@ def _least_error(
 def dynamic_factors(
     layers: Sequence[Layer], statistics: Mapping[str, ChannelStatistics]
 ) -> dict[str, NDArray[np.float64]]:
-    """t over the last axis of every value that layers with running ranges read, by the name of the value."""
+    """t over the last axis of every value that layers with running ranges read, by the name of the value.
+
+    None where the weights are read by layers of several values: they could not be stored once.
+    """
     readers: dict[str, list[NDArray[np.float64]]] = {}
+    several = _sharing_weights(layers)
     for layer in layers:
         weights = constant(layer.weight_value)
         if layer.mode == "dynamic" and weights is not None and weights.ndim == 2:
@@ -241,6 +245,8 @@ def dynamic_factors(
     found = {}
     for name, weights_read in readers.items():
         seen = statistics[name]
+        if name in several:
+            continue
         widest = float(seen.largest.max(initial=0.0)) if seen.channels else 0.0
         if widest <= 0.0:
             continue
@@ -249,6 +255,15 @@ def dynamic_factors(
         if factors is not None:
             found[name] = factors
     return found
+
+
+def _sharing_weights(layers: Sequence[Layer]) -> set[str]:
+    """Names of values whose layers have weights that are also multiplied with other values."""
+    names: dict[ir.Value, set[str]] = {}
+    for layer in layers:
+        if layer.mode == "dynamic":
+            names.setdefault(layer.weight_value, set()).add(layer.data.name or "")
+    return {name for shared in names.values() if len(shared) > 1 for name in shared}
 
 
 def _per_input_channel(layer: Layer) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import numpy as np
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pumice.steps import Quantize
     from pumice.strategy import Metric, Runtime
 
+T = TypeVar("T")
+
 
 @attrs.frozen(kw_only=True)
 class QuantizeContext:
@@ -45,6 +47,13 @@ class QuantizeContext:
     progress: Progress = attrs.field(factory=Silent)
     metrics: tuple[Metric, ...] = ()
     """What the run measures; the guard judges by them."""
+    kept: Mapping[str, str] = attrs.field(factory=dict)
+    """Why nodes are to stay in floating point, by name: what the guard found (see `guard`)."""
+    draft: bool = False
+    """Only how layers compare matters: a quantizer that has a quicker, somewhat less accurate way may take it."""
+    notes: list[str] = attrs.field(factory=list)
+    """Sentences that the user should read."""
+    _recalled: dict[type, Any] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, step: Quantize, run: RunContext) -> QuantizeContext:
@@ -60,16 +69,25 @@ class QuantizeContext:
             seed=run.seed,
             progress=run.progress,
             metrics=run.metrics,
+            notes=run.notes,
         )
 
-    def aside(self) -> QuantizeContext:
-        """The same context with a ledger and a progress of its own, for trying things out."""
-        return attrs.evolve(self, ledger=Ledger(), progress=Silent())
-
     def excluded(self, node: ir.Node) -> str | None:
-        """Why the user does not want this node quantized, or None."""
+        """Why this node is to stay in floating point (the user excluded it, or the guard took it back), or None."""
         pattern = next((p for p in self.exclude if fnmatch.fnmatchcase(node.name or "", p)), None)
-        return f"it matches the pattern '{pattern}' of the knob 'exclude'" if pattern else None
+        if pattern is not None:
+            return f"it matches the pattern '{pattern}' of the knob 'exclude'"
+        return self.kept.get(node.name or "")
+
+    def recall(self, kind: type[T]) -> T:
+        """What earlier attempts to quantize the same model left in an object of this type; at first it is `kind()`.
+
+        The guard may ask for a model several times, with other nodes excluded: what the data taught stays the same.
+        """
+        if kind not in self._recalled:
+            self._recalled[kind] = kind()
+        found: T = self._recalled[kind]
+        return found
 
     def samples_with_labels(self, limit: int | None = None) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
         """(feeds, labels) of the calibration data, one sample at a time; labels are None where there are none.
@@ -143,6 +161,9 @@ class Drift:
 
     noise: dict[str, float] = attrs.field(factory=dict)
     signal: dict[str, float] = attrs.field(factory=dict)
+    """Squared deviations from the mean of the sample."""
+    single: dict[str, list[float]] = attrs.field(factory=dict)
+    """Outputs that are one number a sample: these vary from sample to sample only."""
     agreeing: int = 0
     decisions: int = 0
 
@@ -156,6 +177,8 @@ class Drift:
                 np.sum((np.where(known, after[name], 0.0) - wide) ** 2)
             )
             self.signal[name] = self.signal.get(name, 0.0) + float(np.sum((wide - wide.mean()) ** 2))
+            if wide.size == 1:
+                self.single.setdefault(name, []).append(wide.item())
             if exact.ndim > 1 and exact.shape[-1] > 1:
                 same = exact.argmax(axis=-1) == after[name].argmax(axis=-1)
                 self.agreeing += int(same.sum())
@@ -164,10 +187,16 @@ class Drift:
     @property
     def ratio(self) -> float:
         """Worst noise-to-signal ratio of any output; infinite if one is NaN."""
-        ratios = [noise / max(self.signal[name], 1e-30) for name, noise in self.noise.items()]
+        signal = {name: self.signal[name] + _spread(self.single.get(name, ())) for name in self.noise}
+        ratios = [noise / max(signal[name], 1e-30) for name, noise in self.noise.items()]
         return max((np.inf if np.isnan(ratio) else ratio for ratio in ratios), default=0.0)
 
     @property
     def agreement(self) -> float:
         """Share of last-axis decisions that stayed the same; 1 if there are none."""
         return self.agreeing / self.decisions if self.decisions else 1.0
+
+
+def _spread(numbers: Sequence[float]) -> float:
+    """Squared deviations from the mean; from zero if there is only one number."""
+    return float(np.sum((np.asarray(numbers) - (np.mean(numbers) if len(numbers) > 1 else 0.0)) ** 2))

@@ -6,37 +6,36 @@
     4  ranges                calibrator -> scale and zero point   (second pass, for calibrators that need histograms)
     5  rounding              what the layers really see; integers (third pass; more where memory is short)
     6  rewriting             Q/DQ nodes
+    7  bias correction       the means of what every layer writes (two passes, if it pays)
 
 What was seen of the data is kept by name in a `Memory`, so that the accuracy guard can try again with fewer layers
-without streaming the data anew.
+without streaming the data anew. A draft, by which the guard only compares layers, rounds to the nearest integer.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from pumice.errors import KnobError, ModelError, nearest
+from pumice.errors import ModelError
 from pumice.model import clone, nodes
 from pumice.quantize.account import account_for_layers, account_for_the_rest
+from pumice.quantize.bias_correction import correct_biases
 from pumice.quantize.calibration import Calibrator, Range
 from pumice.quantize.channel_scaling import Rescaling, channel_factors, dynamic_factors
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.observation import Memory, observe_channels, observe_histograms, readings
 from pumice.quantize.parameters import QuantParams, affine
 from pumice.quantize.placement import Layer, Placement, clip_bounds, find_layers, place
-from pumice.quantize.rewrite import rewrite
+from pumice.quantize.rewrite import QuantizedWeights, rewrite
 from pumice.quantize.rounding import Rounder
 from pumice.quantize.target import Mode
 
 _AS_IT_IS = Rescaling(np.ones(1))
-
-Reason = Callable[[ir.Node], str | None]
 
 
 @attrs.frozen(kw_only=True)
@@ -52,35 +51,35 @@ class Scheme:
     smallest: int = 64
 
 
-def quantize_layers(
-    model: ir.Model, scheme: Scheme, context: QuantizeContext, memory: Memory, keep: Reason | None = None
-) -> ir.Model:
+def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -> ir.Model:
     """A quantized copy of the model.
 
     Args:
         model: in floating point; every node and value has a unique name, as `pumice.model.load` leaves them.
         scheme: how integers are chosen.
-        context: the target, the calibration data, the ledger that gets a line for every node.
-        memory: what earlier calls with the same model, scheme and context learned; extended.
-        keep: the reason to leave a node in floating point, or None.
+        context: the target, the calibration data, the ledger that gets a line for every node; it recalls what earlier
+            calls with the same model and scheme learned.
 
     Raises:
         DataError: there is no calibration data, or a value becomes infinite or NaN on it.
-        KnobError: a pattern of nodes to exclude matches none.
         ModelError: nodes without names of their own.
     """
-    _check_names(model, context)
+    _check_names(model)
+    memory = context.recall(Memory)
+    if context.draft:
+        scheme = attrs.evolve(scheme, compensate=False, correct_bias=False)
+        memory = attrs.evolve(memory, weights=context.recall(_Drafts))
     target, changed = context.target, clone(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(changed)
     layers = find_layers(
         changed,
         target,
         context.ledger,
-        excluded=lambda node: context.excluded(node) or (keep(node) if keep is not None else None),
+        excluded=context.excluded,
         choose_mode=lambda modes: next((mode for mode in modes if mode in scheme.modes), "weight-only"),
         smallest=scheme.smallest,
     )
-    placement = place(changed, target, layers)
+    placement = place(changed, target, layers, context.excluded)
     observe_channels(model, placement, context, memory)
     scales = target.channel_scales if scheme.equalize else "none"
     factors = channel_factors(placement, memory.channels, scales)
@@ -94,21 +93,24 @@ def quantize_layers(
         correct_bias=scheme.correct_bias,
     )
     seen = readings(placement, parameters, factors, running)
-    weights = rounder.weights(seen, _writing(placement, factors))
+    writing = _writing(placement, factors)
+    weights = rounder.weights(seen, writing)
     account_for_layers(seen, weights, target, context.ledger)
-    account_for_the_rest(changed, placement, target, context.ledger)
-    rewrite(changed, placement, parameters, weights, factors, running, integer_bias=target.bias == "int32")
+    account_for_the_rest(changed, placement, context)
+    biases = rewrite(changed, placement, parameters, weights, factors, running, integer_bias=target.bias == "int32")
+    if scheme.correct_bias:
+        correct_biases(model, changed, biases, writing, context)
     return changed
 
 
-def _check_names(model: ir.Model, context: QuantizeContext) -> None:
+class _Drafts(dict[tuple[str, bytes], QuantizedWeights]):
+    """Weights of drafts, apart from those of the real thing."""
+
+
+def _check_names(model: ir.Model) -> None:
     names = [node.name or "" for node in nodes(model)]
     if "" in names or len(set(names)) < len(names):
         raise ModelError("the nodes of the model have no unique names: read it with pumice.load")
-    for pattern in context.exclude:
-        if not fnmatch.filter(names, pattern):
-            hint = nearest(pattern, names)
-            raise KnobError(f"step 'quantize': the pattern '{pattern}' of knob 'exclude' matches no node{hint}")
 
 
 def _parameters(

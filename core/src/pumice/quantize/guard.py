@@ -1,5 +1,7 @@
 """The accuracy guard: a model that lost more than its budget gets its worst layers back in floating point.
 
+It stands around every quantizer: whatever leaves excluded nodes alone and tells the ledger what it changed is guarded.
+
 What counts as lost, on the calibration data: the labelled metrics, if there are labels; an error that has no upper end
 (`mse`) counts relative to what it was. If there are none, the outputs are compared with the original's: the budget is
 broken if their noise-to-signal ratio exceeds NOISE times `max_drop` and, where the model seems to make decisions, more
@@ -9,23 +11,25 @@ on that many samples (one-sided 95%).
 
 If the budget is broken, every layer is quantized alone, the outputs are compared, and the layers that disturb them most
 are returned to floating point: one, two, four, ... until the budget holds, and then as many fewer as it still holds
-with. Each is named in the ledger with its figure.
+with. Each is named in the ledger with its figure. If one layer alone costs more than that, the step is rolled back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pumice.errors import PumiceError
+from pumice.errors import BudgetExceeded, PluginError
 from pumice.ledger import Ledger
-from pumice.model import clone
+from pumice.model import clone, nodes, weight_of
+from pumice.progress import Silent
 from pumice.quantize.context import Drift, QuantizeContext
-from pumice.strategy import Metric
+from pumice.quantize.placement import STEP
+from pumice.strategy import Metric, Quantizer
 
 FIDELITY = 5.0
 NOISE = 10.0
@@ -35,9 +39,6 @@ JUDGED = 256
 """Samples used to judge a model."""
 RANKED = 8
 """Samples used to rank layers."""
-
-Keep = Callable[[ir.Node], str | None]
-Build = Callable[[Keep, QuantizeContext], ir.Model]
 
 
 @attrs.frozen(kw_only=True)
@@ -100,85 +101,125 @@ def _verdict(measure: str, losses: NDArray[np.float64], budget: float) -> Verdic
     return Verdict(measure=measure, loss=float(np.mean(losses)), budget=budget, error=error)
 
 
-def within_budget(model: ir.Model, build: Build, context: QuantizeContext, *, sketch: Build | None = None) -> ir.Model:
-    """Build, judge, and give layers back until the budget holds.
+def within_budget(model: ir.Model, quantizer: Quantizer, context: QuantizeContext) -> ir.Model:
+    """Quantize, judge, and give layers back until the budget holds.
 
     Args:
         model: the floating-point model.
-        build: makes the quantized model; its argument tells which nodes to keep in floating point, and why.
-        context: holds the budget and the ledger.
-        sketch: a quicker `build`, good enough to compare layers.
+        quantizer: leaves nodes alone for which `context.excluded` gives a reason; that is all it does for the guard.
+        context: holds the budget; its ledger and its notes are told which layers were given back, and why.
 
     Raises:
-        PumiceError: no layer can be quantized within the budget.
+        BudgetExceeded: no layer can be quantized within the budget.
+        PluginError: the quantizer changed a node that is excluded.
     """
-    whole = _attempt(model, build, context, {})
-    layers = [entry.node for entry in whole.ledger if entry.verdict == "applied" and "mode" in entry.details]
-    accepted = whole
-    if layers and whole.verdict(model, context).exceeded:
-        ranking = _rank(model, layers, sketch or build, context)
-        accepted = _search(model, build, context, whole.verdict(model, context), ranking)
-    context.ledger.extend(accepted.ledger)
-    return accepted.model
+    found = _Guard(model, quantizer, context).run()
+    context.ledger.extend(found.ledger)
+    return found.model
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class _Attempt:
-    """A quantized model, its account, and the verdict on it once it was asked for."""
+    """A quantized model and its account."""
 
     model: ir.Model
     ledger: Ledger
-    judged: Verdict | None = None
-
-    def verdict(self, original: ir.Model, context: QuantizeContext) -> Verdict:
-        if self.judged is None:
-            self.judged = judge(original, self.model, context)
-        return self.judged
+    kept: Mapping[str, str]
+    """Why layers were returned to floating point, by name."""
 
 
-def _attempt(model: ir.Model, build: Build, context: QuantizeContext, kept: Mapping[str, str]) -> _Attempt:
-    """`kept`: why layers stay in floating point, by name."""
-    around = attrs.evolve(context, ledger=Ledger())
-    return _Attempt(build(lambda node: kept.get(node.name or ""), around), around.ledger)
+@attrs.frozen(eq=False)
+class _Guard:
+    """One model, one quantizer, one budget."""
 
+    model: ir.Model
+    quantizer: Quantizer
+    context: QuantizeContext
 
-def _search(
-    model: ir.Model, build: Build, context: QuantizeContext, verdict: Verdict, ranking: Sequence[tuple[str, float]]
-) -> _Attempt:
-    """The model with the fewest of the worst layers in floating point that keeps the budget."""
+    def run(self) -> _Attempt:
+        whole = self.attempt({})
+        layers = self.layers(whole.ledger)
+        if not layers:
+            return whole
+        if self.context.calibration is None:
+            self.context.notes.append("what quantization cost was not judged: no data was given")
+            return whole
+        verdict = self.verdict(whole)
+        if not verdict.exceeded:
+            return whole
+        found = self.search(verdict, self.ranking([layer.name or "" for layer in layers]))
+        returned = "1 layer was" if len(found.kept) == 1 else f"{len(found.kept)} layers were"
+        self.context.notes.append(f"{returned} returned to floating point, because {verdict}: {', '.join(found.kept)}")
+        return found
 
-    def without(count: int) -> _Attempt:
+    def attempt(self, kept: Mapping[str, str]) -> _Attempt:
+        around = attrs.evolve(self.context, ledger=Ledger(), kept=kept)
+        changed = self.quantizer.quantize(self.model, around)
+        self.check(around)
+        return _Attempt(changed, around.ledger, kept)
+
+    def check(self, around: QuantizeContext) -> None:
+        """Hold the quantizer to what was excluded, and the ledger to a line for every layer that was given back.
+
+        Raises:
+            PluginError: an excluded layer was quantized.
+        """
+        for layer in self.layers(around.ledger):
+            if reason := around.excluded(layer):
+                raise PluginError(
+                    f"quantizer '{self.quantizer.name}' quantized node '{layer.name}', which is excluded ({reason}): "
+                    "ask its author to leave nodes alone for which context.excluded(node) gives a reason"
+                )
+        silent = around.kept.keys() - {entry.node for entry in around.ledger.of(STEP)}
+        for node in nodes(self.model):
+            if node.name in silent:
+                around.ledger.declined(STEP, node.name, node.op_type, around.kept[node.name])
+
+    def layers(self, ledger: Ledger) -> list[ir.Node]:
+        """The nodes that were quantized and have weights; all that were, if none has."""
+        applied = {entry.node for entry in ledger.of(STEP, "applied")}
+        found = [node for node in nodes(self.model) if node.name in applied]
+        return [node for node in found if weight_of(node) is not None] or found
+
+    def verdict(self, attempt: _Attempt) -> Verdict:
+        return judge(self.model, attempt.model, self.context)
+
+    def search(self, verdict: Verdict, ranking: Sequence[tuple[str, float]]) -> _Attempt:
+        """The model with the fewest of the worst layers in floating point that keeps the budget."""
         said = f"returned to floating point: {verdict}, and this layer alone adds"
-        return _attempt(model, build, context, {name: f"{said} {noise:.3g} noise" for name, noise in ranking[:count]})
+        failed, enough = 0, 0
+        found: _Attempt | None = None
+        while found is None or enough - failed > 1:
+            count = (failed + enough) // 2 if found is not None else min(max(2 * failed, 1), len(ranking) - 1)
+            if count == failed:
+                raise BudgetExceeded(
+                    f"quantization was rolled back: {verdict}, and too much however few layers are quantized; "
+                    "raise max_drop, or give calibration data that looks like the real input"
+                )
+            attempt = self.attempt({name: f"{said} {noise:.3g} noise" for name, noise in ranking[:count]})
+            if self.verdict(attempt).exceeded:
+                failed = count
+            else:
+                found, enough = attempt, count
+        return found
 
-    failed, enough = 0, 0
-    found: _Attempt | None = None
-    while found is None or enough - failed > 1:
-        count = (failed + enough) // 2 if found is not None else min(max(2 * failed, 1), len(ranking) - 1)
-        if count == failed:
-            raise PumiceError(
-                f"quantization was rolled back: {verdict}, and too much however few layers are quantized; "
-                "raise max_drop, or give calibration data that looks like the real input"
-            )
-        attempt = without(count)
-        if attempt.verdict(model, context).exceeded:
-            failed = count
-        else:
-            found, enough = attempt, count
-    return found
+    def ranking(self, layers: Sequence[str]) -> list[tuple[str, float]]:
+        """(layer, noise-to-signal ratio at the outputs when it alone is quantized), worst first."""
+        runtime = self.context.runtime
+        original = runtime.open(clone(self.model))
+        samples = [(feeds, original.run(feeds)) for feeds in self.context.feeds(RANKED)]
+        found = []
+        with self.context.progress.task("rank layers", len(layers)) as advance:
+            for name in layers:
+                session, drift = runtime.open(clone(self.alone(name))), Drift()
+                for feeds, exact in samples:
+                    drift.update(exact, session.run(feeds))
+                found.append((name, drift.ratio))
+                advance()
+        return sorted(found, key=lambda item: (-np.nan_to_num(item[1], nan=np.inf), item[0]))
 
-
-def _rank(model: ir.Model, layers: Sequence[str], build: Build, context: QuantizeContext) -> list[tuple[str, float]]:
-    """(layer, noise-to-signal ratio at the outputs when it alone is quantized), worst first."""
-    original = context.runtime.open(clone(model))
-    samples = [(feeds, original.run(feeds)) for feeds in context.feeds(RANKED)]
-    found = []
-    with context.progress.task("rank layers", len(layers)) as advance:
-        for name in layers:
-            alone = build(lambda node, name=name: None if node.name == name else "not this one", context.aside())  # type: ignore[misc]
-            session, drift = context.runtime.open(clone(alone)), Drift()
-            for feeds, exact in samples:
-                drift.update(exact, session.run(feeds))
-            found.append((name, drift.ratio))
-            advance()
-    return sorted(found, key=lambda item: (-np.nan_to_num(item[1], nan=np.inf), item[0]))
+    def alone(self, layer: str) -> ir.Model:
+        """The model with one layer quantized, roughly."""
+        others = {node.name or "": "another layer is looked at" for node in nodes(self.model) if node.name != layer}
+        around = attrs.evolve(self.context, ledger=Ledger(), progress=Silent(), kept=others, draft=True)
+        return self.quantizer.quantize(self.model, around)

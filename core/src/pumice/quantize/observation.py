@@ -11,6 +11,7 @@ guard tries with fewer layers, is kept by name in a `Memory`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -193,19 +194,35 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
     return tuple(int(n) for n in shape.numpy())
 
 
+def rounded_together(reading: Reading) -> tuple[ir.Value, object]:
+    """Equal for layers whose integers must be the same: the weights of an unrolled loop stay one matrix."""
+    layer = reading.layer
+    return layer.weight_value, None if layer.mode == "dynamic" and reading.running is None else layer.node
+
+
+def _no_moments(layer: Layer) -> Moments:
+    groups, width = moment_shape(layer)
+    return Moments(groups, width, width <= WIDEST)
+
+
 def observe_moments(
     model: ir.Model, chosen: Sequence[Reading], context: QuantizeContext, memory: Memory
 ) -> list[Moments]:
-    """Moments of what each layer reads, as it is and as the layer will see it, both without what is folded."""
-    shapes = [moment_shape(reading.layer) for reading in chosen]
-    found = [Moments(groups, width, width <= WIDEST) for groups, width in shapes]
+    """Moments of what each layer reads, as it is and as the layer will see it, both without what is folded.
+
+    Layers that are `rounded_together`, or read alike, have one object of moments between them.
+    """
+    keys = _moments_keys(chosen)
+    of_key = {key: _no_moments(reading.layer) for key, reading in zip(keys, chosen, strict=True)}
+    sources = {(key, reading.name): reading for key, reading in zip(keys, chosen, strict=True)}
     samples = min(memory.samples, MOMENT_SAMPLES)
     most = max(FEWEST_ROWS, ROWS // max(samples, 1))
 
     def observe(values: Values) -> None:
-        for reading, moments in zip(chosen, found, strict=True):
+        for (key, _), reading in sources.items():
             if not values[reading.name].size:
                 continue
+            moments = of_key[key]
             node, shape, exact = reading.layer.node, weight_shape(reading.layer), reading.stored(values[reading.name])
             columns = layer_columns(node, shape, exact, most)
             if reading.params is None:
@@ -214,7 +231,17 @@ def observe_moments(
                 moments.update(columns, layer_columns(node, shape, reading.params.round_trip(exact), most))
 
     context.stream(model, [r.name for r in chosen], observe, label="moments", limit=samples)
-    return found
+    return [of_key[key] for key in keys]
+
+
+def _moments_keys(chosen: Sequence[Reading]) -> list[object]:
+    """Equal for readings with the same moments: layers rounded together, and matrix products that read alike."""
+    together = [rounded_together(reading) for reading in chosen]
+    count = Counter(together)
+    return [
+        key if count[key] > 1 or reading.layer.node.op_type == "Conv" else (reading.name, reading.signature)
+        for key, reading in zip(together, chosen, strict=True)
+    ]
 
 
 def saturating(

@@ -169,9 +169,12 @@ def _bias_refusal(layer: Layer) -> str | None:
     return None
 
 
-def place(model: ir.Model, target: Target, layers: list[Layer]) -> Placement:
-    """Work out which values are quantized and which share their parameters."""
-    return _Placer(model, target, layers).run()
+def place(model: ir.Model, target: Target, layers: list[Layer], excluded: Callable[[ir.Node], str | None]) -> Placement:
+    """Work out which values are quantized and which share their parameters.
+
+    `excluded` says why a node must stay in floating point: it neither passes integers on nor vanishes.
+    """
+    return _Placer(model, target, layers, frozenset(node for node in model.graph if excluded(node))).run()
 
 
 @attrs.define(eq=False)
@@ -179,6 +182,7 @@ class _Placer:
     model: ir.Model
     target: Target
     layers: list[Layer]
+    excluded: frozenset[ir.Node]
     parent: dict[ir.Value, ir.Value] = attrs.field(factory=dict)
     """A union-find over the values that are to be quantized; its sets are the spaces."""
     absorbed: dict[ir.Value, ir.Node] = attrs.field(factory=dict)
@@ -234,7 +238,14 @@ class _Placer:
         readers = consumers(output)
         if len(readers) != 1 or output.is_graph_output() or readers[0].graph is not node.graph:
             return None
-        return readers[0] if absorbable(readers[0], self.target) else None
+        return readers[0] if self._vanishes(readers[0]) else None
+
+    def _vanishes(self, node: ir.Node) -> bool:
+        return node not in self.excluded and absorbable(node, self.target)
+
+    def _computes(self, node: ir.Node) -> bool:
+        """Whether the node has integer arithmetic of its own."""
+        return node not in self.excluded and node.op_type in self.target.arithmetic and standard(node)
 
     def _fuse_sums(self) -> None:
         """A sum is computed by the convolution that writes one of its terms, if its other term is integer.
@@ -244,7 +255,7 @@ class _Placer:
         order = {node: number for number, node in enumerate(self.model.graph)}
         convolutions = {layer.node for layer in self.layers if layer.mode == "static" and layer.node.op_type == "Conv"}
         for node in reversed(list(self.model.graph)):
-            if node.op_type != "Add" or not standard(node) or len(set(node.inputs)) != 2:
+            if node in self.excluded or node.op_type != "Add" or not standard(node) or len(set(node.inputs)) != 2:
                 continue
             terms = [v for v in node.inputs if v is not None and v.producer() in convolutions]
             own = [v for v in terms if len(consumers(v)) == 1 and not v.is_graph_output() and v not in self.parent]
@@ -286,9 +297,9 @@ class _Placer:
         for node in self.model.graph:
             if self._moves(node):
                 read: list[ir.Value | None] = list(_moved(node))
-            elif absorbable(node, self.target):
+            elif self._vanishes(node):
                 read = list(node.inputs[:1])
-            elif node.op_type in self.target.arithmetic and standard(node):
+            elif self._computes(node):
                 read = list(node.inputs)
             else:
                 continue
@@ -299,7 +310,8 @@ class _Placer:
     def _moves(self, node: ir.Node) -> bool:
         """Whether the node only moves numbers. (A MaxPool that also writes indices does not.)"""
         return (
-            node.op_type in self.target.pass_through
+            node not in self.excluded
+            and node.op_type in self.target.pass_through
             and standard(node)
             and all(v.dtype == ir.DataType.FLOAT for v in (*node.outputs, *_moved(node)))
         )
@@ -312,7 +324,7 @@ class _Placer:
                 bounds = {clipped.get(v) for v in _moved(node)}
                 found = bounds.pop() if len(bounds) == 1 else None
             else:
-                found = clip_bounds(node) if absorbable(node, self.target) else None
+                found = clip_bounds(node) if self._vanishes(node) else None
             if found is not None:
                 clipped.update(dict.fromkeys(node.outputs, found))
         return clipped
@@ -322,7 +334,7 @@ class _Placer:
         for node in self.model.graph:
             if self._moves(node):
                 integer = all(v in self.parent for v in (*_moved(node), *node.outputs))
-            elif node.op_type in self.target.arithmetic and standard(node):
+            elif self._computes(node):
                 integer = all(v in self.parent for v in node.inputs) and self._writes_wanted(node)
             else:
                 integer = False

@@ -11,7 +11,7 @@ Names are kept: a value that is quantized keeps its name for what its producer c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
@@ -19,8 +19,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pumice.model import add_initializer, constant, consumers, fresh_name, replace_input
+from pumice.model import add_initializer, consumers, fresh_name, replace_input
 from pumice.quantize.channel_scaling import Rescaling
+from pumice.quantize.folding import folded_into_producers
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
 
@@ -38,6 +39,21 @@ class QuantizedWeights:
     """Bits that the integers use."""
 
 
+@attrs.frozen(eq=False)
+class Bias:
+    """The bias that a layer adds in the rewritten model."""
+
+    name: str
+    """Of the layer's output, in the model in floating point."""
+    output: ir.Value
+    """What the layer writes, the bias included."""
+    axis: int
+    """Of its channels."""
+    initializer: ir.Value
+    units: NDArray[np.float32] | None = None
+    """What an integer of the bias stands for; None for real numbers."""
+
+
 def rewrite(
     model: ir.Model,
     placement: Placement,
@@ -47,13 +63,14 @@ def rewrite(
     running_factors: Mapping[str, NDArray[np.float64]],
     *,
     integer_bias: bool = True,
-) -> None:
-    """Edit `model`, to whose values and nodes everything refers, in place.
+) -> dict[ir.Node, Bias]:
+    """Edit `model`, to whose values and nodes everything refers, in place; returns the biases of the layers.
 
     `factors` (by space) and `running_factors` (by name of the value a dynamic layer reads): see `channel_scaling`.
     With `integer_bias` static layers add integers, in units of their products; otherwise real numbers.
     """
-    rewriter = _Rewriter(model, placement, parameters, factors, running_factors, integer_bias)
+    dynamic = frozenset(layer.node for layer in placement.layers if layer.mode == "dynamic")
+    rewriter = _Rewriter(model, placement, parameters, factors, running_factors, integer_bias, dynamic)
     for layer in placement.layers:
         if layer.mode == "dynamic":
             rewriter.dynamic(layer, weights[layer.node])
@@ -67,6 +84,7 @@ def rewrite(
         rewriter.remove_activation(activation)
     rewriter.remove_unread_weights()
     model.graph.sort()
+    return rewriter.biases
 
 
 @attrs.define(eq=False)
@@ -77,9 +95,11 @@ class _Rewriter:
     factors: Mapping[int, Rescaling]
     running_factors: Mapping[str, NDArray[np.float64]]
     integer_bias: bool
+    dynamic_nodes: frozenset[ir.Node]
     dequantized_weights: dict[tuple[ir.Value, bytes], ir.Value] = attrs.field(factory=dict)
     dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
     constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
+    biases: dict[ir.Node, Bias] = attrs.field(factory=dict)
 
     def node(
         self,
@@ -134,58 +154,50 @@ class _Rewriter:
             self.constant(f"{value.name}/zero_point", params.zero_point),
         ]
 
-    def _factor(self, value: ir.Value, *, inverse: bool) -> ir.Value | None:
-        """t (or 1 / t) of the value's space, shaped to broadcast over its channels; None if it has none."""
+    def _factor(self, value: ir.Value) -> NDArray[np.float64] | None:
+        """t of the value's space, shaped to broadcast over its channels; None if it has none."""
         rescaling = self.factors.get(self.placement.space_of[value])
         if rescaling is None or value.shape is None:
             return None
-        return self._per_channel(value, "factor", 1.0 / rescaling.factor if inverse else rescaling.factor)
+        return _along_channels(value, rescaling.factor)
 
-    def _per_channel(self, value: ir.Value, what: str, vector: NDArray[np.float64]) -> ir.Value:
-        rank = 4 if value.shape is None else len(value.shape)
-        return self.constant(f"{value.name}/{what}", vector.astype(np.float32).reshape(-1, *[1] * (rank - 2)))
+    def _combined(self, op: str, value: ir.Value, what: str, array: NDArray[np.float64]) -> ir.Value:
+        """A new value: `value` multiplied by an array, or with it added."""
+        operand = self.constant(f"{value.name}/{what}", array.astype(np.float32))
+        result = self.node(op, [value, operand], f"{value.name}/{what}", value.dtype).outputs[0]
+        result.shape = value.shape
+        return result
 
     def _quantize(self, value: ir.Value) -> ir.Value:
         source, dtype = value, self.parameters[self.placement.space_of[value]].dtype
-        factor = None if self._writes_integers(value) else self._factor(value, inverse=True)
-        if factor is not None and not self._fold_into_producer(value, factor):
-            source = self.node("Mul", [value, factor], f"{value.name}/divided", value.dtype).outputs[0]
-            source.shape = value.shape
+        factor = None if self._writes_integers(value) else self._factor(value)
+        if factor is not None and not self._fold(value, 1.0 / factor, self.placement.integer_nodes):
+            source = self._combined("Mul", value, "divided", 1.0 / factor)
         name = f"{value.name}/quantize"
         node = self.node("QuantizeLinear", [source, *self._scales(value)], name, ir.DataType.from_numpy(dtype))
         node.outputs[0].shape = value.shape
         return node.outputs[0]
 
-    def _fold_into_producer(self, value: ir.Value, inverse: ir.Value) -> bool:
-        """Let a multiplication or division by a constant, which computes the value, do the division by t as well."""
-        node, vector = value.producer(), constant(inverse)
-        if node is None or node.op_type not in ("Mul", "Div") or value.is_graph_output() or vector is None:
+    def _fold(self, value: ir.Value, factor: NDArray[np.float64], readers: Collection[ir.Node]) -> bool:
+        """Let the constants that compute the value multiply it by `factor`, if `readers` alone read it."""
+        if value.is_graph_output() or not all(reader in readers for reader in consumers(value)):
             return False
-        if not all(reader in self.placement.integer_nodes for reader in consumers(value)):
-            return False  # somebody needs the value as it is
-        for index in (0, 1) if node.op_type == "Mul" else (1,):
-            scalar = constant(node.inputs[index])
-            if scalar is not None and scalar.size == 1:
-                folded = scalar.reshape(()) * vector if node.op_type == "Mul" else scalar.reshape(()) / vector
-                hint = f"{value.name}/scalar"
-                replace_input(node, index, self.constant(hint, folded.astype(np.float32)))
-                return True
-        return False
+        found = folded_into_producers(value, factor, may_change=lambda inner: inner not in self.placement.space_of)
+        for known in found or ():
+            replace_input(known.node, known.index, self.constant(f"{value.name}/folded", known.array))
+        return found is not None
 
     def _dequantize(self, value: ir.Value, quantized: ir.Value, *, whole: bool) -> ir.Value:
         """The real value; `whole` with its factors multiplied back, otherwise as the integer layers want it."""
         node = self.node("DequantizeLinear", [quantized, *self._scales(value)], f"{value.name}/dequantize", value.dtype)
         result = node.outputs[0]
         result.shape = value.shape
-        factor = self._factor(value, inverse=False) if whole else None
+        factor = self._factor(value) if whole else None
         if factor is not None:
-            result = self.node("Mul", [result, factor], f"{value.name}/restored", value.dtype).outputs[0]
-            result.shape = value.shape
+            result = self._combined("Mul", result, "restored", factor)
             offset = self.factors[self.placement.space_of[value]].offset
             if offset is not None:
-                moved = self._per_channel(value, "offset", offset)
-                result = self.node("Add", [result, moved], f"{value.name}/moved", value.dtype).outputs[0]
-                result.shape = value.shape
+                result = self._combined("Add", result, "moved", _along_channels(value, offset))
         return result
 
     def _writes_integers(self, value: ir.Value) -> bool:
@@ -228,6 +240,7 @@ class _Rewriter:
             value = self._integer_bias(layer, quantized, quantized.bias)
         else:
             value = add_initializer(self.model, f"{layer.node.name}/bias", quantized.bias.astype(np.float32))
+            self._keep_bias(layer, layer.node.outputs[0], value)
         replace_input(layer.node, 2, value)
 
     def _dequantized(self, weight: ir.Value, quantized: QuantizedWeights) -> ir.Value:
@@ -253,10 +266,17 @@ class _Rewriter:
         integers = np.clip(np.rint(bias / scale.astype(np.float64)), -most, most).astype(np.int32)
         name = f"{layer.node.name}/bias"
         value = add_initializer(self.model, f"{name}/quantized", integers)
+        self._keep_bias(layer, layer.node.outputs[0], value, scale)
         factor = self.constant(f"{name}/scale", scale)
         zero = self.constant(f"{name}/zero_point", np.zeros(scale.shape, np.int32))
         node = self.node("DequantizeLinear", [value, factor, zero], f"{name}/dequantize", ir.DataType.FLOAT, axis=0)
         return node.outputs[0]
+
+    def _keep_bias(
+        self, layer: Layer, output: ir.Value, initializer: ir.Value, units: NDArray[np.float32] | None = None
+    ) -> None:
+        axis = 1 if layer.node.op_type == "Conv" else -1
+        self.biases[layer.node] = Bias(layer.node.outputs[0].name or "", output, axis, initializer, units)
 
     def remove_unread_weights(self) -> None:
         """Float weights and biases that nobody reads any more."""
@@ -280,15 +300,14 @@ class _Rewriter:
         if quantized.bias is not None:
             value = add_initializer(self.model, f"{name}/bias", quantized.bias.astype(np.float32))
             result = self.node("Add", [result.outputs[0], value], f"{name}/biased", ir.DataType.FLOAT)
+            self._keep_bias(layer, result.outputs[0], value)
         self._take_over(node, result)
 
     def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         if value not in self.dynamic_inputs:
             source, factors = value, self.running_factors.get(value.name or "")
-            if factors is not None:
-                inverse = self.constant(f"{value.name}/factor", (1.0 / factors).astype(np.float32))
-                source = self.node("Mul", [value, inverse], f"{value.name}/divided", value.dtype).outputs[0]
-                source.shape = value.shape
+            if factors is not None and not self._fold(value, 1.0 / factors, self.dynamic_nodes):
+                source = self._combined("Mul", value, "divided", 1.0 / factors)
             made = self.node("DynamicQuantizeLinear", [source], f"{value.name}/quantize", None, outputs=3)
             integer, scale, zero = made.outputs
             integer.dtype, scale.dtype, zero.dtype = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8
@@ -320,3 +339,9 @@ class _Rewriter:
         self.model.graph.remove(node, safe=True)
         if old in self.placement.space_of:
             self.placement.space_of[new] = self.placement.space_of.pop(old)
+
+
+def _along_channels(value: ir.Value, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One number a channel (axis 1), shaped to broadcast over the value."""
+    rank = 4 if value.shape is None else len(value.shape)
+    return vector.reshape(-1, *[1] * (rank - 2))

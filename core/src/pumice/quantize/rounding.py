@@ -25,6 +25,7 @@ from pumice.quantize.observation import (
     has_moments,
     moment_shape,
     observe_moments,
+    rounded_together,
     saturating,
     weight_shape,
 )
@@ -74,7 +75,13 @@ class Rounder:
 
     def _work_off(self, tasks: Sequence[_Task]) -> None:
         moments = self._moments(tasks)
-        rounded = {task.key: self._rounded(task, moments.get(task.key)) for task in tasks}
+        rounded: dict[tuple[str, bytes], QuantizedWeights] = {}
+        first: dict[object, QuantizedWeights] = {}
+        for task in tasks:
+            group = rounded_together(task.reading)
+            if group not in first or task.layer.bias is not None:
+                first[group] = self._rounded(task, moments.get(task.key))
+            rounded[task.key] = first[group]
         if self.context.target.pair_saturation:
             computing = [
                 (task.reading, rounded[task.key].integers) for task in tasks if task.layer.mode != "weight-only"
@@ -126,15 +133,18 @@ def _task(reading: Reading, writing: Rescaling | None) -> _Task:
 
 
 def _portions(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:
-    """Tasks in order, in runs whose moments take PORTION bytes at most."""
+    """Tasks in runs whose moments take PORTION bytes at most; those that are rounded together stay together."""
+    together: dict[object, list[_Task]] = {}
+    for task in tasks:
+        together.setdefault(rounded_together(task.reading), []).append(task)
     portion: list[_Task] = []
     held = 0
-    for task in tasks:
-        size = moment_bytes(task.layer)
+    for group in together.values():
+        size = moment_bytes(group[0].layer)
         if portion and held + size > PORTION:
             yield portion
             portion, held = [], 0
-        portion.append(task)
+        portion.extend(group)
         held += size
     if portion:
         yield portion

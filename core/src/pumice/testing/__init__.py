@@ -22,6 +22,7 @@ _HOME = {
     "QuantizerContract": "pumice.testing.quantizer",
     "RuntimeContract": "pumice.testing.runtime",
     "ScorerContract": "pumice.testing.scorer",
+    "SearcherContract": "pumice.testing.searcher",
     "StrategyContract": "pumice.testing.strategy",
 }
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "QuantizerContract",
     "RuntimeContract",
     "ScorerContract",
+    "SearcherContract",
     "StrategyContract",
 ]
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from pumice.testing.quantizer import QuantizerContract
     from pumice.testing.runtime import RuntimeContract
     from pumice.testing.scorer import ScorerContract
+    from pumice.testing.searcher import SearcherContract
     from pumice.testing.strategy import StrategyContract
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pumice.errors import PumiceError
-from pumice.model import check, fingerprint, nodes, size
+from pumice.model import check, constant, fingerprint, nodes, remove_unread, size, weight_of
 from pumice.plan import compile_plan
 from pumice.strategy import Quantizer
 from pumice.testing.models import random_feeds, serialized, tiny_cnn, weightless
@@ -28,8 +28,8 @@ class QuantizerContract(StrategyContract[Quantizer]):
         """Feeds to calibrate with."""
         return random_feeds(8)
 
-    def context(self, model: ir.Model) -> Any:
-        """What a quantize step with its defaults would give the quantizer for `model`."""
+    def context(self, model: ir.Model, **settings: Any) -> Any:
+        """What a quantize step with its defaults, or with these fields of the context, would give for `model`."""
         from pumice.data import open_dataset
         from pumice.measure import pick_runtime
         from pumice.quantize.context import QuantizeContext
@@ -39,12 +39,15 @@ class QuantizerContract(StrategyContract[Quantizer]):
             calibration=open_dataset(self.samples(), model),
             runtime=pick_runtime(None),
             target=Target.named("ort-cpu"),
+            **settings,
         )
 
     def quantized(self) -> ir.Model:
-        """The model after the quantizer."""
+        """The model after a quantize step: what nothing reads any more is dropped."""
         model = self.model()
-        return self.make().quantize(model, self.context(model))
+        quantized = self.make().quantize(model, self.context(model))
+        remove_unread(quantized)
+        return quantized
 
     def test_it_accepts_a_plain_network(self) -> None:
         assert self.make().accepts(self.model()) is None
@@ -77,6 +80,17 @@ class QuantizerContract(StrategyContract[Quantizer]):
         assert not silent, f"no line for {sorted(map(str, silent))}: say why they were left"
         assert context.ledger.counts()["applied"] > 0
         assert all(entry.reason.strip() for entry in context.ledger)
+
+    def test_every_layer_can_be_excluded(self) -> None:
+        """The accuracy guard stands on this: it gives layers back by excluding them."""
+        for layer in [node for node in nodes(self.model()) if weight_of(node) is not None]:
+            name, model = str(layer.name), self.model()
+            context = self.context(model, kept={name: "the guard gave it back"})
+            quantized = self.make().quantize(model, context)
+            lines = [entry.verdict for entry in context.ledger if entry.node == name]
+            assert "applied" not in lines, f"'{name}' was changed: ask context.excluded(node) first"
+            before, after = constant(weight_of(layer)), constant(weight_of(quantized.graph.node(name)))
+            np.testing.assert_array_equal(before, after, f"the weights of '{name}' must stay as they were")
 
     def test_the_original_is_left_unchanged(self) -> None:
         model = self.model()

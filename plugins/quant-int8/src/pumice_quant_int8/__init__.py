@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from pumice.quantize.context import QuantizeContext
     from pumice.quantize.engine import Scheme
-    from pumice.quantize.guard import Keep
     from pumice.quantize.target import Mode, Target
 
 MODES: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
@@ -73,21 +72,9 @@ class Int8(Quantizer):
 
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
         from pumice.quantize.engine import quantize_layers
-        from pumice.quantize.guard import within_budget
-        from pumice.quantize.observation import Memory
 
         target = self._target(context.target)
-        memory, scheme = Memory(), self._scheme(target)
-        quick = attrs.evolve(scheme, compensate=False, correct_bias=False)
-        sketched: dict[tuple[str, bytes], Any] = {}
-
-        def build(keep: Keep, around: QuantizeContext) -> ir.Model:
-            return quantize_layers(model, scheme, around, memory, keep)
-
-        def sketch(keep: Keep, around: QuantizeContext) -> ir.Model:
-            return quantize_layers(model, quick, around, attrs.evolve(memory, weights=sketched), keep)
-
-        return within_budget(model, build, attrs.evolve(context, target=target), sketch=sketch)
+        return quantize_layers(model, self._scheme(target), attrs.evolve(context, target=target))
 
     def _target(self, target: Target) -> Target:
         def pick(answer: str, *, default: bool) -> bool:

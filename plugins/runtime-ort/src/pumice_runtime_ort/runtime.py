@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import ModelError, nearest
@@ -45,6 +47,8 @@ _REMEDIES = {
     "opset": "update onnxruntime, or export the model for an older opset",
     "is not a registered function/op": "this onnxruntime lacks the operator: export the model without it",
     "Protobuf parsing failed": "the file is damaged or no ONNX model: export it again",
+    "same node name": "give every node a name of its own",
+    "Failed to allocate memory": "use smaller data, or a larger machine",
     "Got:": "make the data fit the inputs of the model",
     "Unexpected input data type": "convert the data to the type of the input",
 }
@@ -181,7 +185,7 @@ class OrtSession:
     label: str
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All requested outputs, by name.
+        """All requested outputs, by name; the arrays in a sequence `s` are named `s[0]`, `s[1]`, ...
 
         Raises:
             ModelError: an input is missing or unknown, does not fit, or a node fails on it.
@@ -189,7 +193,8 @@ class OrtSession:
         names = [value.name for value in self.session.get_outputs()]
         self._check_names(feeds)
         with _sentences(f"onnxruntime cannot run {self.label}"):
-            return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+            found = self.session.run(names, dict(feeds))
+        return dict(itertools.chain.from_iterable(map(_arrays, names, found)))
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -214,6 +219,20 @@ class OrtSession:
         for name in known:
             if name not in feeds:
                 raise ModelError(f"{self.label}: input '{name}' is missing{nearest(name, feeds)}")
+
+
+def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """The arrays in a value, by name: itself, those in a sequence or a map, none in an absent optional."""
+    if isinstance(value, Mapping):
+        inner: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
+    else:
+        if value is not None:
+            yield name, np.asarray(value)
+        return
+    for key, held in inner:
+        yield from _arrays(f"{name}[{key}]", held)
 
 
 @contextmanager
