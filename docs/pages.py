@@ -6,8 +6,10 @@ where a committed page is not what this would write.
 
 import inspect
 import re
+import typing
 from pathlib import Path
 
+import pumice.testing
 from pumice import hookspecs
 from pumice.registry import BASES, STRATEGY_HOOKS, registry
 from pumice.steps import STEPS
@@ -76,7 +78,15 @@ def _contract(base: type[Strategy]) -> str:
         if inspect.isfunction(member) and not name.startswith("_"):
             signature = str(inspect.signature(member)).replace("'", "")
             lines += [f"```python\ndef {name}{signature}\n```\n", _fenced(inspect.getdoc(member) or ""), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"Its tests inherit `pumice.testing.{_contract_tests(base)}`.\n"])
+
+
+def _contract_tests(base: type[Strategy]) -> str:
+    """Name of the contract that a subclass of `base` is held to."""
+    contracts = {name: getattr(pumice.testing, name) for name in pumice.testing.__all__}
+    return next(
+        name for name, held in contracts.items() if base in typing.get_args(getattr(held, "__orig_bases__", [None])[0])
+    )
 
 
 def _strategy(strategy: type[Strategy]) -> str:

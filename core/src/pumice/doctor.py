@@ -155,7 +155,7 @@ def _runtimes(installed: Registry) -> tuple[dict[str, str], list[Finding]]:
 def _advice(installed: Registry, runtimes: dict[str, str], features: list[str]) -> list[str]:
     found = []
     if not installed.strategies("quantizer"):
-        found.append("No quantizer is installed, so nothing can be compressed: pip install pumice-quantize-int8.")
+        found.append("No quantizer is installed, so nothing can be compressed: pip install pumice-quant-int8.")
     if not any(state == "available" for name, state in runtimes.items() if name != "reference"):
         found.append("Only the slow reference runtime works here: pip install pumice-runtime-ort onnxruntime.")
     found += [

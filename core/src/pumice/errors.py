@@ -42,6 +42,10 @@ class NothingChanged(PumiceError):
     """A step that ran to its end and changed nothing. Success without effect is a failure."""
 
 
+class BudgetExceeded(PumiceError):
+    """A step that would cost more accuracy than it may: it is rolled back, the model is as it was before it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest known name, else a list of what is known (at most twelve)."""
     known = sorted(known)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from pumice.errors import DataError, ModelError, PumiceError, UnsupportedOp, nearest
 from pumice.ops import OpTable, core_table
-from pumice.ops.record import Array, Forward, Kernel, Node, Op, Outputs, normal
+from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Op, Outputs, Vjp, normal
 
 Tap = Callable[[str, Array], None]
 """Called with the name and value of every value computed, in order; must not change the array."""
@@ -42,6 +42,8 @@ class Step:
     captures: tuple[int, ...] = ()
     """Slots of the outer values that the node's subgraphs read, subgraph by subgraph."""
     frees: tuple[int, ...] = ()
+    vjp: Callable[..., Any] | None = None
+    """The gradient, with the kernels that compute it; None if none is known."""
 
 
 @attrs.frozen(eq=False)
@@ -63,22 +65,31 @@ class Program:
         for slot, value in filled:
             slots[slot] = value
         for step in self.steps:
-            node = _bind(step, slots, tap) if step.captures or step.node.attributes.get(_HAS_GRAPHS) else step.node
-            arrays = [slots[i] for i in step.inputs]
-            try:
-                results = step.call(node, *arrays)
-            except PumiceError:
-                raise
-            except (ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
-                raise _failure(step, arrays, error) from error
-            for slot, value in zip(step.outputs, results, strict=False):
+            for slot, value in zip(step.outputs, compute(step, slots, tap), strict=False):
                 if slot != ABSENT:
-                    slots[slot] = value if isinstance(value, (np.ndarray, list)) or value is None else np.asarray(value)
-                    if tap is not None and isinstance(slots[slot], np.ndarray):
-                        tap(self.names[slot], slots[slot])
+                    slots[slot] = value
+                    if tap is not None and isinstance(value, np.ndarray):
+                        tap(self.names[slot], value)
             for slot in step.frees:
                 slots[slot] = None
         return [slots[i] for i in self.outputs]
+
+
+def compute(step: Step, slots: Sequence[Any], tap: Tap | None = None) -> list[Any]:
+    """All that a step returns for the values in the slots, scalars as arrays.
+
+    Raises:
+        ModelError: it cannot be computed on what it was given.
+    """
+    node = _bind(step, slots, tap) if step.captures or step.node.attributes.get(_HAS_GRAPHS) else step.node
+    arrays = [slots[i] for i in step.inputs]
+    try:
+        results = step.call(node, *arrays)
+    except PumiceError:
+        raise
+    except (ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise _failure(step, arrays, error) from error
+    return [value if isinstance(value, (np.ndarray, list)) or value is None else np.asarray(value) for value in results]
 
 
 @attrs.frozen(eq=False)
@@ -190,10 +201,11 @@ class Plan:
             ModelError: a node cannot be computed on what it was given.
         """
         with np.errstate(all="ignore"):  # infinities and NaN follow IEEE 754, as ONNX says
-            values = self.program.run(self._filled(feeds), tap)
+            values = self.program.run(self.filled(feeds), tap)
         return dict(zip(self.output_names, values, strict=True))
 
-    def _filled(self, feeds: Mapping[str, Array]) -> list[tuple[int, Any]]:
+    def filled(self, feeds: Mapping[str, Array]) -> list[tuple[int, Any]]:
+        """Slots and values of the feeds, checked."""
         slots = dict(zip((i.name for i in self.inputs), self.program.inputs, strict=True))
         for spec in self.inputs:
             if spec.name in feeds:
@@ -368,12 +380,12 @@ class _GraphCompiler:
                 captures += map(self._slot, outer)
         inputs = tuple(map(self._slot, node.inputs))
         view = self._view(node, domain, programs)
-        op, call = self._callable(view)
+        op, call = self._callable(view, [self.template[slot] for slot in inputs])
         if (domain, node.op_type) == ("", "Constant"):
             self._new_slot(node.outputs[0], *call(view))
             return None
         outputs = tuple(self._new_slot(v) if v.name else ABSENT for v in node.outputs)
-        return Step(view, op, call, inputs, outputs, tuple(captures))
+        return Step(view, op, call, inputs, outputs, tuple(captures), vjp=self._gradient(view, op))
 
     def _subgraph(self, graph: ir.Graph) -> tuple[Subgraph, list[ir.Value]]:
         compiler = _GraphCompiler(graph, self.opsets, self.table, self.kernels)
@@ -394,7 +406,7 @@ class _GraphCompiler:
             outputs=tuple(v.name or "" for v in node.outputs),
         )
 
-    def _callable(self, node: Node) -> tuple[Op, Forward]:
+    def _callable(self, node: Node, constants: Sequence[Any]) -> tuple[Op, Forward]:
         op = self.table.resolve(node.domain, node.op_type, node.opset)
         if op is None or op.forward is None:
             raise UnsupportedOp(
@@ -403,19 +415,36 @@ class _GraphCompiler:
                 f"`forward`, or run the model with another runtime"
             )
         call = op.forward
-        for kernel in reversed([k for k in self.kernels if k.fits(node)]):
-            call = _guarded(kernel, call)
+        for kernel in reversed([k for k in self.kernels if k.part == "forward" and k.fits(node)]):
+            call = _guarded(kernel, call, kernel.bind(node, constants) if kernel.bind else kernel.run)
         return op, call
 
+    def _gradient(self, node: Node, op: Op) -> Callable[..., Any] | None:
+        call = op.vjp
+        if call is not None:
+            for kernel in reversed([k for k in self.kernels if k.part == "vjp" and k.fits(node)]):
+                call = _guarded_gradient(kernel, call)
+        return call
 
-def _guarded(kernel: Kernel, otherwise: Forward) -> Forward:
+
+def _guarded(kernel: Kernel, otherwise: Forward, run: Forward) -> Forward:
     """The kernel for the types it handles, whatever comes next for the rest."""
-    run, dtypes = kernel.run, frozenset(np.dtype(name) for name in kernel.dtypes)
+    dtypes = frozenset(np.dtype(name) for name in kernel.dtypes)
 
     def call(node: Node, *arrays: Any) -> Outputs:
         return run(node, *arrays) if arrays[0].dtype in dtypes else otherwise(node, *arrays)
 
     return call
+
+
+def _guarded_gradient(kernel: Kernel, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_guarded`, for a gradient: it reads what the operator's own reads."""
+    run, dtypes = kernel.run, frozenset(np.dtype(name) for name in kernel.dtypes)
+
+    def call(node: Node, inputs: Arrays, *rest: Any) -> Sequence[Any]:
+        return run(node, inputs, *rest) if inputs[0].dtype in dtypes else otherwise(node, inputs, *rest)
+
+    return attrs.evolve(otherwise, run=call) if isinstance(otherwise, Vjp) else call
 
 
 def _outer_reads(node: ir.Node) -> Iterable[ir.Value]:

@@ -11,7 +11,6 @@ with the nearest known name. A recipe written by `to_toml` and read again is equ
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from pumice.errors import KnobError, PluginError, RecipeError, nearest
 from pumice.registry import STRATEGY_HOOKS, registry
 from pumice.steps import STEPS, Step
 from pumice.strategy import Use
+from pumice.toml import parse_table
 
 if TYPE_CHECKING:
     from pumice.strategy import Strategy
@@ -46,16 +46,17 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """A recipe from a TOML file."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe '{path}': {error}; give the path of a TOML file") from None
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(f"cannot read the recipe '{path}': {reason}; give the path of a TOML file") from None
         return cls.from_toml(text, where=f"recipe '{path}'")
 
     @classmethod
     def from_toml(cls, text: str, where: str = "recipe") -> Recipe:
         try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            table = parse_table(text)
+        except ValueError as error:
             raise RecipeError(f"{where} is not valid TOML: {error}") from None
         return cls.from_dict(table, where)
 

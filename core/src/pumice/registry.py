@@ -73,6 +73,9 @@ HEAVY = frozenset(
 )
 """Libraries that importing a plugin must not load: they belong inside the functions that need them."""
 
+CORE = "pumice"
+"""The distribution that cannot be done without."""
+
 _NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _BUILDING = threading.RLock()
 
@@ -101,6 +104,8 @@ class Broken:
 
     @property
     def remedy(self) -> str:
+        if self.origin.distribution == CORE:
+            return f"pip install --force-reinstall {CORE}"
         return f"pip uninstall {self.origin.distribution}, or PUMICE_DISABLE_PLUGINS={self.origin.entry_point}"
 
 
@@ -235,7 +240,7 @@ def _registry() -> Registry:
     for broken in found.broken:
         warnings.warn(
             f"plugin '{broken.origin.entry_point}' ({broken.origin}) is left out: {broken.reason} "
-            f"(run `pumice doctor`; to remove it: {broken.remedy})",
+            f"(run `pumice doctor`; to mend it: {broken.remedy})",
             stacklevel=3,
         )
     for clash in found.clashes:

@@ -352,7 +352,10 @@ class Quantizer(Strategy):
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
         """Return the quantized model; `model` itself is left unchanged.
 
-        Every node looked at gets a ledger line through `context.ledger`. Calibration runs through `context`.
+        Every node looked at gets a ledger line through `context.ledger`. Calibration runs through `context`. A layer
+        for which `context.excluded(node)` gives a reason stays as it is, with that reason in its line: so the user
+        keeps layers out, and so the accuracy guard, which stands around every quantizer, gives layers back that cost
+        more than the step may lose. It may therefore call `quantize` several times; see `context.recall`.
         """
         raise NotImplementedError
 

@@ -14,6 +14,7 @@ import pytest
 from pumice.cli.application import COMMANDS, EXIT_CODES, application
 from pumice.errors import PumiceError
 from pumice.strategy import Command
+from pumice.testing.models import serialized, tiny_cnn
 
 PUMICE = str(Path(sys.executable).with_name("pumice"))
 
@@ -122,6 +123,14 @@ def test_full_standard_output_is_told_without_a_traceback():
     assert done.stderr.count("\n") == 1
 
 
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path):
+    model = tmp_path / os.fsdecode(b"m\xff.onnx")
+    model.write_bytes(serialized(tiny_cnn()))
+    done = subprocess.run([PUMICE, "inspect", model], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"m\udcff.onnx" in done.stdout
+
+
 def test_a_closed_pipe_ends_quietly():
     reader, writer = os.pipe()
     os.close(reader)
@@ -130,25 +139,41 @@ def test_a_closed_pipe_ends_quietly():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_sigterm_unwinds_and_gives_143(tmp_path):
-    code = (
-        "import time, click, sys\n"
-        "from pumice.cli.application import application\n"
-        "@application.command('wait')\n"
-        "def wait():\n"
-        "    try:\n"
-        "        print('ready', flush=True); time.sleep(60)\n"
-        "    finally:\n"
-        "        print('cleaned', flush=True)\n"
-        "import pumice.cli.application as a; a.COMMANDS = {}\n"
-        "application.get_command = lambda ctx, name: wait\n"
-        "application.main(['wait'])\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+WAITING = """
+import sys, time
+from pumice.cli.application import application
+
+@application.command("wait")
+def wait():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    {ending}
+
+sys.modules["pumice.cli.application"].COMMANDS = {{}}
+application.get_command = lambda ctx, name: wait
+application.main(["wait"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "cleaned"),
+    [
+        ("finally: print('cleaned', flush=True)", "cleaned\n"),
+        ("except BaseException: print('swallowed', flush=True); time.sleep(60)", "swallowed\n"),
+        ("except BaseException: print('swallowed', flush=True); int('x')", "swallowed\n"),
+    ],
+    ids=["unwinds", "though swallowed", "though turned into another error"],
+)
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_a_signal_ends_the_run(ending, cleaned, number, word):
+    code = WAITING.format(ending=ending)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=20)
-    assert (process.returncode, rest) == (143, "cleaned\n")
+    process.send_signal(number)
+    rest, said = process.communicate(timeout=20)
+    assert (process.returncode, rest) == (128 + number, cleaned)
+    assert said.strip() == f"pumice: {word}; nothing was left half written"
 
 
 def test_a_plugin_command_is_listed_with_its_origin_and_runs(install, plugin, run):
@@ -184,10 +209,11 @@ def test_a_broken_plugin_is_one_line_on_stderr(tmp_path):
     assert done.returncode == 0
 
 
-def test_main_restores_the_handler_of_sigterm(run):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGALRM])
+def test_main_restores_the_handlers_of_signals(run, number):
+    before = signal.getsignal(number)
     run("--version")
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_standalone_mode_off_lets_errors_through():

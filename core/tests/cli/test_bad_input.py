@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper, parser
+from PIL import Image
 
 from pumice.testing.models import serialized, tiny_cnn
 
@@ -70,7 +72,7 @@ class Case:
         return [*fixed, *map(str, more), *self.arguments]
 
     def contents(self) -> dict[str, int]:
-        return {str(p.relative_to(self.folder)): p.stat().st_size for p in self.folder.rglob("*")}
+        return {str(p.relative_to(self.folder)): p.lstat().st_size for p in self.folder.rglob("*")}
 
 
 @pytest.fixture
@@ -136,6 +138,23 @@ def a_file_that_is_not_onnx(case):
 @refused(r"model\.onnx", "not .*ONNX")
 def a_text_file(case):
     case.model.write_text("dear sir or madam\n" * 40)
+
+
+@refused("pipe or a device")
+def a_model_that_is_a_pipe(case):
+    case.model.unlink()
+    os.mkfifo(case.model)
+
+
+@refused("cannot be read")
+def a_link_that_leads_to_itself(case):
+    case.model.unlink()
+    case.model.symlink_to(case.model)
+
+
+@refused("cannot use", "too long")
+def a_name_that_no_file_can_have(case):
+    case.arguments = ["--data", "d" * 5000]
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------
@@ -220,6 +239,22 @@ def external(tensor, location, length):
         tensor.external_data.add(key=key, value=value)
 
 
+@refused("w.bin", "not an ordinary file")
+def external_data_that_is_a_pipe(case):
+    proto = onnx.load(case.model)
+    external(proto.graph.initializer[0], "w.bin", len(proto.graph.initializer[0].raw_data))
+    os.mkfifo(case.folder / "w.bin")
+    case.model.write_bytes(proto.SerializeToString())
+
+
+@refused("w1", "offset", "-4")
+def external_data_at_an_impossible_place(case):
+    proto = onnx.load(case.model)
+    external(proto.graph.initializer[0], "w.bin", len(proto.graph.initializer[0].raw_data))
+    next(e for e in proto.graph.initializer[0].external_data if e.key == "offset").value = "-4"
+    case.model.write_bytes(proto.SerializeToString())
+
+
 @refused("w")
 def a_weight_with_too_few_bytes(case):
     proto = case.text_model("g (float[N,4] x) => (float[N,4] y) { y = MatMul (x, w) }", w=np.ones((4, 4), np.float32))
@@ -238,6 +273,25 @@ def a_shape_that_would_take_a_terabyte(case):
         shape=shape,
     )
     case.feed(x=samples(shape=(4,)))
+
+
+@refused("memory")
+def a_range_that_would_take_a_terabyte(case):
+    case.text_model(
+        "g (float[N,4] x) => (float[N,4] y) {"
+        " m = MatMul (x, w) many = Range (zero, limit, one) real = Cast <to=1> (many)"
+        " total = ReduceSum <keepdims=0> (real) y = Add (m, total) }",
+        w=np.ones((4, 4), np.float32),
+        zero=np.int64(0),
+        limit=np.int64(2**45),
+        one=np.int64(1),
+    )
+    case.feed(x=samples(shape=(4,)))
+
+
+@refused("same node name", "name of its own")
+def two_nodes_of_one_name(case):
+    case.edit(lambda proto: [setattr(node, "name", "same") for node in proto.graph.node])
 
 
 @refused("'x' is empty", r"\[1, 0\]")
@@ -307,9 +361,71 @@ def damaged_data(case):
     case.data.write_bytes(case.data.read_bytes()[:300])
 
 
+@refused("'x'", "shorter than its header says", str(4 * 3 * 8 * 8 << 40))
+def data_whose_header_promises_a_petabyte(case):
+    stored_with_header(case.data, shape=(1 << 40, 3, 8, 8))
+
+
+@refused("'x'", "impossible shape")
+def data_of_a_negative_shape(case):
+    stored_with_header(case.data, shape=(-24, 3, 8, 8))
+
+
+def stored_with_header(path, shape):
+    """An .npz with an array `x` of 1000 bytes that claims this shape."""
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(1000)
+        )
+
+
 @refused("pickle|object")
 def data_that_hides_a_program(case):
     case.feed(x=np.array([{"a": 1}] * 3, dtype=object))
+
+
+def declared(declaration: str, *sentence: str):
+    """Register a `pumice.toml` beside images that is refused."""
+
+    def spoil(case):
+        images(case, declaration)
+
+    spoil.__name__ = f"declared {declaration!r}"
+    return refused("pumice.toml", *sentence)(spoil)
+
+
+def images(case, declaration: str = "") -> None:
+    """A folder of images in two classes takes the place of the data."""
+    case.data.unlink()
+    for name in ("cat", "dog"):
+        (case.data / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(case.data / name / f"{number}.png")
+    (case.data / "pumice.toml").write_text(declaration)
+
+
+declared("inputs = 3", "table")
+declared("[inputs]\nx = 3", "'x'", "table")
+declared('tokenizer = "t.json"', "table")
+declared("[inputs.x]\nresise = 8", "'resise'", "resize")
+declared("[inputs.image]\nresize = 8", "no input 'image'")
+declared("[inputs.x]\nresize = '8'", "'8' is not a size", r"inputs\.x\.resize")
+declared("[inputs.x]\nresize = 1000000000", "is not a size")
+declared("[inputs.x]\nresize = true", "True is not a size")
+declared("[inputs.x]\nscale = nan", "nan is not a finite number")
+declared("[inputs.x]\nmean = [1, 2, 3, 4]", "`mean`", "one a channel")
+declared("[inputs.x]\nstd = 0", "`std`")
+declared("[inputs.x]\ndtype = 'float31'", "float31")
+declared("[inputs.x]\nlayout = 'CHW'", "'CHW' is none of NCHW, NHWC")
+declared("[inputs.x]\nconstant = { a = 1 }", "constant", "'x'")
+declared("classes = 'cat'", "'cat' is not a list of texts")
+declared("classes = ['cat']", "no class 'dog'")
+declared("label = 3", "3 is not a text")
+declared("[tokenizer]\nfile = 't.json'\nmax_length = -1", "-1 is not a whole number")
+declared("[tokenizer]\nfile = 't.json'\npad = 'no'", "'no' is neither true nor false")
+declared("deep = " + "[" * 5000 + "]" * 5000, "nested too deeply")
 
 
 @refused("needs calibration data")
@@ -375,6 +491,13 @@ def a_recipe_that_is_not_toml(case):
     case.arguments = ["--recipe", str(recipe)]
 
 
+@refused("recipe", "nested too deeply")
+def a_recipe_that_never_ends(case):
+    recipe = case.folder / "r.toml"
+    recipe.write_text("step = " + "[" * 5000)
+    case.arguments = ["--recipe", str(recipe)]
+
+
 @refused("all|nothing", "exclude")
 def excluding_every_node(case):
     case.arguments = ["--exclude", "*"]
@@ -412,6 +535,49 @@ def an_output_that_is_the_input(case):
 @refused("cannot write", "report|page")
 def a_report_in_a_folder_that_does_not_exist(case):
     case.arguments = ["--report", str(case.folder / "nowhere" / "page.html")]
+
+
+@refused("the data itself")
+def an_output_that_is_the_data(case):
+    case.arguments = ["-o", str(case.data)]
+
+
+@refused("the recipe itself")
+def an_output_that_is_the_recipe(case):
+    recipe = case.folder / "r.toml"
+    recipe.write_text('[[step]]\nuse = "quantize"\n')
+    case.arguments = ["--recipe", str(recipe), "-o", str(recipe)]
+
+
+@refused("the model and the account", "page.json")
+def an_output_that_is_the_account_of_the_report(case):
+    case.arguments = ["--report", str(case.folder / "page.html"), "-o", str(case.folder / "page.json")]
+
+
+@refused("cannot write", "page.json", "folder")
+def an_account_that_cannot_be_written_beside_the_report(case):
+    (case.folder / "page.json").mkdir()
+    case.arguments = ["--report", str(case.folder / "page.html")]
+
+
+@refused("cannot write", "no folder")
+def an_output_that_links_to_nowhere(case):
+    case.output.symlink_to(case.folder / "nowhere" / "out.onnx")
+
+
+@refused("cannot write", "no folder")
+def a_log_in_a_folder_that_does_not_exist(case):
+    case.arguments = ["--log", str(case.folder / "nowhere" / "log")]
+
+
+@refused("no text file")
+def a_log_that_is_the_model(case):
+    case.arguments = ["--log", str(case.model)]
+
+
+@refused("the model and the log")
+def a_log_that_is_the_output(case):
+    case.arguments = ["--log", str(case.output)]
 
 
 # --- what only looks bad ----------------------------------------------------------------------------------------------
@@ -483,6 +649,19 @@ def weights_that_are_external(case):
 
 
 @accepted
+def a_cache_of_links_to_files_with_other_names(case):
+    stored, shown = case.folder / "blobs", case.folder / "snapshot"
+    stored.mkdir()
+    shown.mkdir()
+    onnx.save(onnx.load(case.model), case.model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    for name in ("model.onnx", "w.bin"):
+        (case.folder / name).rename(stored / f"hash of {name}")
+        (shown / name).symlink_to(stored / f"hash of {name}")
+    case.data.rename(shown / case.data.name)
+    case.folder = shown
+
+
+@accepted
 def an_old_opset(case):
     case.text_model(
         "g (float[N,64] x) => (float[N,8] y) { y = MatMul (x, w) }",
@@ -490,6 +669,62 @@ def an_old_opset(case):
         w=samples(64, (8,)),
     )
     case.feed(x=samples(24, (64,)))
+
+
+@accepted
+def one_number_for_an_answer(case):
+    case.text_model("g (float[N,64] x) => (float[N,1] y) { y = MatMul (x, w) }", w=samples(64, (1,)))
+    case.feed(x=samples(24, (64,)))
+
+
+@accepted
+def a_sequence_among_the_outputs(case):
+    case.text_model(
+        "g (float[N,64] x) => (float[N,8] y, seq(float[N,8]) s) { y = MatMul (x, w) s = SequenceConstruct (y, y) }",
+        w=samples(64, (8,)),
+    )
+    case.feed(x=samples(24, (64,)))
+
+
+@accepted
+def an_output_without_items(case):
+    case.text_model(
+        "g (float[N,64] x) => (float[N,8] y, float[N,0] z) { y = MatMul (x, w) z = MatMul (x, e) }",
+        w=samples(64, (8,)),
+        e=np.zeros((64, 0), np.float32),
+    )
+    case.feed(x=samples(24, (64,)))
+
+
+@accepted
+def data_in_the_byte_order_of_other_machines(case):
+    case.feed(x=samples().astype(">f4"), labels=np.arange(24) % 5)
+
+
+@accepted
+def labels_that_fit_nothing(case):
+    case.feed(x=samples(), labels=np.full(24, 0.5))
+
+
+@accepted
+def a_recipe_with_a_byte_order_mark(case):
+    recipe = case.folder / "r.toml"
+    recipe.write_text('\ufeff[[step]]\nuse = "quantize"\n', encoding="utf-8")
+    case.arguments = ["--recipe", str(recipe)]
+
+
+@accepted
+def what_a_system_hides_beside_the_data(case):
+    folder = case.folder / "feeds"
+    folder.mkdir()
+    np.savez(folder / "0.npz", x=samples(1))
+    (folder / "._0.npz").write_bytes(b"\0\5\x16\7")
+    case.arguments = ["--data", str(folder)]
+
+
+@accepted
+def a_runtime_that_fuses_what_is_looked_at(case):
+    case.arguments = ["--runtime", "simulated"]
 
 
 @accepted

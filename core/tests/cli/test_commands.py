@@ -1,6 +1,7 @@
 """`batch`, `inspect`, `evaluate`, `compare` and `demo` on small models."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -106,6 +107,40 @@ def test_models_of_one_name_do_not_overwrite_each_other(folder):
     assert [str(job.output) for job in jobs] == ["a.onnx", "two/a.onnx"]
     with pytest.raises(PumiceError, match="two models would be written"):
         distinct(jobs_from([str(folder / name / "a.onnx") for name in ("one", "two", "two")], None, None))
+
+
+@pytest.mark.parametrize("wanted", [20, 700])
+def test_as_many_samples_calibrate_as_are_asked_for(folder, run, wanted):
+    x = np.random.default_rng(0).standard_normal((1500, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "many.npz", x=x, labels=np.arange(1500) % 5)
+    done = run(
+        *("compress", folder / "models/a.onnx", "--data", folder / "many.npz", "--samples", wanted),
+        *("-o", folder / "out.onnx", "--no-measure"),
+    )
+    said = int(re.search(r"(\d+) samples of '.*', evenly spread, calibrated", done.stdout)[1])
+    assert wanted - 0.1 * wanted <= said <= wanted
+
+
+def test_no_model_is_written_over_another_ones_report_or_the_summary(folder):
+    for name in ("a.onnx", "a.ort", "summary.onnx"):
+        shutil.copy(folder / "models/a.onnx", folder / name)
+    jobs = jobs_from([str(folder / name) for name in ("a.onnx", "a.ort", "summary.onnx")], None, None)
+    own = folder.name
+    assert [str(job.output) for job in distinct(jobs)] == ["a.onnx", f"{own}/a.ort", f"{own}/summary.onnx"]
+    assert [str(job.output) for job in distinct(jobs, with_reports=False)] == ["a.onnx", "a.ort", "summary.onnx"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(folder, run):
+    fleet = folder / "fleet.csv"
+    fleet.write_text("model,data\nmodels/a.onnx,data.npz\n", encoding="utf-8-sig")
+    assert run("batch", fleet, "-o", folder / "out", "--no-measure", "--no-report", "--quiet").exit_code == 0
+
+
+def test_names_in_brackets_are_shown_as_they_are(folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "models/a.onnx").rename("x[red]y.onnx")
+    done = run("batch", "x[red]y.onnx", "--data", "data.npz", "-o", "out", "--no-measure", "--no-report")
+    assert "x[red]y.onnx" in done.stdout
 
 
 # --- inspect, evaluate, compare ---------------------------------------------------------------------------------------

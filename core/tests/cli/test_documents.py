@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from pumice.cli.batch import jobs_from
 from pumice.cli.console import Console
+from pumice.data.declaration import read_declaration
 from pumice.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,6 +103,16 @@ def test_the_plugin_in_the_readme_installs_and_works(tmp_path):
     assert '"weight_sqnr_db": 7' in page.with_suffix(".json").read_text()  # about 75 dB: float16 has 11 bits
 
 
+def test_the_page_about_data_declares_every_key_there_is(tmp_path):
+    (declaration,) = blocks("docs/data.md", "toml declaration")
+    (tmp_path / "pumice.toml").write_text(declaration)
+    read = read_declaration(tmp_path)
+    shown = re.findall(r"^([a-z_]+) =", declaration, re.MULTILINE)
+    records = (type(read), type(read.tokenizer), type(read.inputs["image"]))
+    known = {field.name for record in records for field in attrs.fields(record)}
+    assert set(shown) == known - {"path", "inputs", "tokenizer", "source"} | {"from"}
+
+
 def test_every_option_of_the_documents_exists():
     """Options written in the pages are options of some command (or knobs of the quantizer that the pages use)."""
     environment = {**os.environ, "COLUMNS": "200"}
@@ -108,7 +120,7 @@ def test_every_option_of_the_documents_exists():
     for name in ("compress", "batch", "inspect", "evaluate", "compare", "recipe", "plugins", "doctor", "demo"):
         shown = subprocess.run([PUMICE, name, "--help"], env=environment, capture_output=True, text=True, check=True)
         known |= set(re.findall(r"--[a-z][a-z-]+", shown.stdout))
-    for document in ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/report.md"):
+    for document in ("README.md", "docs/quickstart.md", "docs/data.md", "docs/recipes.md", "docs/report.md"):
         text = (ROOT / document).read_text()
         lines = [line for line in text.splitlines() if "pumice " in line or re.search(r"`--", line)]
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))

@@ -1,3 +1,5 @@
+import errno
+import io
 import zipfile
 
 import numpy as np
@@ -144,3 +146,16 @@ def test_a_form_that_no_reader_knows_lists_those_there_are(tmp_path, model):
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"npz-folder.*pumice plugins"):
         open_dataset(tmp_path / "data.parquet", model)
+
+
+def test_a_full_temporary_folder_is_told_apart_from_damaged_data(tmp_path, monkeypatch):
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=np.zeros((9, 3), np.float32))
+
+    class Full(io.BytesIO):
+        def write(self, data, /):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    with pytest.raises(DataError, match=r"cannot be unpacked in .*No space left on device.*TMPDIR"):
+        open_dataset(path)

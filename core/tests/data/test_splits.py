@@ -60,6 +60,19 @@ def test_other_data_may_be_measured_on():
     assert (len(splits.calibration), len(splits.test)) == (512, 40)
 
 
+def test_the_same_data_twice_is_said():
+    note = open_splits(table(300), test=table(300)).note
+    assert "measured on the samples that calibrated" in note
+    assert open_splits(table(300), test=table(40)).note == "calibrated on the arrays, measured on the arrays"
+
+
+@pytest.mark.parametrize("count", [60, 3000])
+def test_fewer_calibration_samples_are_spread_as_well(count):
+    chosen = indices(open_splits(table(count), calibration_samples=20).calibration)
+    assert len(chosen) == 20
+    assert np.histogram(chosen, bins=4, range=(0, count))[0].min() >= 4
+
+
 def test_splits_pass_through():
     splits = open_splits(table(64))
     assert open_splits(splits) is splits

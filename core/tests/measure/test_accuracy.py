@@ -1,6 +1,8 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings, strategies as st
+from onnx import numpy_helper, parser
 from scipy import stats
 
 from pumice.data import open_dataset
@@ -9,6 +11,7 @@ from pumice.measure import evaluate, evaluate_many, mcnemar
 from pumice.measure.accuracy import Score, interval
 from pumice.measure.metrics import Mse, Top1
 from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.model import clone
 from pumice.strategy import Metric
 
 REFERENCE = ReferenceRuntime()
@@ -72,6 +75,22 @@ def test_nan_from_a_model_is_refused(model, data):
 
 def test_a_limit_is_kept(model, data):
     assert evaluate(model, data, runtime=REFERENCE, limit=33).samples == 33
+
+
+def test_a_limit_is_spread_over_the_data(model, data):
+    in_order_of_class = np.argsort(data[1], kind="stable")
+    whole = evaluate(model, (data[0], data[1]), ["top1"])["top1"].scores
+    part = evaluate(model, (data[0][in_order_of_class], data[1][in_order_of_class]), ["top1"], limit=20)["top1"]
+    np.testing.assert_array_equal(part.scores, whole[in_order_of_class][::10])
+
+
+def test_outputs_without_an_axis_of_samples_are_one_score_a_sample():
+    text = "g (float[6] x) => (float[4] y) { y = MatMul(x, w) }"
+    proto = parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>' + text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((6, 4), np.float32), "w"))
+    model = ir.from_proto(proto)
+    found = evaluate(model, np.ones((9, 6), np.float32), ["cosine"], reference=clone(model))
+    assert found["cosine"].samples == 9
 
 
 def test_progress_counts_every_sample(model, data):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_labels_that_fit_decide(output, labels, names):
     [
         (floats(5), ["agreement", "cosine"]),
         (floats(7, 5), ["agreement", "cosine"]),
-        (floats(1), ["cosine", "relative-error"]),
+        (floats(1), ["mse", "relative-error"]),
         (floats(3, 8, 8), ["cosine", "relative-error"]),
         (np.arange(ROWS), ["agreement", "cosine"]),
     ],
@@ -60,11 +62,25 @@ def test_rows_of_unit_length_are_embeddings_not_scores():
     assert chosen(rows)[0] == ["cosine", "relative-error"]
 
 
-def test_labels_that_fit_no_output_are_said_to_be_unused():
-    names, notes = chosen(floats(5), np.array([f"text {i}" for i in range(ROWS)]))
-    assert names == ["agreement", "cosine"]
-    assert "fit no output" in notes[0]
-    assert chosen(floats(5), np.full(ROWS, 17))[0] == ["agreement", "cosine"]
+def test_one_number_a_sample_is_no_direction():
+    assert chosen(RNG.standard_normal(ROWS).astype(np.float32))[0] == ["mse", "relative-error"]
+    assert chosen(floats(1), np.full(ROWS, 9))[0] == ["relative-error"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([f"text {i}" for i in range(ROWS)]), "texts"),
+        (np.full(ROWS, 17), "17 to 17"),
+        (np.full(ROWS, 0.5), "0.5 to 0.5"),
+        (np.full(ROWS, np.nan), "nan"),
+    ],
+    ids=["texts", "no such class", "no class at all", "NaN"],
+)
+def test_labels_that_fit_no_output_are_said_to_be_unused_and_no_metric_reads_them(labels, said):
+    names, notes = chosen(floats(5), labels)
+    assert names == ["agreement", "relative-error"]  # a cosine would be that with the labels
+    assert re.search(rf"the labels \(shape \[\d+\], .*{said}\) fit no output of the model", notes[0])
 
 
 def test_named_metrics_are_taken_as_they_are():

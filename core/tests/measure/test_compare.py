@@ -1,4 +1,5 @@
 import json
+import re
 
 import attrs
 import numpy as np
@@ -93,6 +94,12 @@ def test_a_significant_loss_of_accuracy_is_bad_news(files, data):
     found = with_bytes(against(*files, data, latency=False), 400, 100)
     assert found.tests["top1"].p < 0.05
     assert found.headline().startswith("Less accurate than the original, though 4.00x smaller: ")
+
+
+def test_small_errors_are_not_shown_as_zeros(files, data):
+    logits = (data[0] @ np.ones((6, 4))).astype(np.float32) * 1e-4
+    found = compare(*files, (data[0] * 1e-4, logits), metrics=["mse"], latency=False, memory=False)
+    assert re.search(r"mse \d\.\d+e-\d+ against \d", found.headline())
 
 
 def test_without_data_nothing_is_claimed_about_accuracy(files):

@@ -150,6 +150,15 @@ def test_models_that_answer_in_other_shapes_are_refused():
         score(Agreement(), LOGITS[:, :5], reference=LOGITS)
 
 
+def test_outputs_without_items_do_not_count():
+    full, empty = np.ones((2, 3), np.float32), np.zeros((2, 0), np.float32)
+    for metric in (Agreement(), Cosine(), RelativeError()):
+        both = {"y": full, "z": empty}
+        np.testing.assert_array_equal(metric.score(both, None, both), metric.score({"y": full}, None, {"y": full}))
+        with pytest.raises(DataError, match="no output that holds anything"):
+            metric.score({"z": empty}, None, {"z": empty})
+
+
 def test_fidelity_without_a_common_output_is_refused():
     with pytest.raises(DataError, match="share no output"):
         score(RelativeError(), {"a": LOGITS}, reference={"b": LOGITS})

@@ -14,6 +14,7 @@ from pumice.model import (
     is_constant,
     load,
     nodes,
+    remove_unread,
     replace_input,
     replace_value,
     save,
@@ -150,3 +151,13 @@ def test_nodes_descend_into_control_flow(stored):
     )
     assert {node.op_type for node in nodes(model)} == {"If", "Relu", "Neg"}
     assert fresh_name(model, "a") == "a_1"
+
+
+def test_what_nothing_reads_is_removed_and_its_names_are_free_again(model):
+    relu = model.graph[1]
+    replace_input(relu, 0, model.graph.inputs[0])
+    assert fresh_name(model, "w") == "w_1"
+    remove_unread(model)
+    assert [node.op_type for node in model.graph] == ["Relu"]
+    assert not model.graph.initializers
+    assert fresh_name(model, "w") == "w"

@@ -122,6 +122,12 @@ def test_a_broken_plugin_is_recorded_and_leaves_the_others_alone(site, code, sta
     assert broken.remedy == "pip uninstall culprit, or PUMICE_DISABLE_PLUGINS=culprit"
 
 
+def test_core_itself_is_reinstalled_and_never_uninstalled(site):
+    site.install("pumice", "from pumice import hookimpl\n@hookimpl\ndef pumice_ops():\n    return 1 / 0\n")
+    (broken,) = discover(site.entry_points()).broken
+    assert broken.remedy == "pip install --force-reinstall pumice"
+
+
 @pytest.mark.parametrize(("code", "stage", "reason"), BROKEN.values(), ids=BROKEN)
 def test_strict_mode_raises_what_the_plugin_raised(site, monkeypatch, code, stage, reason):
     site.install("culprit", code)

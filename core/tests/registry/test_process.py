@@ -48,7 +48,7 @@ def test_a_broken_plugin_costs_one_warning_with_the_remedy(site, ask):
     (sentence,) = [w for w in seen["warnings"] if "culprit" in w]
     assert sentence == (
         "plugin 'culprit' (culprit 1.0) is left out: import failed with ModuleNotFoundError: No module named "
-        "'a_library_nobody_has' (run `pumice doctor`; to remove it: pip uninstall culprit, or "
+        "'a_library_nobody_has' (run `pumice doctor`; to mend it: pip uninstall culprit, or "
         "PUMICE_DISABLE_PLUGINS=culprit)"
     )
 

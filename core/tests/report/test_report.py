@@ -1,13 +1,17 @@
 """The page: complete in itself, safe with any name, honest in its colours, and it works in a browser."""
 
+import errno
 import json
+import os
 import re
+from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
 
 from pumice.diagnose import Histogram, LayerError
+from pumice.errors import PumiceError
 from pumice.ledger import Ledger
 from pumice.measure import Comparison, Latency, PairedTest, Score, Side, speedup
 from pumice.measure.accuracy import Evaluation
@@ -135,15 +139,26 @@ def test_names_are_text_and_never_markup(page):
     assert "&lt;img src=https://example.org/x onerror=alert(1)&gt;" in text
 
 
-def test_a_failed_write_leaves_the_old_page_whole(page, result, monkeypatch):
-    before = page.read_bytes()
-    monkeypatch.setattr(
-        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(OSError, match="No space"):
+@pytest.mark.parametrize(("owner", "step", "times"), [(Path, "replace", 0), (os, "fdopen", 0), (os, "fdopen", 1)])
+def test_a_failed_write_leaves_the_old_page_and_account_whole(page, result, monkeypatch, owner, step, times):
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert sorted(before) == ["report.html", "report.json"]
+    monkeypatch.setattr(owner, step, failing_after(times, getattr(owner, step)))
+    with pytest.raises(PumiceError, match=r"report\.html' cannot be written \(No space left on device\)"):
         write_report(attrs.evolve(result, notes=("changed",)), page)
-    assert page.read_bytes() == before
-    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+
+
+def failing_after(times, function):
+    """The function, that finds the disk full after so many calls."""
+    calls = iter(range(times))
+
+    def call(*arguments, **named):
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*arguments, **named)
+
+    return call
 
 
 @pytest.mark.parametrize(

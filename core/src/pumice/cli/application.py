@@ -8,13 +8,16 @@ code 130  interrupted (143: terminated, 141: the reader of our output went away)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any, NoReturn, TextIO
 
@@ -25,6 +28,7 @@ from pumice.errors import PumiceError, nearest
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "compress": "Compress one model and account for what was gained and lost.",
+        "train": "Train a model on labelled data.",
         "batch": "Compress many models; one that fails does not stop the rest.",
         "inspect": "Show what is in a model and what would be worth compressing.",
         "evaluate": "Measure the accuracy of a model on data.",
@@ -43,6 +47,12 @@ EXIT_CODES = (
 )
 
 _WRITE_FAILURES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ALARM = getattr(signal, "SIGALRM", None)
+"""None on systems that have no such signal."""
+_RAISED_AGAIN = 1.0
+"""Seconds after which a signal is raised again in a run that has not ended."""
+_PATH_FAILURES = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR})
 
 
 class Application(click.Group):
@@ -91,19 +101,19 @@ class Application(click.Group):
             return super().main(args, standalone_mode=False, **extra)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            previous = _handle_termination()
-            try:
-                _exit_after(lambda: super(Application, self).main(args, standalone_mode=False, **extra))
-            finally:
-                if previous is not None:
-                    signal.signal(signal.SIGTERM, previous)
+            return _exit_after(lambda: super(Application, self).main(args, standalone_mode=False, **extra))
 
 
 def _exit_after(run: Callable[[], Any]) -> NoReturn:
     """Run, say what went wrong, exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of any bytes can be shown anywhere
     try:
-        code = run()
-        sys.stdout.flush()
+        with _unwinding():
+            code = run()
+            sys.stdout.flush()
+    except _Ended as ended:
+        code = _fail(f"{ended}; nothing was left half written", 128 + ended.signal)
     except PumiceError as error:
         code = _fail(str(error), error.exit_code)
     except click.UsageError as error:
@@ -115,15 +125,28 @@ def _exit_after(run: Callable[[], Any]) -> NoReturn:
         code = _fail("interrupted; nothing was left half written", 130)
     except BrokenPipeError:
         code = _reader_went_away()
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        code = _fail(f"the memory of this machine does not suffice{why}; use smaller data, or a larger machine", 2)
     except OSError as error:
-        if error.errno not in _WRITE_FAILURES:
-            raise
-        where = f" to '{error.filename}'" if error.filename else ""
-        code = _fail(
-            f"cannot write{where}: {(error.strerror or str(error)).lower()}; free some space or choose another place", 2
-        )
+        code = _fail(_sentence(error), 2)
         _forget_unwritten_output()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: OSError) -> str:
+    """What a person can do about an error of the operating system; any other is a defect of pumice and goes on.
+
+    Raises:
+        OSError: the error itself.
+    """
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in _PATH_FAILURES and error.filename:
+        return f"cannot use '{error.filename}': {reason}; check the path and its permissions"
+    if error.errno not in _WRITE_FAILURES:
+        raise error
+    where = f" to '{error.filename}'" if error.filename else ""
+    return f"cannot write{where}: {reason}; free some space or choose another place"
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -155,16 +178,50 @@ def _show_warning(
     print(f"pumice: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
-def _handle_termination() -> Any:
-    """SIGTERM unwinds like an interrupt, so that temporary files go away; None where no handler can be set."""
+class _Ended(Exception):
+    """A signal has ended the run, and everything has been unwound."""
 
-    def terminate(signum: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + signum)
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted" if number == signal.SIGINT else "terminated")
+        self.signal = number
 
+
+@contextlib.contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the block, so that temporary files go away.
+
+    What a signal raises may be swallowed, or turned into another error, by a library that is just being imported. So it
+    is raised again until the block has ended, and the signal decides what is said then. Elsewhere than in the main
+    thread, where no handler can be set, signals do what they did.
+
+    Raises:
+        _Ended: a signal came and the block did not come to its own end.
+    """
+    came: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> NoReturn:
+        if number in _ENDING:
+            came.append(number)
+        if _ALARM is not None:
+            signal.setitimer(signal.ITIMER_REAL, _RAISED_AGAIN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watched = (*_ENDING, *([] if _ALARM is None else [_ALARM]))
+    previous = {number: signal.signal(number, unwind) for number in watched}
     try:
-        return signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread
-        return None
+        yield
+    except BaseException as error:
+        if not came:
+            raise
+        raise _Ended(came[0]) from error
+    finally:
+        if _ALARM is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _plugin_commands() -> Mapping[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import glob
 import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,10 @@ from pumice.cli.compress import run, run_options
 from pumice.cli.console import Console, cannot_write, duration, output_options, plain
 from pumice.cli.knobs import KnobCommand, recipe_from
 from pumice.errors import PumiceError, nearest
+from pumice.report import report_files
+from pumice.toml import parse_table
 
+SUMMARY = Path("summary.json")
 _KEYS = ("model", "data", "test", "recipe", "output")
 
 
@@ -77,7 +79,7 @@ def command(
 
     console = Console(as_json=as_json, quiet=quiet, log=log)
     chosen = recipe_from(ctx, recipe)
-    jobs = distinct(jobs_from(models, data, test))
+    jobs = distinct(jobs_from(models, data, test), with_reports=report)
     _make_folder(output)
     rows = []
     for number, job in enumerate(jobs, 1):
@@ -87,7 +89,17 @@ def command(
             target.parent.mkdir(parents=True, exist_ok=True)
             page = target.with_suffix(".html") if report else None
             own = chosen if job.recipe is None else Recipe.read(job.recipe)
-            result, files = run(console, job.model, own, target, report=page, data=job.data, test=job.test, **options)
+            result, files = run(
+                console,
+                job.model,
+                own,
+                target,
+                report=page,
+                sources={"the recipe": job.recipe or recipe},
+                data=job.data,
+                test=job.test,
+                **options,
+            )
         except (PumiceError, OSError) as error:
             console.tell(f"pumice: {error}")
             rows.append({"model": str(job.model), "ok": False, "error": str(error)})
@@ -117,21 +129,31 @@ def jobs_from(models: Iterable[str], data: Path | None, test: Path | None) -> li
     return jobs
 
 
-def distinct(jobs: list[Job]) -> list[Job]:
-    """The jobs with different outputs: models of one name in different folders get the folder's name in front."""
-    taken: set[Path] = set()
+def distinct(jobs: list[Job], *, with_reports: bool = True) -> list[Job]:
+    """The jobs with different outputs: models of one name in different folders get the folder's name in front.
+
+    Raises:
+        PumiceError: two models, or a model and the summary, would share a file all the same.
+    """
+    taken = {SUMMARY}
     found = []
     for job in jobs:
         output = job.output
-        if output in taken:
+        if taken & _written(output, with_reports):
             output = Path(job.model.absolute().parent.name) / output
-        if output in taken:
+        if taken & _written(output, with_reports):
             raise PumiceError(
-                f"two models would be written to '{output}'; list them in a TOML file with an `output` each"
+                f"two models would be written to '{output}', beside it or over the summary; list them in a TOML file "
+                "with an `output` each"
             )
-        taken.add(output)
+        taken |= _written(output, with_reports)
         found.append(attrs.evolve(job, output=output))
     return found
+
+
+def _written(output: Path, with_report: bool) -> set[Path]:
+    """The files of one job, inside the output folder."""
+    return {output, *(report_files(output.with_suffix(".html")) if with_report else ())}
 
 
 def _matching(text: str) -> list[Path]:
@@ -151,10 +173,10 @@ def _matching(text: str) -> list[Path]:
 
 def _listed(path: Path, data: Path | None, test: Path | None) -> list[Job]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = _toml_rows(text, path) if path.suffix.lower() == ".toml" else list(csv.DictReader(text.splitlines()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error) as error:
-        raise PumiceError(f"cannot read the list of models '{path}': {error}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise PumiceError(f"cannot read the list of models '{path}': {error}; correct it there") from None
     if not rows:
         raise PumiceError(
             f"the list '{path}' names no model: add [[model]] tables (TOML) or rows under the header (CSV)"
@@ -163,7 +185,7 @@ def _listed(path: Path, data: Path | None, test: Path | None) -> list[Job]:
 
 
 def _toml_rows(text: str, path: Path) -> list[Any]:
-    table = tomllib.loads(text)
+    table = parse_table(text)
     for key in table:
         if key != "model":
             raise PumiceError(f"the list '{path}' has the unknown key '{key}'{nearest(key, ['model'])}")
@@ -175,10 +197,14 @@ def _job(row: Any, where: str, base: Path, data: Path | None, test: Path | None)
     if not isinstance(row, dict):
         raise PumiceError(f"{where} must be a [[model]] table with the keys {', '.join(_KEYS)}")
     for key, value in row.items():
+        if key is None:
+            raise PumiceError(f"{where} has more cells than the header: correct the row")
         if key not in _KEYS:
             raise PumiceError(f"{where} has the unknown key '{key}'{nearest(str(key), _KEYS)}")
         if not isinstance(value, str | None):
             raise PumiceError(f"{where}: '{key}' must be a path in quotes, not {value!r}")
+        if value and "\0" in value:
+            raise PumiceError(f"{where}: '{key}' holds a zero byte, which no path can: correct it")
     if not row.get("model"):
         raise PumiceError(f"{where} does not name a model: add the key 'model'")
     paths = {key: base / row[key] for key in ("model", "data", "test", "recipe") if row.get(key)}
@@ -196,19 +222,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def _finish(console: Console, folder: Path, rows: list[dict[str, Any]]) -> int:
+    from rich.markup import escape
     from rich.table import Table
 
     failed = [row for row in rows if not row["ok"]]
     summary = {"models": len(rows), "failed": len(failed), "results": rows}
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     try:
         path.write_text(json.dumps(summary, indent=2, default=plain, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from None
     table = Table("model", "outcome", "took")
     for row in rows:
-        outcome = row["headline"] if row["ok"] else f"[red]failed:[/red] {row['error']}"
-        table.add_row(row["model"], outcome, duration(row["seconds"]) if row["ok"] else "")
+        outcome = escape(row["headline"]) if row["ok"] else f"[red]failed:[/red] {escape(row['error'])}"
+        table.add_row(escape(row["model"]), outcome, duration(row["seconds"]) if row["ok"] else "")
     console.show(table)
     console.answer(f"{len(rows) - len(failed)} of {len(rows)} models compressed; wrote {path}", summary)
     return 1 if failed else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pumice.cli.console import Console, F, cannot_write, output_options, quantity
+from pumice.cli.console import Console, F, cannot_write, output_options, quantity, require_writable
 from pumice.cli.knobs import KnobCommand, recipe_from
 from pumice.errors import PumiceError
 
@@ -83,7 +84,8 @@ def command(
     everything went well; a run that is killed leaves the old file whole.
     """
     console = Console(as_json=as_json, quiet=quiet, log=log)
-    result, files = run(console, model, recipe_from(ctx, recipe), output, report=report, **options)
+    sources = {"the recipe": recipe}
+    result, files = run(console, model, recipe_from(ctx, recipe), output, report=report, sources=sources, **options)
     console.answer(account_text(result, files), account_json(result, files))
 
 
@@ -97,55 +99,66 @@ def run(
     exporter: str = "qdq",
     metrics: Sequence[str] = (),
     runtime: str | None = None,
+    sources: Mapping[str, Path | None] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[Result, list[Path]]:
     """Compress, write the model and, if wanted, the report; returns the result and every file written.
 
-    `options` go to `pumice.compress`.
+    `sources` are other files that the run has read, which no output may replace; `options` go to `pumice.compress`.
 
     Raises:
         PumiceError: bad input, or an output that cannot be written (found out before the work begins where possible).
     """
     from pumice import compress
     from pumice.cli.specs import configured
+    from pumice.report import report_files
     from pumice.strategy import Exporter, Metric, Runtime
 
     writer = configured(Exporter, exporter)
     chosen = [configured(Metric, metric) for metric in metrics] or None
     engine = None if runtime is None else configured(Runtime, runtime)
-    for path in (output, report):
-        if path is not None:
-            require_writable(path, model)
+    outputs = {"the model": output}
+    if report is not None:
+        outputs["the report"], outputs["the account beside the report"] = report_files(report)
+    if console.log is not None:
+        outputs["the log"] = console.log
+    inputs = {"the model": model, "the data": options.get("data"), "the test data": options.get("test"), **sources}
+    require_outputs(outputs, inputs)
     result = compress(model, recipe=recipe, metrics=chosen, runtime=engine, progress=console, **options)
     try:
         files = result.save(output, writer)
-    except OSError as error:
+    except OSError as error:  # an exporter of a plugin
         raise cannot_write(output, error) from None
     if report is not None:
         try:
-            page = result.report(report)
-        except OSError as error:
-            raise cannot_write(report, error) from None
-        files = [*files, page, page.with_suffix(".json")]
+            result.report(report)
+        except PumiceError as error:
+            raise PumiceError(f"{error}; the model itself is in '{output}'") from error
+        files = [*files, *report_files(report)]
     return result, files
 
 
-def require_writable(path: Path, model: Path) -> None:
-    """Refuse, before any work, an output that cannot be written or that would replace the input."""
-    if path.is_dir():
-        raise PumiceError(f"cannot write '{path}': it is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise PumiceError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-    if model.exists() and path.exists() and path.samefile(model):
-        raise PumiceError(f"the output '{path}' is the model itself; choose another name, so that the original is kept")
-    if path.exists() and not path.is_file():
-        raise PumiceError(f"cannot write '{path}': it is not an ordinary file; choose another name")
-    probe = path.with_name(f".{path.name}.pumice-probe")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(path, error) from None
+def require_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse, before any work, outputs that cannot be written, or that would replace an input or each other.
+
+    Args:
+        outputs: path by what is written there.
+        inputs: path by what is read there; None where nothing is.
+
+    Raises:
+        PumiceError: says which, and why.
+    """
+    taken: dict[Path, str] = {}
+    for what, path in outputs.items():
+        for source, given in inputs.items():
+            if given is not None and given.exists() and path.exists() and path.samefile(given):
+                raise PumiceError(
+                    f"the output '{path}' is {source} itself; choose another name, so that the original is kept"
+                )
+        require_writable(path)
+        other = taken.setdefault(path.resolve(), what)
+        if other != what:
+            raise PumiceError(f"{other} and {what} would both be written to '{path}': choose another name for one")
 
 
 def account_text(result: Result, files: Sequence[Path]) -> str:

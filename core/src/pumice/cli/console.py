@@ -42,6 +42,14 @@ class Console:
     _bars: Bars | None = None
     _open_tasks: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        """A log that cannot be kept is told before the work, and no other file is taken for one."""
+        if self.log is None:
+            return
+        require_writable(self.log)
+        if self.log.exists() and _is_binary(self.log):
+            raise PumiceError(f"'{self.log}' is no text file: choose another name for the log")
+
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def answer(self, text: str = "", data: Any = None) -> None:
@@ -194,7 +202,33 @@ def plain(value: Any) -> Any:
 def cannot_write(path: Path, error: OSError) -> PumiceError:
     """The sentence for an output that cannot be written."""
     reason = (error.strerror or str(error)).lower()
-    return PumiceError(f"cannot write '{path}': {reason}; choose another place with -o, or make room")
+    return PumiceError(f"cannot write '{path}': {reason}; choose another place, or make room")
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before any work, an output that cannot be written.
+
+    Raises:
+        PumiceError: says why not.
+    """
+    if path.is_dir():
+        raise PumiceError(f"cannot write '{path}': it is a folder; give the name of a file in it")
+    folder = path.parent if path.parent.is_dir() and not path.is_symlink() else path.resolve().parent
+    if not folder.is_dir():
+        raise PumiceError(f"cannot write '{path}': there is no folder '{folder}'; create it first")
+    if path.exists() and not path.is_file():
+        raise PumiceError(f"cannot write '{path}': it is not an ordinary file; choose another name")
+    probe = path.with_name(f".{path.name}.pumice-probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(byte < 32 and byte not in b"\t\n\r\x1b" for byte in file.read(1024))
 
 
 def output_options(command: F) -> F:

@@ -18,7 +18,7 @@ from pumice.cli.console import Console, output_options
 @click.option("--metric", "metrics", multiple=True, help="May be repeated. [default: chosen by outputs and labels]")
 @click.option("--runtime", help="Runtime to use. [default: the best installed]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference. [default: the runtime's]")
-@click.option("--samples", type=click.IntRange(1), help="Use at most this many samples.")
+@click.option("--samples", type=click.IntRange(1), help="Use at most this many samples, evenly spread.")
 @output_options
 def command(
     model: Path,

@@ -134,7 +134,7 @@ def _default_quantizer_name(given: Iterable[KnobOption]) -> str | None:
     if all(_STEP in option.owners for option in given):
         return None
     if not registry().strategies("quantizer"):
-        raise PumiceError("no quantizer is installed: pip install pumice-quantize-int8")
+        raise PumiceError("no quantizer is installed: pip install pumice-quant-int8")
     return default_quantizer().name
 
 

@@ -122,5 +122,5 @@ def _show(console: Console, account: dict[str, Any]) -> None:
     for clash in account["clashes"]:
         console.show(f"[red]clash:[/red] {escape(clash)}")
     for broken in account["broken"]:
-        sentence = f"{broken['plugin']}: {broken['reason']} (to remove it: {broken['remedy']})"
+        sentence = f"{broken['plugin']}: {broken['reason']} (to mend it: {broken['remedy']})"
         console.show(f"[red]broken:[/red] {escape(sentence)}")

@@ -38,7 +38,8 @@ def command(example: bool, check: Path | None, as_json: bool, quiet: bool, log: 
 
 
 def example_recipe() -> str:
-    """TOML that reads back, every knob at its default with its meaning; other quantizers follow as comments."""
+    """TOML that reads back as the default recipe, every knob with its meaning; what else there is, as comments."""
+    from pumice.recipe import Recipe
     from pumice.registry import registry
     from pumice.steps import STEPS, default_quantizer
     from pumice.strategy import Quantizer, Strategy, Use
@@ -51,13 +52,15 @@ def example_recipe() -> str:
         ]
 
     found = ["# A pumice recipe: steps in the order in which they run. What is left out has its default."]
-    for step in STEPS.values():
-        found += ["", "[[step]]", f'use = "{step.name}"  # {step.summary()}', *lines(step)]
+    usual = {step.name for step in Recipe.default().steps}
+    for step in sorted(STEPS.values(), key=lambda step: step.name not in usual):
+        mark = "" if step.name in usual else "# "
+        found += ["", f"{mark}[[step]]", f'{mark}use = "{step.name}"  # {step.summary()}', *lines(step, mark)]
         for knob in step.knobs().values():
             if not isinstance(knob.domain, Use) or not registry().strategies(knob.domain.kind):
                 continue
-            chosen = default_quantizer().name
-            for name, strategy in registry().strategies(Quantizer.kind).items():
+            chosen = default_quantizer().name if knob.domain.kind == Quantizer.kind else None
+            for name, strategy in registry().strategies(knob.domain.kind).items():
                 comment = "" if name == chosen else "# "
                 found += ["", f"{comment}[step.{knob.name}]  # {strategy.summary()}", f'{comment}name = "{name}"']
                 found += lines(strategy, comment)

@@ -30,17 +30,28 @@ constant = 16000                  # the same for every sample
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import attrs
 import cattrs
+import cattrs.v
+import numpy as np
+from numpy.typing import NDArray
 
 from pumice.errors import DataError, nearest
+from pumice.toml import read_table
 
 FILE = "pumice.toml"
+
+LARGEST_SIDE = 16_384
+"""Pixels to which a side may be resized: the square of it, as float32 RGB, is 3 GB."""
+
+LONGEST_TEXT = 1_000_000
+"""Tokens to which a text may be cut or padded."""
 
 
 @attrs.frozen(kw_only=True)
@@ -89,6 +100,22 @@ class Declaration:
     def folder(self) -> Path:
         return self.path.parent if self.path else Path()
 
+    def constant(self, name: str, dtype: np.dtype[Any] | None) -> NDArray[Any] | None:
+        """The array declared as the constant of an input; None if there is none.
+
+        Raises:
+            DataError: it is no array of this type.
+        """
+        entry = self.inputs.get(name)
+        if entry is None or entry.constant is None:
+            return None
+        try:
+            return np.asarray(entry.constant, dtype=dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"'{self.path}': the constant of input '{name}' is no array of {dtype or 'numbers'} ({error})"
+            ) from error
+
 
 def read_declaration(near: Path) -> Declaration:
     """The `pumice.toml` beside (or in) `near`, or in the folder above, or an empty declaration.
@@ -101,12 +128,16 @@ def read_declaration(near: Path) -> Declaration:
     if path is None:
         return Declaration()
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = read_table(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read as TOML ({error}): correct it there") from error
-    for name, entry in table.get("inputs", {}).items():
+    inputs = table.get("inputs", {})
+    if not isinstance(inputs, dict):
+        raise DataError(f"'{path}': write what belongs to an input as a table [inputs.NAME]")
+    for name, entry in inputs.items():
         if not isinstance(entry, dict):
             raise DataError(f"'{path}': write what belongs to the input '{name}' as a table [inputs.{name}]")
+        _known(entry, InputDeclaration, path, f"[inputs.{name}] ")
         if "from" in entry:
             entry["source"] = entry.pop("from")
     return _structured(table, path)
@@ -114,39 +145,108 @@ def read_declaration(near: Path) -> Declaration:
 
 def _structured(table: Mapping[str, Any], path: Path) -> Declaration:
     _known(table, Declaration, path, "")
-    for name, entry in table.get("inputs", {}).items():
-        _known(entry, InputDeclaration, path, f"[inputs.{name}] ")
     if "tokenizer" in table:
+        if not isinstance(table["tokenizer"], dict):
+            raise DataError(f"'{path}': write the tokenizer as a table [tokenizer]")
         _known(table["tokenizer"], TokenizerDeclaration, path, "[tokenizer] ")
     try:
         return attrs.evolve(_converter().structure(dict(table), Declaration), path=path)
     except (cattrs.BaseValidationError, TypeError, ValueError, KeyError) as error:
-        told = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [str(error)]
-        raise DataError(f"'{path}' has a value that does not fit: {told[0]}") from error
+        told = cattrs.transform_error(error, format_exception=_told)[0]
+        what, _, where = told.partition(" @ $.")
+        where = where.replace("['", ".").replace("']", "").replace("source", "from")
+        raise DataError(f"'{path}' has a value that does not fit: {what} ({where}); correct it there") from error
+
+
+def _told(error: BaseException, kind: type | None) -> str:
+    return str(error) if isinstance(error, _Misfit) else cattrs.v.format_exception(error, kind)
 
 
 def _known(table: Mapping[str, Any], record: type[attrs.AttrsInstance], path: Path, where: str) -> None:
-    names = {field.name for field in attrs.fields(record)} - {"path"}
+    names = {"from" if f.name == "source" else f.name for f in attrs.fields(record)} - {"path"}
     for key in table:
         if key not in names:
-            shown = {"from" if n == "source" else n for n in names}
-            raise DataError(f"'{path}': {where}there is no key '{key}'{nearest(key, shown)}")
+            raise DataError(f"'{path}': {where}there is no key '{key}'{nearest(key, names)}")
+
+
+class _Misfit(ValueError):
+    """A value of the wrong kind; the text says which is right."""
 
 
 def _converter() -> cattrs.Converter:
-    """Accepts one number where a list of channels is meant, and checks texts and whole numbers strictly."""
+    """Takes a value for what it is written as: "128" is no number, and "no" no truth value.
+
+    Only a number stands for a list of one, and a whole number for a real one.
+    """
     converter = cattrs.Converter()
-
-    def size(value: Any, _: Any) -> int | tuple[int, int] | None:
-        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-            return value
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value):
-            return value[0], value[1]
-        raise ValueError(f"a size is a whole number or [height, width], not {value!r}")
-
-    def numbers(value: Any, _: Any) -> tuple[float, ...]:
-        return tuple(float(v) for v in (value if isinstance(value, list) else [value]))
-
-    converter.register_structure_hook_func(lambda t: t == int | tuple[int, int] | None, size)
-    converter.register_structure_hook_func(lambda t: t == tuple[float, ...], numbers)
+    for kind, hook in ((str, _text), (bool, _switch), (int, _length)):
+        converter.register_structure_hook(kind, _of_value(hook))
+    hooks: dict[Any, Callable[[Any], Any]] = {
+        float | None: _real,
+        int | tuple[int, int] | None: _size,
+        tuple[float, ...]: _numbers,
+        tuple[str, ...]: _texts,
+    }
+    for annotation, read in hooks.items():
+        converter.register_structure_hook_func(functools.partial(operator.eq, annotation), _of_value(read))
+    converter.register_structure_hook_func(_is_literal, _choice)
     return converter
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _of_value(hook: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda value, _: hook(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Misfit(f"{value!r} is not a text")
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Misfit(f"{value!r} is neither true nor false")
+    return value
+
+
+def _length(value: Any) -> int:
+    if not _is_whole(value) or not 0 < value <= LONGEST_TEXT:
+        raise _Misfit(f"{value!r} is not a whole number from 1 to {LONGEST_TEXT}")
+    return int(value)
+
+
+def _real(value: Any) -> float:
+    if not (_is_whole(value) or isinstance(value, float)) or not np.isfinite(value):
+        raise _Misfit(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(_is_whole(side) and 0 < side <= LARGEST_SIDE for side in sides):
+        raise _Misfit(f"{value!r} is not a size (a whole number from 1 to {LARGEST_SIDE}, or [height, width])")
+    return int(value) if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(_real(number) for number in (value if isinstance(value, list) else [value]))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _Misfit(f"{value!r} is not a list of texts")
+    return tuple(_text(item) for item in value)
+
+
+def _choice(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise _Misfit(f"{value!r} is none of {', '.join(get_args(kind))}")
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

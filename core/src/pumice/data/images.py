@@ -124,7 +124,7 @@ class ImageFolder(IndexedDataset):
         try:
             with self._pillow.Image.open(path) as image:
                 pixels = self._prepare(self._pillow.ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError, self._pillow.Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, MemoryError, self._pillow.Image.DecompressionBombError) as error:
             raise DataError(f"the image '{path}' cannot be read ({error}): replace or remove it") from error
         label = None if self._labels is None else with_row(self._labels[index], 1, f"'{path}'")
         return Sample(feeds={self._input: pixels, **self._constants}, label=label, where=f"'{path}'")
@@ -152,7 +152,13 @@ def preprocessing(spec: InputSpec, entry: InputDeclaration | None, folder: Path)
             f"input '{spec.name}' {spec} takes {depth} channels in {layout} but {channels} images have {have}: "
             "declare `channels` and `layout` in pumice.toml"
         )
-    dtype = np.dtype(entry.dtype) if entry.dtype else (spec.dtype or np.dtype(np.float32))
+    for key, values in (("mean", entry.mean), ("std", entry.std)):
+        if len(values) not in {1, have} or (key == "std" and 0.0 in values):
+            raise DataError(
+                f"'{folder}': `{key}` of input '{spec.name}' must be one number, or one a channel ({have}), and no "
+                f"`std` 0; not {_short(values) if values else 'none'}: correct it in pumice.toml"
+            )
+    dtype = _dtype(entry.dtype, folder) if entry.dtype else (spec.dtype or np.dtype(np.float32))
     resize: int | tuple[int, int] | None = entry.resize
     crop = (entry.crop, entry.crop) if isinstance(entry.crop, int) else entry.crop
     if resize is None and crop is None and isinstance(height, int) and isinstance(width, int):
@@ -168,6 +174,16 @@ def preprocessing(spec: InputSpec, entry: InputDeclaration | None, folder: Path)
         dtype=dtype,
         interpolation=entry.interpolation,
     )
+
+
+def _dtype(name: str, folder: Path) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "fiu":
+        raise DataError(f"'{folder}': `dtype` '{name}' is no type of numbers: write e.g. 'float32' in pumice.toml")
+    return dtype
 
 
 def _scan(folder: Path, declared: Declaration) -> tuple[list[Path], Any, list[str]]:
@@ -203,11 +219,8 @@ def _image_input(
     for name in declared.inputs:
         if inputs.specs is not None and inputs.spec(name) is None:
             raise DataError(f"'{declared.path}': the model has no input '{name}'{nearest(name, inputs.names)}")
-    constants = {
-        name: np.asarray(entry.constant, dtype=spec.dtype if (spec := inputs.spec(name)) else None)
-        for name, entry in declared.inputs.items()
-        if entry.constant is not None
-    }
+    types = {name: spec.dtype if (spec := inputs.spec(name)) else None for name in declared.inputs}
+    constants = {n: array for n, dtype in types.items() if (array := declared.constant(n, dtype)) is not None}
     specs = inputs.specs or (InputSpec(name="image", dtype=None, shape=None),)
     likely = [s for s in specs if len(specs) == 1 or s.name in declared.inputs or s.rank == 4]
     images = [s for s in likely if s.name not in constants]

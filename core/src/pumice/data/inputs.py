@@ -192,6 +192,8 @@ def _conform_type(array: Array, spec: InputSpec, where: str, notes: list[str]) -
     want, have = spec.dtype, array.dtype
     if want is None or have == want or (want.kind == "O" and have.kind in "OUST"):
         return array
+    if have.newbyteorder("=") == want:
+        return array.astype(want)
     if (have.name, want.name) not in _CASTS:
         raise DataError(
             f"{where}: input '{spec.name}' has type {have.name} but the model wants {want.name}; "

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Any] | list[Any]:
                 found = archive[archive.files[0]]
         else:
             found = _from_csv(path)
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except (OSError, ValueError, IndexError, RecursionError, csv.Error) as error:
         reason = (str(error).splitlines() or ["damaged"])[0]
         raise DataError(f"the labels in '{path}' cannot be read ({reason}): check the file") from error
     if not isinstance(found, dict | list | np.ndarray):

@@ -6,7 +6,8 @@ is unpacked once, in pieces, to a temporary file that vanishes with the dataset.
 
 from __future__ import annotations
 
-import shutil
+import io
+import math
 import struct
 import tempfile
 import zipfile
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import attrs
 import numpy as np
@@ -60,7 +61,7 @@ class NpzFolderReader(DatasetReader):
     name = "npz-folder"
 
     def recognises(self, path: Path) -> bool:
-        return path.is_dir() and any(path.glob("*.npz"))
+        return path.is_dir() and any(_feeds(path))
 
     def open(self, path: Path, model: Any) -> Dataset:
         return NpzFolder(path, ModelInputs.of(model))
@@ -70,7 +71,7 @@ class NpzFolder(IndexedDataset):
     """One feed a file, in the order of the file names."""
 
     def __init__(self, folder: Path, inputs: ModelInputs) -> None:
-        self._files = sorted(folder.glob("*.npz"))
+        self._files = sorted(_feeds(folder))
         label_file = find_label_file(folder)
         self._labels = None if label_file is None else LabelFile(label_file, [f.name for f in self._files])
         with _readable(self._files[0]), zipfile.ZipFile(self._files[0]) as archive:
@@ -96,6 +97,11 @@ class NpzFolder(IndexedDataset):
 
     def identity(self) -> str:
         return ";".join(f"{path.name}:{path.stat().st_size}" for path in self._files)
+
+
+def _feeds(folder: Path) -> Iterator[Path]:
+    """The .npz files of a folder, but not what an operating system hides beside them."""
+    return (path for path in folder.glob("*.npz") if not path.name.startswith("."))
 
 
 def stored_arrays(path: Path) -> dict[str, Rows]:
@@ -126,10 +132,21 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: HeldFile, pat
         return _stored(held, where)
     unpacked = tempfile.TemporaryFile(prefix="pumice-")  # noqa: SIM115 - closed, and so removed, with its array
     with archive.open(entry) as compressed:
-        shutil.copyfileobj(compressed, unpacked, 1 << 20)
-    unpacked.flush()
+        for piece in iter(lambda: compressed.read(1 << 20), b""):
+            _unpack(piece, unpacked, where)
     unpacked.seek(0)
     return _stored(HeldFile(unpacked), where)
+
+
+def _unpack(piece: bytes, unpacked: IO[bytes], where: str) -> None:
+    try:
+        unpacked.write(piece)
+        unpacked.flush()
+    except OSError as error:
+        raise DataError(
+            f"{where} cannot be unpacked in '{tempfile.gettempdir()}' ({error.strerror}): make room there, or let "
+            "TMPDIR name another folder"
+        ) from error
 
 
 def _stored(held: HeldFile, where: str) -> Rows:
@@ -144,9 +161,18 @@ def _stored(held: HeldFile, where: str) -> Rows:
         raise DataError(f"{where} holds Python objects: save it with a numeric or string type")
     if fortran and sum(d > 1 for d in shape) > 1:
         raise DataError(f"{where} is stored column by column: save numpy.ascontiguousarray(x) instead")
+    if any(d < 0 for d in shape):
+        raise DataError(f"{where} has the impossible shape {list(shape)}: save it again")
+    offset = file.tell()
+    present, needed = file.seek(0, io.SEEK_END) - offset, math.prod(shape) * dtype.itemsize
+    if present < needed:
+        raise DataError(
+            f"{where} is shorter than its header says ({present} bytes instead of {needed}): it was cut off, write or "
+            "copy it again"
+        )
     if not shape:
-        return np.asarray(StoredArray(held, file.tell(), (1,), dtype, where)[0:1][0])
-    return StoredArray(held, file.tell(), shape, dtype, where)
+        return np.asarray(StoredArray(held, offset, (1,), dtype, where)[0:1][0])
+    return StoredArray(held, offset, shape, dtype, where)
 
 
 @contextmanager

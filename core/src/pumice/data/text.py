@@ -80,9 +80,10 @@ class TextTable(IndexedDataset):
         return notes
 
     def _value(self, spec: InputSpec, row: Row, encoded: Feeds, where: str) -> Array:
+        constant = self._declared.constant(spec.name, spec.dtype)
+        if constant is not None:
+            return constant
         entry = self._declared.inputs.get(spec.name, InputDeclaration())
-        if entry.constant is not None:
-            return np.asarray(entry.constant, dtype=spec.dtype)
         source = entry.source or (_USUAL.get(spec.name) if not (entry.column or entry.columns) else None)
         if source in encoded:
             return _typed(encoded[source], spec, where)
@@ -129,7 +130,7 @@ class RowFile:
         if self._json:
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where} is not JSON ({error}): correct or remove it") from error
             if not isinstance(row, dict):
                 raise DataError(f'{where} is not a table: write each row as {{"column": value, ...}}')

@@ -137,7 +137,7 @@ def evaluate(
         runtime: opens what is not a session; None takes the best installed.
         threads: threads of one inference; None lets the runtime choose.
         batch_size: samples stacked at most, where the model allows it.
-        limit: samples used at most.
+        limit: samples used at most, spread evenly over the data where its length is known.
         progress: shows progress; None is silent.
 
     Raises:
@@ -174,6 +174,8 @@ def evaluate_many(
     Metrics of fidelity are left out for the model that is the reference.
     """
     data = _dataset(dataset, next(iter(models.values())))
+    if limit is not None and data.length is not None and limit < data.length:
+        data = data.select(np.arange(limit) * data.length // limit)
     sessions = {name: as_session(model, runtime=runtime, threads=threads) for name, model in models.items()}
     original = sessions[reference] if isinstance(reference, str) and reference in sessions else reference
     if original is not None:
@@ -300,7 +302,16 @@ def _score_batch(
         _refuse_nan(found, sessions[name])
         named = _as_named_in(reference, found)
         for metric, scores in tables[name].items():
-            scores.extend(np.asarray(metric.score(named, batch.labels, reference), dtype=np.float64).tolist())
+            found_scores = np.asarray(metric.score(named, batch.labels, reference), dtype=np.float64)
+            scores.extend(_of_samples(found_scores, batch).tolist())
+
+
+def _of_samples(scores: Array, batch: Batch) -> Array:
+    """One score a sample: outputs of a single feed that have no axis of samples are not so many independent samples."""
+    rows = next((len(array) for array in batch.feeds.values() if array.ndim > 1), 1)
+    if batch.size == 1 and batch.labels is None and len(scores) not in {1, rows}:
+        return np.asarray([scores.mean()])
+    return scores
 
 
 def _as_named_in(reference: Mapping[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:

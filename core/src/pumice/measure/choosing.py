@@ -9,9 +9,13 @@ rows are not all of unit Euclidean length (those are embeddings).
     whole numbers       one column           top1, agreement
     one-hot             classifier-like      top1, agreement
     real numbers        of the same size     mse, relative-error
-    none, or unusable   the first is         agreement, cosine
+    none                the first is         agreement, cosine
                         classifier-like
-    none, or unusable   anything else        cosine, relative-error
+    none                one number           mse, relative-error
+    none                anything else        cosine, relative-error
+    unusable            the first is         agreement, relative-error
+                        classifier-like
+    unusable            anything else        relative-error
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ def choose_metrics(
     Args:
         model: the original model, its path, an open `Session`, or its outputs for the first batch of `dataset`.
         dataset: the data to measure on; None gives no metrics at all.
-        metrics: names or instances; None chooses by the rule above.
+        metrics: a name, or names or instances; None chooses by the rule above.
         runtime: runs the model on one batch; None takes the best installed.
 
     Raises:
@@ -62,21 +66,34 @@ def choose_metrics(
         DataError: a named metric needs labels that the data does not have.
     """
     if metrics:
-        return _named(metrics, dataset)
+        return _named([metrics] if isinstance(metrics, str) else metrics, dataset)
     if dataset is None:
         return ChosenMetrics(metrics=(), notes=("no data was given: accuracy was not measured",))
     batch = next(dataset.batches(limit=8))
     outputs = model if isinstance(model, Mapping) else _outputs(model, batch.feeds, runtime)
     if batch.labels is not None:
-        chosen = _for_labels(outputs, np.asarray(batch.labels))
+        labels = np.asarray(batch.labels)
+        chosen = _for_labels(outputs, labels)
         if chosen:
             return ChosenMetrics(metrics=chosen)
-        shape = list(np.asarray(batch.labels).shape)
-        why = f"the labels (shape {shape}) fit no output of the model"
+        why = f"the labels ({_described(labels)}) fit no output of the model ({_shapes(outputs)})"
+        fidelity = tuple(m if m.fidelity else RelativeError() for m in _without_labels(outputs))
+        fidelity = tuple(dict.fromkeys(fidelity))  # a cosine would be that with the labels
     else:
-        why = "the data has no labels"
+        why, fidelity = "the data has no labels", _without_labels(outputs)
     note = f"{why}, so accuracy is fidelity: how closely the model follows the original, not how often it is right"
-    return ChosenMetrics(metrics=_without_labels(outputs), notes=(note,))
+    return ChosenMetrics(metrics=fidelity, notes=(note,))
+
+
+def _described(labels: Array) -> str:
+    if labels.dtype.kind not in "iufb" or not labels.size:
+        return f"shape {list(labels.shape)}, {'texts' if labels.dtype.kind in 'OU' else labels.dtype}"
+    return f"shape {list(labels.shape)}, {labels.min():g} to {labels.max():g}"
+
+
+def _shapes(outputs: Mapping[str, Array]) -> str:
+    shown = [f"'{name}' {list(array.shape)}" for name, array in outputs.items()]
+    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
 
 
 def classifier_like(output: Array) -> bool:
@@ -139,4 +156,6 @@ def _without_labels(outputs: Mapping[str, Array]) -> tuple[Metric, ...]:
     floats = [a for a in outputs.values() if "float" in a.dtype.name]
     if not floats or classifier_like(floats[0]):
         return (Agreement(), Cosine())
+    if floats[0].size == len(np.atleast_1d(floats[0])):
+        return (Mse(), RelativeError())  # the cosine of two numbers knows their signs only
     return (Cosine(), RelativeError())

@@ -308,10 +308,10 @@ def _equal(ours: Array, theirs: Array) -> Array:
 
 
 def _float_pairs(outputs: Outputs, reference: Outputs) -> list[tuple[Array, Array]]:
-    """Floating-point outputs of both models, as float32 or wider, that have equal shapes."""
+    """Floating-point outputs of both models that hold something, as float32 or wider; of equal shapes."""
     pairs = []
     for name, theirs in reference.items():
-        if name in outputs and _is_float(theirs):
+        if name in outputs and _is_float(theirs) and (theirs.size or outputs[name].size):
             ours = outputs[name]
             if ours.shape != theirs.shape:
                 raise DataError(
@@ -335,11 +335,18 @@ def _worst(
     """The worst score of each sample over the floating-point outputs, or over the integer ones if there are none."""
     pairs = _float_pairs(outputs, reference)
     if not pairs:
-        shared = [name for name in reference if name in outputs and outputs[name].shape == reference[name].shape]
+        shared = [
+            name
+            for name, theirs in reference.items()
+            if name in outputs and theirs.size and outputs[name].shape == theirs.shape
+        ]
         pairs = [(outputs[name], reference[name]) for name in shared]
         between = _equal if worst is np.minimum else lambda a, b: 1.0 - _equal(a, b)
     if not pairs:
-        raise DataError("the two models share no output that could be compared: compare models with the same outputs")
+        raise DataError(
+            "the two models share no output that holds anything and could be compared: compare models with the same "
+            "outputs"
+        )
     return _combined([between(_flat(a), _flat(b)) for a, b in pairs], worst)
 
 

@@ -118,6 +118,14 @@ def add_initializer(model: ir.Model, hint: str, array: NDArray[Any] | ir.TensorP
     return value
 
 
+def remove_unread(model: ir.Model) -> None:
+    """Drop the nodes and the initializers that nothing reads, in place."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    forget_names(model)
+
+
 def clone(model: ir.Model) -> ir.Model:
     """An independent copy that shares the weight arrays; what `model.meta` holds is shared too, shallowly."""
     copied = model.clone()

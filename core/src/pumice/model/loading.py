@@ -20,7 +20,7 @@ import onnx_ir.passes.common as passes
 from pumice.errors import ModelError
 from pumice.ledger import Ledger
 from pumice.model.checking import check_operators, check_schema, check_weights, check_wiring, inner_nodes
-from pumice.model.graph import nodes, values
+from pumice.model.graph import constant, nodes, values
 from pumice.model.opset import OLDEST_IR, settle_opset, to_working_opset
 from pumice.model.reading import read
 from pumice.model.skeleton import strip
@@ -28,6 +28,9 @@ from pumice.model.tensors import materializer, replace_tensors
 
 LEDGER = "pumice.ledger"
 """Where `load` keeps its ledger in `model.meta` when it is not given one."""
+
+LONGEST_RANGE = 1_000_000
+"""Items of a constant Range that ONNX's inference may write out; it would do so whatever memory that takes."""
 
 
 def load(path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> ir.Model:
@@ -43,7 +46,7 @@ def load(path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> ir.Mo
     notes = Ledger()
     proto = read(source, notes)
     try:
-        model = _normalised(_deserialised(proto), source.parent, notes)
+        model = _normalised(_deserialised(proto), source, notes)
     except (ModelError, ir.serde.SerdeError) as error:
         raise ModelError(f"'{source}': {_sentence(error)}") from error
     if ledger is None:
@@ -69,10 +72,10 @@ def _sentence(error: BaseException) -> str:
     return f"the graph cannot be built ({' '.join(str(error).split())[:200]}): export the model again"
 
 
-def _normalised(model: ir.Model, folder: Path, ledger: Ledger) -> ir.Model:
+def _normalised(model: ir.Model, source: Path, ledger: Ledger) -> ir.Model:
     settle_opset(model)
     check_wiring(model)
-    materialize = materializer(folder)
+    materialize = materializer(source)
     replace_tensors(model.graph, materialize)
     _sort(model, ledger)
     _name(model, ledger)
@@ -97,10 +100,10 @@ def infer_shapes(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
     """Give every value the type and shape that ONNX's inference can derive, in place; dynamic axes stay dynamic.
 
     Names must be unique (as `load` leaves them). Returns the same model. If inference fails, nothing is changed and
-    `ledger` says so.
+    `ledger` says so. Values are propagated too (a Reshape's shape), unless a Range would have to be written out for it.
     """
     try:
-        proto = onnx.shape_inference.infer_shapes(strip(model)[0], data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(strip(model)[0], data_prop=not _has_long_range(model))
     except onnx.shape_inference.InferenceError as error:
         if ledger is not None:
             ledger.declined("load", "model", "", f"shapes could not be inferred ({' '.join(str(error).split())})")
@@ -111,6 +114,17 @@ def infer_shapes(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
         if found is not None and found.type is not None:
             value.type, value.shape = found.type, found.shape
     return model
+
+
+def _has_long_range(model: ir.Model) -> bool:
+    """Whether a Range of constants has more than `LONGEST_RANGE` items."""
+    for node in nodes(model):
+        ends = [constant(value) for value in node.inputs] if node.op_type == "Range" else []
+        if len(ends) == 3 and all(end is not None and end.size == 1 for end in ends):
+            start, limit, delta = (end.item() for end in ends if end is not None)
+            if not delta or abs((limit - start) / delta) > LONGEST_RANGE:
+                return True
+    return False
 
 
 def _sort(model: ir.Model, ledger: Ledger) -> None:

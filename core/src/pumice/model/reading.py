@@ -59,6 +59,8 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _parse(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise ModelError(f"'{path}' is a folder: name the .onnx file inside it")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"'{path}' is a pipe or a device: copy the model to an ordinary file")
     try:
         with path.open("rb") as file:
             start = file.read(8)

@@ -44,27 +44,31 @@ _NEVER_FOLDED = frozenset({
 })  # fmt: skip
 
 
-def simplify(model: ir.Model, ledger: Ledger | None = None) -> bool:
-    """Simplify the model in place; True if anything changed. Each node removed has a line in the ledger."""
+def simplify(model: ir.Model, ledger: Ledger | None = None, *, fold: bool = True) -> bool:
+    """Simplify the model in place; True if anything changed. Each node removed has a line in the ledger.
+
+    With `fold` off, layers keep the normalisations and biases that follow them, and equal weights stay apart: a model
+    under training needs them.
+    """
     ledger = Ledger() if ledger is None else ledger
     changed = False
     for _ in range(_ROUNDS):
-        if not _round(model, ledger):
+        if not _round(model, ledger, fold=fold):
             break
         changed = True
         _clean(model)
         infer_shapes(model)
-    return _share_equal_initializers(model, ledger) or changed
+    return (fold and _share_equal_initializers(model, ledger)) or changed
 
 
-def _round(model: ir.Model, ledger: Ledger) -> bool:
+def _round(model: ir.Model, ledger: Ledger, *, fold: bool) -> bool:
     from onnxscript.rewriter import RewritePass
 
     changed = _apply(model, _drop_identities, "it hands its input on", ledger)
     changed |= _apply(model, _fold_constants, "constant folding", ledger)
     for reason, chosen in _rules():
         changed |= _apply(model, RewritePass(chosen), reason, ledger)
-    return fold_affines(model, ledger) or changed
+    return (fold and fold_affines(model, ledger)) or changed
 
 
 def _fold_constants(model: ir.Model) -> None:

@@ -81,19 +81,22 @@ def _attribute_tensor_name(node: ir.Node, attribute: str) -> str:
     return str(node.outputs[0].name) if node.op_type == "Constant" else f"{node.name}.{attribute}"
 
 
-def materializer(folder: Path) -> Callable[[str, ir.TensorProtocol], ir.TensorProtocol]:
+def materializer(model: Path) -> Callable[[str, ir.TensorProtocol], ir.TensorProtocol]:
     """A function for `replace_tensors` that detaches a tensor from the protobuf, or maps its external data.
+
+    Names of data files are relative to the folder of the model's path. Where path and data are links, as in a cache of
+    downloads, the data may also lie beside what the path links to.
 
     Raises:
         ModelError: (from the returned function) the external data is missing, too short, of another size than the
-            shape says, or outside `folder`.
+            shape says, or outside the model's folder.
     """
-    root = folder.resolve()
+    roots = model.parent.resolve(), model.resolve().parent
     map_once = functools.cache(_map_file)
 
     def detach(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if isinstance(tensor, ir.ExternalTensor):
-            return _mapped(name, tensor, root, map_once)
+            return _mapped(name, tensor, roots, map_once)
         return detached(name, tensor)
 
     return detach
@@ -110,14 +113,14 @@ def detached(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _mapped(
-    name: str, tensor: ir.ExternalTensor, root: Path, map_once: Callable[[Path], mmap.mmap]
+    name: str, tensor: ir.ExternalTensor, roots: tuple[Path, ...], map_once: Callable[[Path], mmap.mmap]
 ) -> ir.TensorProtocol:
     location = str(tensor.location)
-    path = (root / location).resolve()
-    if Path(location).is_absolute() or root not in path.parents:
+    path = (roots[0] / location).resolve()
+    if Path(location).is_absolute() or not any(root in path.parents for root in roots):
         raise ModelError(
-            f"tensor '{name}' keeps its data in '{location}', outside the model's folder '{root}': put the data file "
-            "next to the model and refer to it by its bare name"
+            f"tensor '{name}' keeps its data in '{location}', outside the model's folder '{roots[0]}': put the data "
+            "file next to the model and refer to it by its bare name"
         )
     _check_dims(name, tuple(tensor.shape.numpy()))
     offset, needed = tensor.offset or 0, tensor.nbytes
@@ -149,6 +152,8 @@ def _mapped(
 
 
 def _map_file(path: Path) -> mmap.mmap:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not an ordinary file")
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -156,6 +161,7 @@ def _map_file(path: Path) -> mmap.mmap:
 def check_stored_size(proto: onnx.TensorProto) -> None:
     """Refuse a tensor whose shape and data disagree, without allocating what the shape promises."""
     if proto.data_location == onnx.TensorProto.EXTERNAL:
+        _check_place(proto)
         return
     _check_dims(proto.name, tuple(proto.dims))
     if proto.data_type == onnx.TensorProto.UNDEFINED or proto.data_type not in set(ir.DataType):
@@ -173,6 +179,15 @@ def check_stored_size(proto: onnx.TensorProto) -> None:
             f"tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} {unit} but holds {present}: "
             "the file is damaged, export the model again"
         )
+
+
+def _check_place(proto: onnx.TensorProto) -> None:
+    for entry in proto.external_data:
+        if entry.key in ("offset", "length") and not (entry.value.isascii() and entry.value.isdigit()):
+            raise ModelError(
+                f"tensor '{proto.name}' keeps its data at the {entry.key} '{entry.value}', which is no number of "
+                "bytes: export the model again"
+            )
 
 
 def _typed_items(proto: onnx.TensorProto, dtype: ir.DataType, items: int) -> tuple[int, int]:

@@ -10,23 +10,46 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pumice.errors import PumiceError
+
 if TYPE_CHECKING:
     from pumice.pipeline import Result
 
 
 def write_report(result: Result, path: Path) -> Path:
-    """Write the page to `path` and the JSON beside it (same name, suffix `.json`), each whole or not at all.
+    """Write the page to `path` and the JSON beside it (same name, suffix `.json`), both whole or not at all.
 
     Raises:
-        OSError: a file cannot be written; what was there before is unchanged.
+        PumiceError: a file cannot be written; what was there before is unchanged.
     """
     from pumice.report.page import render
 
-    page = path if path.suffix.lower() in {".html", ".htm"} else path.with_name(f"{path.name}.html")
-    account = json.dumps(result.to_json(), indent=1, allow_nan=False, default=_plain) + "\n"
-    _write(page.with_suffix(".json"), account)
-    _write(page, render(result))
+    page, account = report_files(path)
+    texts = {
+        account: json.dumps(result.to_json(), indent=1, allow_nan=False, default=_plain) + "\n",
+        page: render(result),
+    }
+    temporaries: dict[Path, Path] = {}
+    try:
+        for target, text in texts.items():
+            temporaries[target] = _temporary(target, text)
+        for target, temporary in temporaries.items():
+            temporary.replace(target)
+    except OSError as error:
+        raise PumiceError(
+            f"the report '{page}' cannot be written ({error.strerror or error}): choose a writable folder with enough "
+            "space"
+        ) from error
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
     return page
+
+
+def report_files(path: Path) -> tuple[Path, Path]:
+    """Where the page and the JSON of a report lie that was asked for at `path`."""
+    page = path if path.suffix.lower() in {".html", ".htm"} else path.with_name(f"{path.name}.html")
+    return page, page.with_suffix(".json")
 
 
 def _plain(value: object) -> object:
@@ -36,20 +59,19 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
 
-def _write(path: Path, text: str) -> None:
-    """To a temporary name first, so that a killed run leaves the old file whole."""
+def _temporary(target: Path, text: str) -> Path:
+    """A file with the text, beside the one whose place it will take."""
     import os
     import tempfile
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text)
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        Path(name).chmod(0o666 & ~mask)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         raise
+    return Path(name)

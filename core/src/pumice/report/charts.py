@@ -102,6 +102,24 @@ def depth(names: Sequence[str], weights: Sequence[float | None], outputs: Sequen
     return _svg(width, height, label, grid + poor + line + dots + title + unit)
 
 
+def curve(values: Sequence[float], label: str) -> Markup:
+    """A line over equal steps, with the first, the lowest and the last value beside it."""
+    width, height, floor, ceiling = 420.0, 130.0, 108.0, 8.0
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) or 1.0
+    step = (width - 60) / max(1, len(values) - 1)
+
+    def y(value: float) -> float:
+        return floor - (floor - ceiling) * (value - low) / span
+
+    path = "".join(f"{'M' if i == 0 else 'L'}{44 + i * step:.1f} {y(v):.1f}" for i, v in enumerate(values))
+    content = Markup('<path class="after" d="{}"/>').format(path)
+    content += Markup('<line class="axis" x1="44" x2="{0}" y1="{1}" y2="{1}"/>').format(width - 16, floor + 3)
+    content += _text(40, y(high) + 4, _short(high), "end") + _text(40, y(low) + 4, _short(low), "end")
+    content += _text(44, 124, "start", "start") + _text(width - 16, 124, f"end: {_short(values[-1])}", "end")
+    return _svg(width, height, label, content)
+
+
 def _dots(
     kind: str,
     names: Sequence[str],

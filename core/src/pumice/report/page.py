@@ -45,6 +45,7 @@ def render(result: Result) -> str:
         layers=[_layer(layer) for layer in result.layers],
         depth=_depth(result),
         histograms=[_histogram(layer) for layer in result.layers if layer.histogram is not None],
+        curves=_curves(result.ledger),
         counts=result.ledger.counts(),
         groups=ledger_groups(result.ledger),
         recipe=result.recipe.to_toml().rstrip(),
@@ -130,6 +131,18 @@ def _histogram(layer: LayerError) -> dict[str, Any]:
     return {"node": layer.node, "caption": caption, "chart": chart}
 
 
+def _curves(ledger: Ledger) -> list[dict[str, Any]]:
+    """Of every training: the loss over its steps, and the score over its epochs."""
+    found = []
+    for entry in ledger:
+        for key, caption in (("losses", "loss, step by step"), ("scores", "score on held-out samples, epoch by epoch")):
+            values = entry.details.get(key, ())
+            if len(values) > 1:
+                chart = charts.curve(values, f"{caption}: from {values[0]:.4g} to {values[-1]:.4g}")
+                found.append({"step": entry.step, "caption": caption, "chart": chart})
+    return found
+
+
 def ledger_groups(ledger: Ledger) -> list[dict[str, Any]]:
     """Entries of one step and verdict whose reasons differ only in names and numbers, together; declined ones first."""
     groups: dict[tuple[str, str, str], list[Entry]] = {}
@@ -159,7 +172,7 @@ def _pattern(reason: str) -> str:
 
 
 def _details(details: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in details.items())
+    return ", ".join(f"{key} {_short(value)}" for key, value in details.items() if key not in {"losses", "scores"})
 
 
 def _short(value: Any) -> str:
