@@ -13,7 +13,7 @@ CHOSEN := not timing$(if $(CHROMIUM),, and not browser)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench pins clean
+.PHONY: help setup demo test lint types docs bench native sanitize arm pins clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,20 @@ docs: setup ## build the documentation into build/docs
 bench: setup ## run every benchmark and write docs/benchmarks.md (hours the first time; QUICK=1 takes minutes)
 	$(BIN)/python docs/benchmarks.py $(if $(QUICK),--quick)
 
+native: setup ## rebuild the C kernels after an edit of their sources
+	$(BIN)/python native/cpu/cmake/rebuild.py
+
+sanitize: setup ## the kernels' C tests under the address, undefined-behaviour and thread sanitizers
+	$(BIN)/python native/cpu/cmake/checks.py sanitize
+
+arm: setup ## the kernels' C tests for AArch64 under qemu (needs gcc-aarch64-linux-gnu and qemu-user)
+	$(BIN)/python native/cpu/cmake/checks.py arm
+
 pins: setup ## resolve the newest versions and write them into pyproject.toml and constraints.txt
 	$(BIN)/python .ci/pins.py $(UV)
 
 clean: ## remove everything that was built or cached
-	rm -rf .venv .uv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* uv.lock
+	rm -rf .venv .uv build native/*/build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* uv.lock
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- how the environment is made --------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import pumice.testing
 from pumice import hookspecs
+from pumice.steps import Quantize
+from pumice.testing import QuantizerContract
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -57,6 +60,35 @@ def page_plugin(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def page_quantizer():
+    (code,) = re.findall(r"(?ms)^```python quantizer\n(.*?)^```", (DOCS / "write-a-plugin.md").read_text())
+    assert len(code.splitlines()) <= 60
+    names = {"__name__": "pumice_coarse"}
+    exec(code, names)
+    return names["Coarse"]
+
+
+def test_the_quantizer_in_the_page_keeps_the_contract_of_quantizers(page_quantizer):
+    held = type("Held", (QuantizerContract,), {"strategy": page_quantizer, "settings": {"bits": 8}})()
+    for name in dir(held):
+        if name.startswith("test_") and "installed" not in name:
+            getattr(held, name)()
+
+
+def test_the_guard_gives_back_what_the_page_says(page_quantizer):
+    example = ROOT / "examples" / "fashion_resnet"
+    recipe = pumice.Recipe([Quantize(quantizer=page_quantizer(bits=3))])
+    result = pumice.compress(example / "fashion_resnet.onnx", example / "data", recipe, measure=False)
+    (said,) = [note for note in result.notes if "returned to floating point" in note]
+    assert f"    {said[: said.rindex(':')]}: ...\n" in (DOCS / "write-a-plugin.md").read_text()
+
+
+def test_every_contract_is_named_in_the_page():
+    page = (DOCS / "write-a-plugin.md").read_text()
+    assert [name for name in pumice.testing.__all__ if f"`{name}`" not in page] == ["StrategyContract"]
 
 
 def test_the_plugin_in_the_page_passes_its_own_contract(page_plugin):

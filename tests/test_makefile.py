@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["setup", "demo", "test", "lint", "docs", "bench", "clean"]
+TARGETS = ["setup", "demo", "test", "lint", "docs", "bench", "native", "sanitize", "arm", "clean"]
 
 
 def make(*arguments):

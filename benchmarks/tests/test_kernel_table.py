@@ -1,0 +1,58 @@
+"""The table of kernels: every family has peers, every case runs on our side, ratios point the right way."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(FOLDER))
+
+import bench_kernels  # noqa: E402
+from kernel_cases import all_cases  # noqa: E402
+
+CASES = list(all_cases(quick=True, only=set()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_our_side_of_every_quick_case_runs(case):
+    ours = bench_kernels.Ours(threads=1)
+    ours.build(case, copies=1)
+    assert ours.burst(1) > 0
+
+
+def test_every_family_says_what_its_peers_compute():
+    for case in CASES:
+        assert (FOLDER / "kernel_peers" / "served" / f"{case.family}.py").exists()
+
+
+def test_a_ratio_above_one_is_in_our_favour():
+    case = CASES[0]
+    row = bench_kernels.Row(
+        case=case, threads=1, weights="hot", median={"pumice": 1e-3, "a": 3e-3, "b": 2e-3}, spread=0.01, of_peak=0.5
+    )
+    assert row.best == "b"
+    assert row.ratio == 2
+    found = row.measurement()
+    assert found["ratio"] == pytest.approx(2)
+    assert found["peers"] == pytest.approx({"a": 3000, "b": 2000})
+    assert "!" not in "".join(row.cells())
+
+
+def test_a_ratio_below_the_target_is_marked():
+    case = CASES[0]
+    row = bench_kernels.Row(
+        case=case, threads=1, weights="hot", median={"pumice": 2e-3, "a": 1e-3}, spread=0.01, of_peak=None
+    )
+    assert "0.50!" in row.cells()
+
+
+def test_a_process_that_dies_is_an_error_of_one_line():
+    from kernel_peers import Peer, PeerError
+
+    peer = Peer("numpy", Path(sys.executable), threads=1)
+    try:
+        with pytest.raises(PeerError, match="no_such_family"):
+            peer.build("no_such_family", 1, {})
+    finally:
+        peer.close()

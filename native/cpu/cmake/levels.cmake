@@ -1,0 +1,57 @@
+# The instruction-set levels, one line each: a name, the level that it extends, the architecture, the compiler's flags.
+#
+# A level means all that its ancestors mean. Files are named `<unit>_<level>.c`; `pumice_has_<level>()` in
+# csrc/base/cpu.c says whether the processor and the system offer what the line adds to its parent.
+
+set(PUMICE_ALL "")
+set(PUMICE_BUILT "")
+set(PUMICE_LEVELS_TEXT "")
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" processor)
+if(processor MATCHES "^(x86_64|amd64)$")
+  set(PUMICE_ARCHITECTURE x86)
+elseif(processor MATCHES "^(aarch64|arm64)$")
+  set(PUMICE_ARCHITECTURE arm)
+else()
+  set(PUMICE_ARCHITECTURE other)
+endif()
+
+macro(pumice_level name parent architecture)
+  list(APPEND PUMICE_ALL ${name})
+  if("${architecture}" STREQUAL "any" OR "${architecture}" STREQUAL "${PUMICE_ARCHITECTURE}")
+    list(APPEND PUMICE_BUILT ${name})
+    set(PUMICE_FLAGS_${name} ${PUMICE_FLAGS_${parent}} ${ARGN})
+    string(APPEND PUMICE_LEVELS_TEXT "LEVEL(${name}, ${parent})\n")
+  endif()
+endmacro()
+
+# In order of preference, the last one that the machine has wins.
+pumice_level(scalar scalar any)
+pumice_level(avx2 scalar x86 -mavx2 -mfma -mf16c)
+pumice_level(avx_vnni avx2 x86 -mavxvnni)
+pumice_level(avx512 avx2 x86 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mprefer-vector-width=512)
+pumice_level(avx512_vnni avx512 x86 -mavx512vnni)
+pumice_level(avx512_bf16 avx512_vnni x86 -mavx512bf16)
+pumice_level(amx avx512_bf16 x86 -mamx-tile -mamx-int8 -mamx-bf16)
+pumice_level(neon scalar arm)
+pumice_level(neon_dotprod neon arm -march=armv8.2-a+dotprod)
+pumice_level(i8mm neon_dotprod arm -march=armv8.2-a+dotprod+i8mm)
+
+# `csrc/gemm/gemm_avx512_vnni.c` is unit `gemm` at level `avx512_vnni`; a file without a level is portable.
+function(pumice_level_of source unit level)
+  get_filename_component(stem ${source} NAME_WE)
+  set(found "")
+  foreach(candidate ${PUMICE_ALL})
+    if(stem MATCHES "_${candidate}$")
+      string(LENGTH "${candidate}" length)
+      string(LENGTH "${found}" longest)
+      if(length GREATER longest)
+        set(found ${candidate})
+      endif()
+    endif()
+  endforeach()
+  if(found)
+    string(REGEX REPLACE "_${found}$" "" stem ${stem})
+  endif()
+  set(${unit} ${stem} PARENT_SCOPE)
+  set(${level} "${found}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,78 @@
+/* What the slots of this family are given. */
+#ifndef PUMICE_CONV_TYPES_H
+#define PUMICE_CONV_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct planes; /* planes.h */
+
+enum { CONV_MOST_PIXELS = 32, CONV_MOST_FILTERS = 32, CONV_LEAST_FILTERS = 8, CONV_SLACK = 64, CONV_MOST_PARTS = 3, CONV_MOST_ROWS = 96, CONV_DEPTHWISE_CHANNELS = 64 };
+
+/* The tile of an 8-bit convolution, and how its kernel wants the operands. */
+struct conv_u8_form {
+    int pixels;  /* rows of the tile */
+    int filters; /* columns: the filters of a packed panel */
+    int unit;    /* bytes that the depth of a segment is padded to; the kernel may read as far in the activations */
+    int offset;  /* the kernel takes this off every activation; the packed bias makes up for it */
+    int staged;  /* pixels lie at one distance from each other and have one segment */
+};
+
+/* How sums become 8-bit levels:
+ *
+ *     v = sum * multiplier[n] + (residual - residual_zero_point) * residual_multiplier
+ *     level = round half to even(clamp(v, low, high)) + zero_point
+ *
+ * Pointers are those of the panel's first filter and the tile's first pixel. */
+struct conv_requantize {
+    const float *multiplier; /* padded to whole panels */
+    float low, high;
+    int32_t zero_point;
+    int is_signed; /* levels are of -128..127, not of 0..255 */
+    int overflows; /* values may leave the range of int32 before they are bounded */
+    const uint8_t *residual; /* or NULL; rows lie as far apart as those of the result */
+    float residual_multiplier;
+    int32_t residual_zero_point;
+    int32_t residual_flip; /* 0x80 where the residual is signed, whose zero point then is 0x80 higher */
+};
+
+/* Depthwise tiles hold a block of channels, in an order that suits the level's instructions. */
+struct conv_u8_depthwise_form {
+    int channels;          /* of a block, at most CONV_DEPTHWISE_CHANNELS */
+    const uint8_t *order;  /* place n of a block holds channel order[n]; NULL: channel n */
+    int offset;            /* as conv_u8_form's */
+};
+
+/* Some pixels of some output rows, a block of channels. Vertical taps go four by four: `rows` has four pointers a group,
+ * to the first pixel's first column; absent taps have any row and zero weights. */
+struct conv_u8_window {
+    const uint8_t *const *rows;
+    int groups;
+    int lines;    /* of output, one below the other: the tile holds `count` pixels of each */
+    int64_t line; /* bytes from the windows of one line to those of the next */
+    int taps;     /* of a row of the kernel */
+    int64_t stride, dilation; /* in columns */
+    int64_t column;           /* bytes from one column to the next */
+    const int8_t *weights;    /* [group][tap][place][4] */
+    const int32_t *bias;      /* [place] */
+    uint8_t *stage;           /* room for a column of 4 bytes a channel, for every column of the pixels' windows */
+};
+
+/* The tile of a float convolution. */
+struct conv_f32_form {
+    int filters; /* rows: the filters of a packed panel */
+    int pixels;  /* columns, at most CONV_MOST_WIDTH */
+    int panel;   /* filters of a tile whose lanes are filters, and */
+    int run;     /* neighbouring pixels that it takes once or twice */
+};
+
+enum { CONV_MOST_WIDTH = 48, CONV_CORRELATED = 4, CONV_MOST_RUN = 7, CONV_MOST_PANEL = 32 };
+
+/* Which pixels of a tile are outputs: runs of neighbours. */
+struct conv_f32_runs {
+    int count;
+    uint8_t first[CONV_MOST_WIDTH], length[CONV_MOST_WIDTH];
+    uint64_t mask; /* the same, a bit a pixel */
+};
+
+#endif

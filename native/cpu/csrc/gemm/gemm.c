@@ -1,0 +1,496 @@
+/* The public matrix products: packing, the split into chunks, the loops around the tile kernels.
+ *
+ *   for each chunk (rows x panels)        shared out among the threads
+ *     for each block of rows              its part of A stays in the second-level cache, gathered or in place
+ *       for each block of k               only where k is long
+ *         for each panel of B             stays in the first-level cache; the next one is fetched meanwhile
+ *           for each tile of rows         tile kernel, then (after the last k) the epilogue from the tile buffer
+ */
+#include "gemm/gemm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/numbers.h"
+#include "gemm/pack.h"
+#include "pool/pool.h"
+
+enum {
+    SUMS_BYTES = 256 << 10,   /* of partial sums between blocks of k: a part of the second-level cache */
+    CONFLICT = 1024,          /* rows that are a multiple of this many bytes apart share cache sets */
+    WORTH_PACKING_PANELS = 4, /* fewer panels than this read A so seldom that its layout does not matter */
+    SHARED_BYTES = 1 << 20,   /* of A, gathered once for all chunks */
+    GATHERED_ROWS = 8,        /* at a time */
+    CHUNKS_PER_THREAD = 4,
+    TILES_PER_CHUNK = 8,
+};
+static const double LEAST_MACS[] = {1.5e6, 2e6, 6e6}; /* of a chunk, by product: about 20 us */
+static const double LEAST_BYTES = 256 << 10; /* of packed B, of a chunk */
+
+struct pumice_packed {
+    const struct level *level;
+    const struct gemm_kernel *kernel;
+    int product, b_type;
+    int64_t k, n, panels, panel_bytes;
+    int32_t *sums; /* of each column as packed, integer products only */
+    char *data;
+};
+
+struct job {
+    const struct pumice_packed *b;
+    const struct pumice_matrix *a;
+    struct gemm_store store;
+    char *out;
+    int64_t out_stride; /* bytes */
+    int out_size;
+    int integer, pack_a;
+    int64_t k_block, block_bytes; /* of A: a quarter of the second-level cache */
+    int64_t row_chunks, panel_chunks; /* the grid of chunks */
+    const char *shared; /* all of A, gathered once, where many chunks would gather the same few rows; else NULL */
+    int64_t shared_stride;
+    int failed;
+};
+
+const struct gemm_kernel *gemm_kernel_of(const struct level *level, int product) {
+    switch (product) {
+    case PUMICE_FLOAT: return RUN(level, gemm_float)();
+    case PUMICE_BFLOAT: return RUN(level, gemm_bfloat)();
+    default: return RUN(level, gemm_integer)();
+    }
+}
+
+/* --- packing ------------------------------------------------------------------------------------------------------ */
+
+struct packing {
+    struct pumice_packed *packed;
+    const struct pumice_matrix *b;
+};
+
+static void pack_chunk(void *context, int64_t panel, int worker) {
+    const struct packing *p = context;
+    struct pumice_packed *packed = p->packed;
+    int32_t *sums = packed->sums ? packed->sums + panel * packed->kernel->columns : NULL;
+    gemm_pack_panel(packed->kernel, p->b, panel, packed->data + panel * packed->panel_bytes, sums);
+}
+
+static int fits(int product, int type) {
+    int bytes = type == PUMICE_U8 || type == PUMICE_S8;
+    return product == PUMICE_INTEGER ? bytes : type == PUMICE_F32 || type == PUMICE_BF16;
+}
+
+static void describe(struct pumice_packed *packed, const struct level *level, int product, const struct pumice_matrix *b) {
+    packed->level = level, packed->kernel = gemm_kernel_of(level, product);
+    packed->product = product, packed->b_type = b->type;
+    packed->k = b->rows, packed->n = b->columns;
+    packed->panels = (b->columns + packed->kernel->columns - 1) / packed->kernel->columns;
+    packed->panel_bytes = gemm_panel_bytes(packed->kernel, b->rows);
+}
+
+static size_t bytes_of_sums(const struct pumice_packed *packed) {
+    if (packed->product != PUMICE_INTEGER) return 0;
+    return (size_t)round_up(packed->panels * packed->kernel->columns * 4, 64);
+}
+
+static void place(struct pumice_packed *packed, char *memory) {
+    size_t sums = bytes_of_sums(packed);
+    packed->sums = sums ? (int32_t *)memory : NULL;
+    packed->data = memory + sums;
+}
+
+static size_t bytes_to_place(const struct pumice_packed *packed) {
+    return bytes_of_sums(packed) + (size_t)(packed->panels * packed->panel_bytes);
+}
+
+int pumice_pack(struct pumice_packed **result, int product, const struct pumice_matrix *b, int threads) {
+    *result = NULL;
+    if (product < PUMICE_FLOAT || product > PUMICE_INTEGER || !fits(product, b->type)) return PUMICE_BAD_ARGUMENT;
+    struct pumice_packed *packed = calloc(1, sizeof *packed);
+    if (!packed) return PUMICE_NO_MEMORY;
+    describe(packed, pumice_level(), product, b);
+    char *memory = pumice_alloc(bytes_to_place(packed));
+    if (!memory) {
+        free(packed);
+        return PUMICE_NO_MEMORY;
+    }
+    place(packed, memory);
+    struct packing packing = {packed, b};
+    pumice_parallel((double)b->rows * (double)b->columns < 1e5 ? 1 : threads, packed->panels, pack_chunk, &packing);
+    *result = packed;
+    return PUMICE_OK;
+}
+
+void pumice_packed_free(struct pumice_packed *packed) {
+    if (!packed) return;
+    pumice_free(packed->sums ? (char *)packed->sums : packed->data);
+    free(packed);
+}
+
+int64_t pumice_packed_bytes(const struct pumice_packed *packed) { return (int64_t)bytes_to_place(packed); }
+
+/* --- one chunk ---------------------------------------------------------------------------------------------------- */
+
+/* The `index`th of `parts` even shares of `count`. */
+static int64_t cut(int64_t count, int64_t parts, int64_t index) { return count * index / parts; }
+
+static void store_tile(const struct job *job, const void *sums, int64_t m, int64_t n, int rows) {
+    const struct kernel_table *table = &job->b->level->table;
+    int columns = job->b->kernel->columns, live = (int)smaller(columns, job->b->n - n);
+    char *out = job->out + m * job->out_stride + n * job->out_size;
+    if (job->integer)
+        table->gemm_store_integer(&job->store, sums, columns, m, n, rows, live, out, job->out_stride);
+    else
+        table->gemm_store_float(&job->store, sums, columns, m, n, rows, live, out, job->out_stride);
+}
+
+/* A tile whose epilogue is due. It runs after the next tile's products were issued, which then overlap with it. */
+struct pending {
+    const char *sums;
+    int64_t m, n;
+    int rows;
+};
+
+static void settle(const struct job *job, struct pending *pending) {
+    if (pending->sums) store_tile(job, pending->sums, pending->m, pending->n, pending->rows);
+    pending->sums = NULL;
+}
+
+/* Some rows by some panels, for some k. */
+struct block {
+    int64_t m, rows, tiles;
+    int64_t first, last; /* panels */
+    int64_t k, depth;
+    int split, sliced; /* whether this is not all of k; whether panels are taken in slices of k */
+    const char *a;
+    int64_t a_stride; /* bytes */
+    char *sums;       /* of two tiles in turn; of two panels' where they are sliced, of all where k is split */
+    int64_t tile_bytes;
+};
+
+/* Each tile fetches its share of the next panel while it computes. */
+static struct gemm_fetch share_of(const char *next, const struct gemm_kernel *kernel, int64_t depth, int64_t tile,
+                                  int64_t tiles) {
+    const int64_t groups = (depth + kernel->group - 1) / kernel->group;
+    const int64_t bytes = kernel->columns * kernel->group * pumice_type_size(kernel->b_type), step = (bytes + tiles - 1) / tiles;
+    return (struct gemm_fetch){next + tile * groups * step, step};
+}
+
+/* Where the sums of a tile are kept until they are complete. A tile's epilogue is due only after the next tile's products. */
+static char *sums_of(const struct block *block, int64_t panel, int64_t tile) {
+    const int64_t number = (panel - block->first) * block->tiles + tile;
+    const int64_t kept = block->split ? INT64_MAX : block->sliced ? 2 * block->tiles : 2;
+    return block->sums + number % kept * block->tile_bytes;
+}
+
+/* One slice of k of one panel, by all tiles of rows. */
+static void run_slice(const struct job *job, const struct block *block, int64_t panel, int64_t k, int64_t depth,
+                      const char *next, struct pending *pending) {
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t row_step = larger(1, kernel->row_step), steps = (block->rows + row_step - 1) / row_step;
+    const char *b = job->b->data + panel * job->b->panel_bytes + k * kernel->columns * pumice_type_size(kernel->b_type);
+    const char *a = block->a + (k - block->k) * pumice_type_size(kernel->a_type);
+    const int is_last = k + depth >= job->b->k;
+    for (int64_t t = 0; t < block->tiles; t++) {
+        const int64_t from = cut(steps, block->tiles, t) * row_step;
+        const int64_t rows = cut(steps, block->tiles, t + 1) * row_step - from;
+        const struct gemm_fetch fetch = share_of(next ? next : b, kernel, depth, t, block->tiles);
+        char *sums = sums_of(block, panel, t);
+        kernel->tile((int)rows, depth, a + from * block->a_stride, block->a_stride, b, sums, k > 0, fetch);
+        settle(job, pending);
+        if (is_last)
+            *pending = (struct pending){sums, block->m + from, panel * kernel->columns,
+                                        (int)smaller(rows, block->rows - from)};
+    }
+}
+
+static void run_block(const struct job *job, const struct block *block) {
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t slice = kernel->k_slice ? kernel->k_slice : larger(block->depth, 1), end = block->k + block->depth;
+    const int64_t row_bytes = kernel->columns * pumice_type_size(kernel->b_type);
+    struct pending pending = {0};
+    for (int64_t panel = block->first; panel < block->last; panel++) {
+        const char *following = panel + 1 < block->last ? job->b->data + (panel + 1) * job->b->panel_bytes : NULL;
+        int64_t k = block->k;
+        do { /* each slice fetches the same slice of the next panel */
+            const char *next = following ? following + k * row_bytes : NULL;
+            run_slice(job, block, panel, k, smaller(slice, end - k), next, &pending);
+            k += slice;
+        } while (k < end);
+    }
+    settle(job, &pending);
+}
+
+/* Bytes from row to row of a gathered A: odd in cache lines, so that rows do not share cache sets. */
+static int64_t gathered_stride(const struct gemm_kernel *kernel, int64_t k) {
+    return round_up(round_up(k, kernel->k_align) * pumice_type_size(kernel->a_type), 64) + 64;
+}
+
+/* Sets where the block's part of A is; gathers it if it cannot be read in place. */
+static void place_a(const struct job *job, struct block *block, char *gathered, int64_t stride) {
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t size = pumice_type_size(kernel->a_type);
+    block->a = gathered, block->a_stride = stride;
+    if (job->shared) {
+        block->a = job->shared + block->m * job->shared_stride + block->k * size, block->a_stride = job->shared_stride;
+    } else if (gathered) {
+        gemm_pack_rows(kernel, job->a, block->m, block->rows, block->k, block->depth, gathered, stride);
+    } else {
+        block->a_stride = job->a->row_stride * size;
+        block->a = (const char *)job->a->data + (block->m * job->a->row_stride + block->k) * size;
+    }
+}
+
+/* Rows [m, m + rows) of panels [first, last); `rows` is small enough for its part of A to stay in cache. */
+static int run_rows(const struct job *job, int64_t m, int64_t rows, int64_t first, int64_t last) {
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t all_k = job->b->k, blocks = larger(1, (all_k + job->k_block - 1) / job->k_block);
+    const int64_t k_block = blocks == 1 ? larger(all_k, 1) : round_up((all_k + blocks - 1) / blocks, kernel->k_align);
+    const int64_t row_step = larger(1, kernel->row_step);
+    struct block block = {.m = m, .rows = rows, .tiles = (rows + kernel->rows - 1) / kernel->rows, .split = blocks > 1};
+    block.tile_bytes = (int64_t)kernel->rows * kernel->columns * 4;
+    block.sliced = kernel->k_slice && k_block > kernel->k_slice;
+    const int64_t in_cache = larger(1, SUMS_BYTES / (block.tiles * block.tile_bytes));
+    const int64_t panels = blocks == 1 ? last - first : smaller(last - first, in_cache);
+    block.sums = pumice_scratch(SCRATCH_GEMM_TILE, (size_t)(block.tile_bytes * block.tiles * larger(2, panels * block.split)));
+    char *gathered = NULL;
+    const int64_t stride = gathered_stride(kernel, k_block);
+    const int gather = !job->shared && (job->pack_a || rows % row_step);
+    if (gather) gathered = pumice_scratch(SCRATCH_GEMM_A, (size_t)(round_up(rows, row_step) * stride));
+    if (!block.sums || (gather && !gathered)) return 0;
+    for (block.first = first; block.first < last; block.first = block.last) {
+        block.last = smaller(block.first + panels, last);
+        block.k = 0;
+        do {
+            block.depth = smaller(k_block, all_k - block.k);
+            if (blocks > 1 || block.first == first) place_a(job, &block, gathered, stride);
+            run_block(job, &block);
+            block.k += k_block;
+        } while (block.k < all_k);
+    }
+    return 1;
+}
+
+static void run_chunk(void *context, int64_t chunk, int worker) {
+    struct job *job = context;
+    const struct gemm_kernel *kernel = job->b->kernel;
+    int64_t tiles = (job->a->rows + kernel->rows - 1) / kernel->rows;
+    int64_t row = chunk / job->panel_chunks, column = chunk % job->panel_chunks;
+    int64_t m = cut(tiles, job->row_chunks, row) * kernel->rows;
+    int64_t end = smaller(cut(tiles, job->row_chunks, row + 1) * kernel->rows, job->a->rows);
+    int64_t first = cut(job->b->panels, job->panel_chunks, column), last = cut(job->b->panels, job->panel_chunks, column + 1);
+    const int64_t depth = smaller(job->b->k, job->k_block) * pumice_type_size(kernel->a_type);
+    const int64_t most = larger(1, job->block_bytes / larger(1, depth * kernel->rows)) * kernel->rows;
+    if (kernel->start) kernel->start();
+    for (; m < end; m += most)
+        if (!run_rows(job, m, smaller(most, end - m), first, last)) job->failed = 1;
+    if (kernel->finish) kernel->finish();
+}
+
+/* --- the whole product -------------------------------------------------------------------------------------------- */
+
+/* A grid of about `chunks` chunks: across the panels where rows are few, so that weights are read once. */
+static void make_grid(struct job *job, int64_t chunks) {
+    int64_t tiles = (job->a->rows + job->b->kernel->rows - 1) / job->b->kernel->rows, panels = job->b->panels;
+    chunks = larger(1, smaller(chunks, tiles * panels));
+    job->panel_chunks = 1;
+    if (tiles <= 4) job->panel_chunks = smaller(panels, chunks);
+    job->row_chunks = smaller(tiles, (chunks + job->panel_chunks - 1) / job->panel_chunks);
+    if (tiles > 4) {
+        /* several tiles of rows a chunk, for a panel to be used often; the rest across the panels */
+        job->row_chunks = larger(1, smaller(tiles / TILES_PER_CHUNK, chunks));
+        job->panel_chunks = smaller(panels, (chunks + job->row_chunks - 1) / job->row_chunks);
+    }
+}
+
+static int a_needs_packing(const struct pumice_packed *b, const struct pumice_matrix *a) {
+    const struct gemm_kernel *kernel = b->kernel;
+    int64_t size = pumice_type_size(kernel->a_type);
+    if (a->type != kernel->a_type || kernel->rounds || (a->column_stride != 1 && a->columns > 1)) return 1;
+    if (a->rows <= 4 || b->panels < WORTH_PACKING_PANELS) return 0;
+    if (kernel->whole_lines && (((uintptr_t)a->data | (uintptr_t)(a->row_stride * size)) % 64)) return 1;
+    return a->row_stride * size % CONFLICT == 0;
+}
+
+static void set_up(struct job *job, const struct pumice_packed *b, const struct pumice_matrix *a, void *out,
+                   int64_t out_stride) {
+    job->b = b, job->a = a, job->out = out;
+    job->integer = b->product == PUMICE_INTEGER;
+    job->out_size = pumice_type_size(job->store.e.output), job->out_stride = out_stride * job->out_size;
+    job->pack_a = a_needs_packing(b, a);
+    job->k_block = b->kernel->k_block, job->block_bytes = (int64_t)pumice_cache_bytes() / 4;
+    job->row_chunks = job->panel_chunks = 1;
+}
+
+static void gather_piece(void *context, int64_t piece, int worker) {
+    const struct job *job = context;
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t from = piece * GATHERED_ROWS, rows = smaller(GATHERED_ROWS, job->a->rows - from);
+    char *to = (char *)job->shared + from * job->shared_stride;
+    gemm_pack_rows(kernel, job->a, from, rows, 0, job->b->k, to, job->shared_stride);
+}
+
+/* Gathers all of A for all chunks, where each would gather the same few rows. */
+static void share_a(struct job *job, int team) {
+    const struct gemm_kernel *kernel = job->b->kernel;
+    const int64_t row_step = larger(1, kernel->row_step), stride = gathered_stride(kernel, job->b->k);
+    const int64_t rows = round_up(job->a->rows, row_step);
+    const int gathers = job->pack_a || rows != job->a->rows;
+    if (!gathers || job->panel_chunks < 3 || rows * stride > SHARED_BYTES) return;
+    char *shared = pumice_scratch(SCRATCH_GEMM_A, (size_t)(rows * stride));
+    if (!shared) return; /* each chunk will say so itself */
+    job->shared = shared, job->shared_stride = stride;
+    pumice_parallel(team, (job->a->rows + GATHERED_ROWS - 1) / GATHERED_ROWS, gather_piece, job);
+}
+
+static int run(struct job *job, int threads) {
+    int team = pumice_team(threads);
+    double macs = (double)job->a->rows * (double)job->b->n * (double)larger(job->b->k, 1);
+    double streamed = (double)(job->b->panels * job->b->panel_bytes) / LEAST_BYTES; /* what bounds products of few rows */
+    double worthwhile = macs / LEAST_MACS[job->b->product];
+    if (streamed > worthwhile) worthwhile = streamed;
+    int64_t most = team * CHUNKS_PER_THREAD;
+    if (team > 1) make_grid(job, worthwhile < 3 ? 1 : worthwhile < (double)most ? (int64_t)worthwhile : most);
+    share_a(job, team);
+    pumice_parallel(team, job->row_chunks * job->panel_chunks, run_chunk, job);
+    return job->failed ? PUMICE_NO_MEMORY : PUMICE_OK;
+}
+
+/* --- zero points -------------------------------------------------------------------------------------------------- */
+
+/* With a' = a + shift and b' = b - flip as the kernels see them, za' = za + shift, zb' = zb - flip:
+ *
+ *   sum (a - za)(b - zb) = sum a'b'  + [k za' zb'[n] - za' sum b'[n]]  - [sum a'[m]] zb'[n]
+ *                                      column_offset                     row_term * column_term */
+struct zeros {
+    int32_t *memory; /* column_offset, column_term, row_term */
+    int with_rows;
+};
+
+static int32_t wrap(int64_t value) { return (int32_t)(uint32_t)(uint64_t)value; }
+
+static int any_b_zero(const struct pumice_packed *b, const int32_t *b_zero) {
+    int flip = b->b_type == PUMICE_U8 ? 128 : 0;
+    if (!b_zero) return flip != 0;
+    for (int64_t n = 0; n < b->n; n++)
+        if (b_zero[n] != flip) return 1;
+    return 0;
+}
+
+static void sum_rows(const struct pumice_matrix *a, int shift, int32_t *sums) {
+    for (int64_t m = 0; m < a->rows; m++) {
+        const uint8_t *row = (const uint8_t *)a->data + m * a->row_stride;
+        int64_t sum = shift * a->columns;
+        if (a->type == PUMICE_U8)
+            for (int64_t k = 0; k < a->columns; k++) sum += row[k * a->column_stride];
+        else
+            for (int64_t k = 0; k < a->columns; k++) sum += (int8_t)row[k * a->column_stride];
+        sums[m] = wrap(sum);
+    }
+}
+
+static int fold_zeros(struct zeros *zeros, struct pumice_epilogue *epilogue, const struct pumice_packed *b,
+                      const struct pumice_matrix *a, int32_t a_zero, const int32_t *b_zero) {
+    int shift = gemm_shift_of_a(b->kernel, a->type), flip = b->b_type == PUMICE_U8 ? 128 : 0;
+    int64_t columns = b->panels * b->kernel->columns, za = a_zero + shift;
+    zeros->with_rows = any_b_zero(b, b_zero);
+    if (!zeros->with_rows && za == 0 && !epilogue->offset) return PUMICE_OK;
+    if (zeros->with_rows && epilogue->row_term) return PUMICE_BAD_ARGUMENT;
+    zeros->memory = pumice_alloc((size_t)(2 * columns + (zeros->with_rows ? a->rows : 0)) * 4);
+    if (!zeros->memory) return PUMICE_NO_MEMORY;
+    int32_t *offset = zeros->memory, *column_term = offset + columns, *row_term = column_term + columns;
+    for (int64_t n = 0; n < columns; n++) {
+        int64_t zb = (b_zero && n < b->n ? b_zero[n] : 0) - flip;
+        const int64_t given = epilogue->offset && n < b->n ? epilogue->offset[n] : 0;
+        offset[n] = wrap(given + b->k * za * zb - za * b->sums[n]);
+        column_term[n] = wrap(-zb);
+    }
+    if (zeros->with_rows) {
+        sum_rows(a, shift, row_term);
+        epilogue->row_term = row_term, epilogue->column_term = column_term;
+    }
+    return PUMICE_OK;
+}
+
+/* --- public ------------------------------------------------------------------------------------------------------- */
+
+int pumice_gemm(const struct pumice_packed *b, const struct pumice_matrix *a, int32_t a_zero, const int32_t *b_zero,
+                const struct pumice_epilogue *epilogue, void *out, int64_t out_stride, int threads) {
+    if (a->columns != b->k || !fits(b->product, a->type)) return PUMICE_BAD_ARGUMENT;
+    if (a->rows == 0 || b->n == 0) return PUMICE_OK;
+    struct job job = {0};
+    struct zeros zeros = {0};
+    struct pumice_epilogue e = *epilogue;
+    int integer = b->product == PUMICE_INTEGER;
+    int status = integer ? fold_zeros(&zeros, &e, b, a, a_zero, b_zero) : PUMICE_OK;
+    if (status == PUMICE_OK) status = gemm_prepare_store(&job.store, &e, zeros.memory, integer, b->level);
+    if (status == PUMICE_OK) {
+        set_up(&job, b, a, out, out_stride);
+        gemm_kernel_of(b->level, b->product); /* notes that it ran */
+        status = run(&job, threads);
+    }
+    if (zeros.memory) pumice_free(zeros.memory);
+    return status;
+}
+
+struct batch {
+    int product;
+    const struct pumice_matrix *a, *b;
+    const int64_t *a_offsets, *b_offsets, *out_offsets;
+    int32_t a_zero;
+    const int32_t *b_zero;
+    const struct pumice_epilogue *epilogue;
+    char *out;
+    int64_t out_stride;
+    const struct level *level;
+    _Atomic int status;
+};
+
+static struct pumice_matrix moved(const struct pumice_matrix *matrix, int64_t offset) {
+    struct pumice_matrix result = *matrix;
+    result.data = (const char *)matrix->data + offset * pumice_type_size(matrix->type);
+    return result;
+}
+
+static void run_item(struct batch *batch, int64_t i, int threads) {
+    struct pumice_matrix a = moved(batch->a, batch->a_offsets[i]), b = moved(batch->b, batch->b_offsets[i]);
+    struct pumice_packed packed;
+    describe(&packed, batch->level, batch->product, &b);
+    char *memory = pumice_scratch(SCRATCH_GEMM_B, bytes_to_place(&packed));
+    if (!memory) {
+        batch->status = PUMICE_NO_MEMORY;
+        return;
+    }
+    place(&packed, memory);
+    struct packing packing = {&packed, &b};
+    pumice_parallel(threads, packed.panels, pack_chunk, &packing);
+    char *out = batch->out + batch->out_offsets[i] * pumice_type_size(batch->epilogue->output);
+    int status = pumice_gemm(&packed, &a, batch->a_zero, batch->b_zero, batch->epilogue, out, batch->out_stride, threads);
+    if (status != PUMICE_OK) batch->status = status;
+}
+
+static void run_item_alone(void *context, int64_t i, int worker) { run_item(context, i, 1); }
+
+int pumice_gemm_batch(int product, int64_t count, const struct pumice_matrix *a, const int64_t *a_offsets,
+                      const struct pumice_matrix *b, const int64_t *b_offsets, int32_t a_zero, int32_t b_zero,
+                      const struct pumice_epilogue *epilogue, void *out, const int64_t *out_offsets, int64_t out_stride,
+                      int threads) {
+    if (a->columns != b->rows || !fits(product, a->type) || !fits(product, b->type)) return PUMICE_BAD_ARGUMENT;
+    int32_t *zeros = NULL;
+    if (b_zero) {
+        zeros = pumice_alloc((size_t)b->columns * 4);
+        if (!zeros) return PUMICE_NO_MEMORY;
+        for (int64_t n = 0; n < b->columns; n++) zeros[n] = b_zero;
+    }
+    struct batch batch = {.product = product, .a = a, .b = b, .a_zero = a_zero, .b_zero = zeros};
+    batch.a_offsets = a_offsets, batch.b_offsets = b_offsets, batch.out_offsets = out_offsets;
+    batch.epilogue = epilogue, batch.out = out, batch.out_stride = out_stride, batch.level = pumice_level();
+    int team = pumice_team(threads);
+    double macs = (double)a->rows * (double)b->columns * (double)b->rows * (double)count;
+    if (macs < 3 * LEAST_MACS[product]) team = 1;
+    if (count >= team)
+        pumice_parallel(team, count, run_item_alone, &batch);
+    else
+        for (int64_t i = 0; i < count; i++) run_item(&batch, i, team);
+    if (zeros) pumice_free(zeros);
+    return batch.status;
+}

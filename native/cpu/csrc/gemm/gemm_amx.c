@@ -1,0 +1,125 @@
+/* AMX: 32 x 32 tiles from 2 x 2 tile registers of sums, two of A and two of B; u8 x s8 by tdpbusd, bf16 by tdpbf16ps.
+ *
+ * A tile register holds 16 rows of 64 bytes. The panel layout [k / group][32 columns][group] is the one that AMX wants for
+ * B: a row of a B tile is `group` k of 16 columns, the next row lies 128 bytes on. A is loaded row by row from where it
+ * is; the last, partial 64 bytes of its rows go through a padded copy.
+ *
+ * A passes once for every panel: the streaming load keeps it from pushing the panel's slice out of the first-level cache,
+ * which is worth a third of the speed. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "base/numbers.h"
+#include "gemm/gemm.h"
+
+enum { STEP_BYTES = 64, PANEL_ROW = 128, TILE_ROW = 128, MOST_ROWS = 32 };
+
+struct configuration {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+/* Registers: 0 and 1 sums of the first 16 rows, 2 and 3 of the others; 4 and 5 A; 6 and 7 B. Loading a configuration
+ * takes hundreds of cycles: one for all tiles of a chunk. Other libraries may use tiles between two chunks. */
+static const struct configuration whole_tiles = {
+    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+
+static void start(void) { _tile_loadconfig(&whole_tiles); }
+
+static void finish(void) { _tile_release(); }
+
+/* A step is 64 bytes of a row: 16 groups of k, 16 panel rows of B. */
+static inline void fetch_for_a_step(struct gemm_fetch *fetch) {
+    for (int64_t done = 0; done < 16 * fetch->step; done += 64) __builtin_prefetch(fetch->next + done, 0, 2);
+    fetch->next += 16 * fetch->step;
+}
+
+#define TILES(name, product)                                                                                          \
+    static inline void name##_upper(int64_t steps, const char *a, int64_t stride, const char *b,                      \
+                                    struct gemm_fetch fetch) {                                                        \
+        for (; steps > 0; steps--, a += STEP_BYTES, b += 16 * PANEL_ROW) {                                            \
+            _tile_stream_loadd(4, a, stride);                                                                                \
+            _tile_loadd(6, b, PANEL_ROW);                                                                             \
+            product(0, 4, 6);                                                                                         \
+            _tile_loadd(7, b + 64, PANEL_ROW);                                                                        \
+            product(1, 4, 7);                                                                                         \
+            fetch_for_a_step(&fetch);                                                                                 \
+        }                                                                                                             \
+    }                                                                                                                 \
+    static inline void name##_both(int64_t steps, const char *a, int64_t stride, const char *b,                       \
+                                   struct gemm_fetch fetch) {                                                         \
+        const char *lower = a + 16 * stride;                                                                          \
+        for (; steps > 0; steps--, a += STEP_BYTES, lower += STEP_BYTES, b += 16 * PANEL_ROW) {                       \
+            _tile_loadd(6, b, PANEL_ROW);                                                                             \
+            _tile_stream_loadd(4, a, stride);                                                                                \
+            product(0, 4, 6);                                                                                         \
+            _tile_loadd(7, b + 64, PANEL_ROW);                                                                        \
+            product(1, 4, 7);                                                                                         \
+            _tile_stream_loadd(5, lower, stride);                                                                            \
+            product(2, 5, 6);                                                                                         \
+            product(3, 5, 7);                                                                                         \
+            fetch_for_a_step(&fetch);                                                                                 \
+        }                                                                                                             \
+    }                                                                                                                 \
+    static void name(int rows, int64_t k, const void *a, int64_t stride, const void *panel, void *tile,               \
+                     int accumulate, struct gemm_fetch fetch) {                                                       \
+        run(rows, k * (4 / GROUP_OF_##name), a, stride, panel, tile, accumulate, fetch, name##_upper, name##_both);   \
+    }
+
+typedef void (*steps_function)(int64_t steps, const char *a, int64_t stride, const char *b, struct gemm_fetch fetch);
+
+static inline __attribute__((always_inline)) void run(int rows, int64_t bytes, const char *a, int64_t stride,
+                                                      const char *b, char *tile, int accumulate,
+                                                      struct gemm_fetch fetch, steps_function upper,
+                                                      steps_function both) {
+    const int two = rows > 16;
+    steps_function advance = two ? both : upper;
+    char *lower = tile + 16 * TILE_ROW;
+    if (accumulate) {
+        _tile_loadd(0, tile, TILE_ROW);
+        _tile_loadd(1, tile + 64, TILE_ROW);
+        if (two) {
+            _tile_loadd(2, lower, TILE_ROW);
+            _tile_loadd(3, lower + 64, TILE_ROW);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    const int64_t steps = bytes / STEP_BYTES, rest = bytes % STEP_BYTES;
+    advance(steps, a, stride, b, fetch);
+    if (rest) {
+        char last[MOST_ROWS * STEP_BYTES] __attribute__((aligned(64)));
+        for (int r = 0; r < rows; r++) {
+            memcpy(last + r * STEP_BYTES, a + r * stride + steps * STEP_BYTES, (size_t)rest);
+            memset(last + r * STEP_BYTES + rest, 0, (size_t)(STEP_BYTES - rest));
+        }
+        advance(1, last, STEP_BYTES, b + steps * 16 * PANEL_ROW, (struct gemm_fetch){b, 0});
+    }
+    _tile_stored(0, tile, TILE_ROW);
+    _tile_stored(1, tile + 64, TILE_ROW);
+    if (two) {
+        _tile_stored(2, lower, TILE_ROW);
+        _tile_stored(3, lower + 64, TILE_ROW);
+    }
+}
+
+#define GROUP_OF_byte_tile 4
+#define GROUP_OF_pair_tile 2
+TILES(byte_tile, _tile_dpbusd)
+TILES(pair_tile, _tile_dpbf16ps)
+
+static const struct gemm_kernel integer_kernel = {byte_tile, MOST_ROWS, 32, PUMICE_U8, PUMICE_S8, 4, 64, 1 << 12, 1024,
+                                                   .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
+static const struct gemm_kernel bfloat_kernel = {pair_tile, MOST_ROWS, 32, PUMICE_BF16, PUMICE_BF16, 2, 32, 1 << 11, 512,
+                                                  .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
+static const struct gemm_kernel *integers(void) { return &integer_kernel; }
+static const struct gemm_kernel *bfloats(void) { return &bfloat_kernel; }
+
+OVERRIDES(gemm, amx) {
+    table->gemm_integer = integers;
+    table->gemm_bfloat = bfloats;
+}

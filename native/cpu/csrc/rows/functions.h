@@ -1,0 +1,170 @@
+/* Elementary functions of a vector of f32, written once for every level: a reduction to a small interval, a polynomial,
+ * and the way back. Errors, over all f32 and against exact results, in units in the last place; tests measure them:
+ *
+ *   exp 1   log 1   tanh 5   sigmoid 3   erf 1   gelu 6   silu 4
+ *
+ * The approximation of GELU by tanh loses more where it is tiny: its argument to exp is large there, and rounded.
+ * NaN gives NaN, infinities and results too large or small give what IEEE 754 says. The polynomials of exp, log and erf
+ * are minimax fits in the form of N. Juffa's published ones, tanh's fraction is Eigen's; gelu's is explained where it
+ * stands. */
+#ifndef PUMICE_ROWS_FUNCTIONS_H
+#define PUMICE_ROWS_FUNCTIONS_H
+
+/* Included after one of vector_<level>.h. */
+
+INLINE vf magnitude(vf x) { return from_bits(and_i(bits(x), all_i(0x7fffffff))); }
+INLINE vf with_sign_of(vf size, vf sign) { return from_bits(or_i(bits(size), and_i(bits(sign), all_i(INT32_MIN)))); }
+
+INLINE vf minus_magnitude(vf x) { return from_bits(or_i(bits(x), all_i(INT32_MIN))); }
+
+#define TANH_END 9.0f /* from here on 1 is as near as the fit comes */
+
+/* 1 + r + r^2 (...) for |r| up to ln 2 / 2. */
+INLINE vf exp_near_zero(vf r) {
+    vf p = fma_(all(1.37805939e-3f), r, all(8.37312452e-3f));
+    p = fma_(p, r, all(4.16695364e-2f));
+    p = fma_(p, r, all(1.66664720e-1f));
+    p = fma_(p, r, all(4.99999851e-1f));
+    p = fma_(p, r, all(1));
+    return fma_(p, r, all(1));
+}
+
+/* exp(x + low) = p 2^n for a `low` that is far smaller than x: x = n ln 2 + r, p = exp r = 1 + r + r^2 (...). Returns p, so
+ * that it can be multiplied before 2^n may make it denormal. */
+INLINE vf exp_parts(vf x, vf low, vf *n) {
+    *n = nearest(mul(x, all(1.44269502f)));
+    const vf r = add(fnma(*n, all(1.42860677e-6f), fnma(*n, all(6.93145752e-1f), x)), low);
+    return exp_near_zero(r);
+}
+
+/* The same without `low`, for x from -150 up to 89. */
+INLINE vf exp_of_moderate(vf x) {
+    const vf n = nearest(mul(x, all(1.44269502f)));
+    return scale_by(exp_near_zero(fnma(n, all(1.42860677e-6f), fnma(n, all(6.93145752e-1f), x))), n);
+}
+
+INLINE vf exp_of_negative(vf x) { return exp_of_moderate(most(all(-150.0f), x)); }
+
+INLINE vf exp_of(vf x) { return exp_of_negative(least(all(89.0f), x)); }
+
+/* x = 2^e m with m from 2/3 to 4/3. */
+INLINE vf log_of(vf x) {
+    const vm tiny = below(x, all(1.17549435e-38f));
+    const vf scaled = choose(tiny, mul(x, all(8388608)), x);
+    const vi whole = and_i(sub_i(bits(scaled), all_i(0x3f2aaaab)), all_i((int32_t)0xff800000));
+    const vf e = fma_(to_float(whole), all(1.19209290e-7f), choose(tiny, all(-23), all(0)));
+    const vf m = sub(from_bits(sub_i(bits(scaled), whole)), all(1)), s = mul(m, m);
+    vf r = fma_(all(-0.130187988f), s, all(-0.121489584f)), t = fma_(all(0.140889585f), s, all(0.139809534f));
+    r = fma_(r, s, all(-0.166845024f));
+    t = fma_(t, s, all(0.200120345f));
+    r = fma_(r, s, all(-0.249996200f));
+    r = fma_(t, m, r);
+    r = fma_(r, m, all(0.333331972f));
+    r = fma_(r, m, all(-0.5f));
+    r = fma_(r, s, m);
+    r = fma_(e, all(0.693147182f), r);
+    r = choose(below(x, all(INFINITY)), r, add(x, x)); /* infinity and NaN */
+    r = choose(equal(x, all(0)), all(-INFINITY), r);
+    return choose(below(x, all(0)), all(NAN), r);
+}
+
+/* 1 / (1 + exp(-|x|)), times exp(-|x|) for negative x. */
+INLINE vf sigmoid_of(vf x) {
+    const vf e = exp_of_negative(minus_magnitude(x));
+    return mul(choose(below(x, all(0)), e, all(1)), reciprocal(add(all(1), e)));
+}
+
+/* x sigmoid(alpha x); a negative x is multiplied before the exponential may become denormal. */
+INLINE vf silu_of(vf x, vf alpha) {
+    const vf y = mul(alpha, x), size = most(all(-150.0f), minus_magnitude(y));
+    vf n;
+    const vf p = exp_parts(size, all(0), &n);
+    const vf negative = choose(below(all(-150.0f), size), scale_by(mul(x, p), n), mul(x, all(0)));
+    return mul(choose(below(y, all(0)), negative, x), reciprocal(add(all(1), scale_by(p, n))));
+}
+
+/* x P(x^2) / Q(x^2), a rational minimax fit where tanh is not 1 yet. */
+INLINE vf tanh_of(vf x) {
+    const vf t = most(all(-TANH_END), least(all(TANH_END), x)), s = mul(t, t);
+    vf p = fma_(all(-2.76076847742355e-16f), s, all(2.00018790482477e-13f));
+    p = fma_(p, s, all(-8.60467152213735e-11f));
+    p = fma_(p, s, all(5.12229709037114e-08f));
+    p = fma_(p, s, all(1.48572235717979e-05f));
+    p = fma_(p, s, all(6.37261928875436e-04f));
+    p = fma_(p, s, all(4.89352455891786e-03f));
+    vf q = fma_(all(1.19825839466702e-06f), s, all(1.18534705686654e-04f));
+    q = fma_(q, s, all(2.26843463243900e-03f));
+    q = fma_(q, s, all(4.89352518554385e-03f));
+    const vf inverse = reciprocal(q), ratio = mul(p, inverse);
+    return mul(t, fma_(fnma(ratio, q, p), inverse, ratio));
+}
+
+/* An odd polynomial near zero, 1 - exp(polynomial) elsewhere. */
+INLINE vf erf_of(vf x) {
+    const vf a = magnitude(x), s = mul(x, x);
+    vf near = fma_(all(-5.96761703e-4f), s, all(4.99119423e-3f));
+    near = fma_(near, s, all(-2.67681349e-2f));
+    near = fma_(near, s, all(1.12819925e-1f));
+    near = fma_(near, s, all(-3.76125336e-1f));
+    near = fma_(near, s, all(1.28379166e-1f));
+    near = fma_(near, x, x);
+    const vf t = least(all(4), a), square = mul(t, t);
+    vf far = fma_(all(-1.72853470e-5f), t, all(3.83197126e-4f));
+    far = fma_(far, square, fma_(all(-3.88396438e-3f), t, all(2.42546219e-2f)));
+    far = fma_(far, t, all(-1.06777877e-1f));
+    far = fma_(far, t, all(-6.34846687e-1f));
+    far = fma_(far, t, all(-1.28717512e-1f));
+    far = fma_(far, t, sub(all(0), t));
+    far = sub(all(1), exp_of_moderate(far));
+    return choose(below(all(0.921875f), a), with_sign_of(far, x), near);
+}
+
+#define HALF_LOG2_E 0.721347511f
+#define HALF_LOG2_E_REST 9.62981517e-09f
+#define EXP2_1 0.693147203f
+#define EXP2_2 0.240226478f
+#define EXP2_3 0.0555033117f
+#define EXP2_4 0.00961844282f
+#define EXP2_5 0.00133994188f
+#define EXP2_6 0.000153529162f
+
+/* 2^r for |r| up to 1/2. */
+INLINE vf exp2_near_zero(vf r) {
+    vf p = fma_(all(EXP2_6), r, all(EXP2_5));
+    p = fma_(p, r, all(EXP2_4));
+    p = fma_(p, r, all(EXP2_3));
+    p = fma_(p, r, all(EXP2_2));
+    p = fma_(p, r, all(EXP2_1));
+    return fma_(p, r, all(1));
+}
+
+/* x Phi(x) = max(x, 0) - |x| Q(|x|), where Q(u) = 1 - Phi(u) = exp(-u^2 / 2) t S(t - 0.6) with t = 4 / (4 + u) and a
+ * polynomial S fitted to 9e-9: so the tail of negative x keeps its relative precision. The exponential is taken to base
+ * 2, u^2 log2(e) / 2 = n - r, with what u * u and the constant lose by rounding given to r; and what is missing in a
+ * first guess of t goes into t. */
+INLINE vf gelu_of(vf x) {
+    const vf u = least(all(14.5f), magnitude(x)), square = mul(u, u), lost = fms(u, u, square);
+    const vf guess = reciprocal_guess(add(all(4), u)), missing = fnma(guess, u, fnma(guess, all(4), all(1)));
+    const vf quarter = fma_(guess, missing, guess), q = fma_(all(4), quarter, all(-0.6f));
+    vf s = fma_(all(0x1.14bbe2p-4f), q, all(0x1.b51e3cp-4f)); /* 4 S */
+    s = fma_(s, q, all(-0x1.1e7f6cp-3f));
+    s = fma_(s, q, all(-0x1.6342bep-2f));
+    s = fma_(s, q, all(0x1.130b62p-4f));
+    s = fma_(s, q, all(0x1.0be89ep-0f));
+    s = fma_(s, q, all(0x1.e5ceaep-0f));
+    s = fma_(s, q, all(0x1.073246p+1f));
+    s = fma_(s, q, all(0x1.930160p-0f));
+    s = fma_(s, q, all(0x1.c9b2a0p-1f));
+    const vf n = nearest(mul(square, all(-HALF_LOG2_E)));
+    const vf r = fnma(all(HALF_LOG2_E_REST), square, fnma(all(HALF_LOG2_E), lost, fnms(all(HALF_LOG2_E), square, n)));
+    const vf tail = scale_by(mul(mul(mul(u, quarter), s), exp2_near_zero(r)), n);
+    return sub(most(all(0), x), tail);
+}
+
+/* x / (1 + exp(-2 c)), c = sqrt(2 / pi) (x + 0.044715 x^3): Gelu's approximation by tanh. */
+INLINE vf gelu_tanh_of(vf x) {
+    const vf inner = mul(mul(x, all(1.5957691f)), fma_(mul(x, x), all(0.044715f), all(1)));
+    return mul(x, sigmoid_of(inner));
+}
+
+#endif

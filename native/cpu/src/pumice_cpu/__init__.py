@@ -1,0 +1,20 @@
+"""The CPU kernels plugin: operators computed in C with the best instructions that the machine has.
+
+`pumice_kernels` yields one `Kernel` an operator and type; all compiled code is loaded when a plan is compiled, never
+when the plugin is imported. `PUMICE_CPU_ISA` forces an instruction-set level, `pumice_cpu.native.threads` says how many
+threads calls use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pumice import hookimpl
+from pumice.ops.record import Kernel
+
+
+@hookimpl
+def pumice_kernels() -> Iterable[Kernel]:
+    from pumice_cpu.kernels import all_kernels
+
+    return all_kernels()

@@ -1,0 +1,19 @@
+"""The operators that run in C: one module a family, each with `KERNELS`, a tuple of records.
+
+A module here says which nodes it accepts and hands arrays to the family's Python functions; it imports no compiled code
+at its top.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+from pumice.ops.record import Kernel
+
+
+def all_kernels() -> Iterator[Kernel]:
+    """The records of every module of this package."""
+    for found in pkgutil.iter_modules(__path__):
+        yield from importlib.import_module(f"{__name__}.{found.name}").KERNELS
