@@ -1,0 +1,6 @@
+from pumice.testing import ScorerContract
+from pumice_prune_fpgm import Fpgm
+
+
+class TestFpgm(ScorerContract):
+    strategy = Fpgm
