@@ -46,6 +46,13 @@ def fashion() -> Pictures:
     return Pictures(_scaled(training[:CALIBRATION]), _scaled(test), _idx_file("t10k-labels-idx1-ubyte.gz", header=8))
 
 
+@functools.cache
+def fashion_training() -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST's 60,000 training pictures and their classes."""
+    pixels = _idx_file("train-images-idx3-ubyte.gz", header=16).reshape(-1, 1, 28, 28)
+    return _scaled(pixels), _idx_file("train-labels-idx1-ubyte.gz", header=8).astype(np.int64)
+
+
 def _idx_file(name: str, header: int) -> np.ndarray:
     folder = package_folder(FASHION) / "usr/share/datasets/fashion-mnist"
     with gzip.open(folder / name) as stream:

@@ -64,7 +64,8 @@ def pumice_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
     """Faster implementations of operators; the highest rank that is available wins when a plan is compiled.
 
     When: once, when the registry is built; `Kernel.available()` is asked when a plan is compiled.
-    Return: `pumice.ops.Kernel` records. NumPy has rank 0 and is the definition of truth.
+    Return: `pumice.ops.Kernel` records. NumPy has rank 0 and is the definition of truth. A kernel with `part="vjp"`
+        computes the gradient of an operator.
     Example:
         @hookimpl
         def pumice_kernels():

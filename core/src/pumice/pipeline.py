@@ -148,7 +148,7 @@ def compress(
     registry().notify("pumice_run_started", model_name=name, recipe=recipe)
     engine = pick_runtime(runtime)
     wanted = max((getattr(step, "samples", 0) for step in recipe.steps), default=0) or CALIBRATION_SAMPLES
-    trains = any(Need.TRAINING in step.needs for step in recipe.steps)
+    trains = any(Need.TRAINING in s.needs for step in recipe.steps for s in (step, *step.strategies()))
     splits = None
     if data is not None:
         splits = open_splits(data, original, test=test, calibration_samples=wanted, training=trains)
@@ -168,7 +168,7 @@ def compress(
     )
     clock.lap("load")
     current = clone(original)
-    simplify(current, ledger, fold=not trains)
+    simplify(current, ledger, fold=not any(Need.TRAINING in step.needs for step in recipe.steps))
     clock.lap("simplify")
     current = _run_steps(recipe.steps, current, name, context, clock)
     comparison = compare(

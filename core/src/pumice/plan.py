@@ -89,7 +89,15 @@ def compute(step: Step, slots: Sequence[Any], tap: Tap | None = None) -> list[An
         raise
     except (ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise _failure(step, arrays, error) from error
-    return [value if isinstance(value, (np.ndarray, list)) or value is None else np.asarray(value) for value in results]
+    return [
+        value if value is None or isinstance(value, list) or _is_array(value) else np.asarray(value)
+        for value in results
+    ]
+
+
+def _is_array(value: Any) -> bool:
+    """NumPy's, or one of a device that follows its protocols."""
+    return isinstance(value, np.ndarray) or hasattr(value, "__array_function__")
 
 
 @attrs.frozen(eq=False)
@@ -156,7 +164,7 @@ class Input:
         """Raises DataError if the array cannot be this input."""
         if not self.tensor:
             return
-        if not isinstance(value, np.ndarray):
+        if not _is_array(value):
             raise DataError(f"input '{self.name}' must be a NumPy array, not {type(value).__name__}")
         if (
             self.dtype is not None

@@ -20,6 +20,7 @@ from pumice.strategy import (
     Choice,
     Flag,
     Float,
+    ImportanceScorer,
     Int,
     Loss,
     Names,
@@ -132,10 +133,53 @@ class Train(Step):
         return train(self, model, context)
 
 
+@attrs.frozen(kw_only=True)
+class Prune(Step):
+    """Remove whole channels, heads and hidden units, the least important first, and prove the result."""
+
+    name = "prune"
+    scorer: ImportanceScorer | None = knob(
+        None, Use("importance-scorer"), help="what tells which channels matter; magnitude of the weights if left open"
+    )
+    ratio: float = knob(0.3, Float(0.0, 0.99), help="share to remove of what `of` counts")
+    of: str = knob("channels", Choice("channels", "macs", "params"), help="what the ratio counts")
+    scope: str = knob("local", Choice("local", "global", "scopes"), help="whose channels are ranked together")
+    scopes: tuple[str, ...] = knob((), Names(), help="layers ranked among themselves, a glob pattern for each scope")
+    schedule: str = knob("one-shot", Choice("one-shot", "iterative", "cubic"), help="how the rounds approach the ratio")
+    rounds: int = knob(4, Int(1, 1000), help="rounds of scoring and removing", when=lambda s: s.schedule != "one-shot")
+    join: str = knob("mean", Choice("sum", "mean", "max"), help="how the scores of a group's weights become one")
+    normalise: str = knob(
+        "mean", Choice("none", "mean", "max", "l2", "rank"), help="what makes the scores of layers comparable"
+    )
+    multiple: int = knob(1, Int(1, 256), help="round what a layer keeps up to a multiple of this")
+    floor: int = knob(1, Int(1, 100_000), help="channels that every layer keeps at least")
+    least: float = knob(0.1, Float(0.0, 1.0), help="share of its channels that every layer keeps at least")
+    protect: tuple[str, ...] = knob((), Names(), help="layers or values that lose nothing (glob patterns)")
+    recover: str = knob("none", Choice("none", "least-squares"), help="how readers make up for what they lost")
+
+    def resolved(self) -> Self:
+        return self if self.scorer is not None else attrs.evolve(self, scorer=default_scorer())
+
+    def run(self, model: ir.Model, context: RunContext) -> ir.Model:
+        from pumice.prune.application import prune
+
+        scorer = self.scorer or default_scorer()
+        refusal = scorer.accepts(model)
+        if refusal:
+            raise ModelError(f"importance scorer '{scorer.name}' cannot work on this model: {refusal}")
+        return prune(self, scorer, model, context)
+
+
+def default_scorer() -> ImportanceScorer:
+    """`magnitude` if it is installed, else the only or first scorer there is."""
+    known = registry().strategies("importance-scorer")
+    return registry().make(ImportanceScorer, "magnitude" if "magnitude" in known or not known else next(iter(known)))
+
+
 def default_quantizer() -> Quantizer:
     """`int8` if it is installed, else the only or first quantizer there is."""
     known = registry().strategies("quantizer")
     return registry().make(Quantizer, "int8" if "int8" in known or not known else next(iter(known)))
 
 
-STEPS = MappingProxyType({step.name: step for step in (Quantize, Train)})
+STEPS = MappingProxyType({step.name: step for step in (Prune, Quantize, Train)})

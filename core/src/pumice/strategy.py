@@ -366,7 +366,11 @@ class Loss(Strategy):
     kind = "loss"
 
     def value_and_grad(self, outputs: Mapping[str, NDArray[Any]], batch: Any) -> tuple[float, dict[str, NDArray[Any]]]:
-        """The loss and its gradient with respect to each output it used."""
+        """The loss, averaged over the batch, and its gradient with respect to each output it used.
+
+        `batch` is a `pumice.data.Batch`: `feeds`, `labels` (samples first, None if there are none) and `size`.
+        Gradients have the shape of their output; a loss computes in float32 at least and changes no argument.
+        """
         raise NotImplementedError
 
 

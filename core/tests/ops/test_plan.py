@@ -115,6 +115,22 @@ def test_a_kernel_leaves_types_it_does_not_handle_to_numpy(model):
     assert compile_plan(model(graph), kernels=[wrong]).run({"x": np.array([-1.0])})["y"] == 0
 
 
+def test_a_kernel_may_prepare_the_constants_of_its_node(model):
+    seen = []
+
+    def bind(node, constants):
+        seen.append(constants)
+        return lambda node, x, w: (x + 10 if w is constants[1] else x + w,)
+
+    kernel = Kernel(op_type="Add", bind=bind, run=lambda node, x, w: (x * 0,))
+    graph = "g (float[1] x) => (float[1] y) <float[1] w = {5}> { y = Add(x, w) }"
+    plan = compile_plan(model(graph), kernels=[kernel])
+    x = np.array([1], np.float32)
+    assert [None if c is None else c[0] for c in seen[0]] == [None, 5]
+    assert plan.run({"x": x})["y"] == 11
+    assert plan.run({"x": x, "w": np.array([7], np.float32)})["y"] == 8
+
+
 def test_branches_see_the_values_around_them(model):
     graph = """g (bool c, float[1] x) => (float[1] y) {
         k = Add(x, x)

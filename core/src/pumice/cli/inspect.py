@@ -25,9 +25,13 @@ ROWS = 12
     "--data", type=click.Path(path_type=Path), help="Samples: the shapes of the first are used, and it is timed."
 )
 @click.option("--runtime", help="Runtime to profile with. [default: the best installed]")
+@click.option("--groups", is_flag=True, help="Show the channels that would be pruned together, and what blocks others.")
 @output_options
-def command(model: Path, data: Path | None, runtime: str | None, as_json: bool, quiet: bool, log: Path | None) -> None:
+def command(
+    model: Path, data: Path | None, runtime: str | None, groups: bool, as_json: bool, quiet: bool, log: Path | None
+) -> None:
     """Show what is in a model and what would be worth compressing."""
+    from pumice.cli.groups import groups_of, show_groups
     from pumice.cli.specs import configured
     from pumice.diagnose import analyse
     from pumice.measure import pick_runtime
@@ -36,6 +40,13 @@ def command(model: Path, data: Path | None, runtime: str | None, as_json: bool, 
 
     console = Console(as_json=as_json, quiet=quiet, log=log)
     loaded = load(model)
+    if groups:
+        held = groups_of(loaded)
+        if as_json:
+            console.answer(data=held)
+        else:
+            show_groups(console, held)
+        return
     feeds = None if data is None else _first_sample(data, loaded)
     engine = None if runtime is None else configured(Runtime, runtime)
     found = analyse(loaded, feeds, pick_runtime(engine) if feeds is not None else None)

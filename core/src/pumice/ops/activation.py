@@ -7,19 +7,23 @@ a large |x| gives the limit, not NaN. Narrow floats are computed in float32 and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from pumice.ops.channels import POINTWISE, UNARY, Channels, Same, Site, Tie, into, out, pointwise_ties
 from pumice.ops.dtypes import wide
 from pumice.ops.elementwise import aligned, erf
-from pumice.ops.record import Array, Forward, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.gradient import of_input, of_output, sum_to
+from pumice.ops.record import Array, Arrays, Forward, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 
 
 def sigmoid(x: Array) -> Any:
     """1 / (1 + exp(-x))"""
-    return 1 / (1 + np.exp(-x))
+    y = np.exp(-x)
+    y += 1
+    return 1 / y
 
 
 def softplus(x: Array) -> Any:
@@ -28,7 +32,7 @@ def softplus(x: Array) -> Any:
 
 
 def relu(x: Array) -> Any:
-    return np.maximum(x, np.zeros((), x.dtype))
+    return np.maximum(x, 0)
 
 
 def leaky_relu(x: Array, alpha: float = 0.01) -> Any:
@@ -88,7 +92,7 @@ def activation(function: Callable[..., Any]) -> Forward:
 
     def forward(node: Node, x: Array) -> Outputs:
         parameters = {k: v for k, v in node.attributes.items() if k != "consumed_inputs"}
-        return (np.asarray(function(wide(x), **parameters)).astype(x.dtype, copy=False),)
+        return (function(wide(x), **parameters).astype(x.dtype, copy=False),)
 
     return forward
 
@@ -132,6 +136,105 @@ def _quick_gelu(x: Array, alpha: float = 1.702) -> Any:
     return x * sigmoid(alpha * x)
 
 
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _swish_slope(x: Any, alpha: float = 1.0) -> Any:
+    s = sigmoid(alpha * x)
+    return s * (1 + alpha * x * (1 - s))
+
+
+def _mish_slope(x: Any) -> Any:
+    t = np.tanh(softplus(x))
+    return t + x * sigmoid(x) * (1 - t * t)
+
+
+def _gelu_slope(x: Any, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        root = math.sqrt(2 / math.pi)
+        t = np.tanh(root * (x + 0.044715 * x * x * x))
+        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def _selu_slope(x: Any, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Any:
+    return gamma * np.where(x < 0, alpha * np.exp(np.minimum(x, 0)), 1)
+
+
+def _hard_sigmoid_slope(x: Any, alpha: float = 0.2, beta: float = 0.5) -> Any:
+    return alpha * ((alpha * x + beta > 0) & (alpha * x + beta < 1))
+
+
+def _hard_swish_slope(x: Any) -> Any:
+    return np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + 0.5))
+
+
+SLOPES: dict[str, Callable[..., Any]] = {
+    "LeakyRelu": lambda x, alpha=0.01: np.where(x < 0, alpha, 1),
+    "ThresholdedRelu": lambda x, alpha=1.0: x > alpha,
+    "Elu": lambda x, alpha=1.0: np.where(x < 0, alpha * np.exp(np.minimum(x, 0)), 1),
+    "Celu": lambda x, alpha=1.0: np.where(x < 0, np.exp(np.minimum(x, 0) / alpha), 1),
+    "Selu": _selu_slope,
+    "HardSigmoid": _hard_sigmoid_slope,
+    "HardSwish": _hard_swish_slope,
+    "Softplus": sigmoid,
+    "Softsign": lambda x: 1 / np.square(1 + np.abs(x)),
+    "Mish": _mish_slope,
+    "Gelu": _gelu_slope,
+    "Swish": _swish_slope,
+    "Shrink": lambda x, bias=0.0, lambd=0.5: np.abs(x) > lambd,
+    "QuickGelu": lambda x, alpha=1.702: _swish_slope(x, alpha),
+}
+"""f'(x), with the parameters of f."""
+
+SLOPES_BY_RESULT: dict[str, Callable[..., Any]] = {
+    "Relu": lambda y: y > 0,
+    "Sigmoid": lambda y: y * (1 - y),
+    "Tanh": lambda y: 1 - y * y,
+}
+"""f' as a function of y = f(x): the input need not be kept."""
+
+_VJPS = {name: of_input(slope) for name, slope in SLOPES.items()} | {
+    name: of_output(slope) for name, slope in SLOPES_BY_RESULT.items()
+}
+
+
+def _clip_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """To the input where it is the result, else to the bound that is."""
+    x, dy = inputs[0], grads[0]
+    low, high = (inputs[i] if i < len(inputs) else None for i in (1, 2))
+    if node.opset < 11:
+        low, high = node.get("min"), node.get("max")
+    below = np.zeros_like(x, dtype=bool) if low is None else x < low
+    above = np.zeros_like(x, dtype=bool) if high is None else (x if low is None else np.maximum(x, low)) > high
+    parts = (dy * ~(above | below), dy * (below & ~above), dy * above)
+    return [
+        sum_to(part, value.shape) if want and value is not None else None
+        for part, value, want in zip(parts, inputs, wanted, strict=False)
+    ]
+
+
+def _prelu_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    x, slope = inputs
+    wide_slope = aligned(slope, 1, x.ndim) if node.opset < 7 and slope.ndim == 1 else slope
+    below = x < 0
+    dx = np.where(below, wide_slope, 1) * grads[0] if wanted[0] else None
+    return dx, sum_to(np.where(below, x, 0) * grads[0], wide_slope.shape).reshape(slope.shape) if wanted[1] else None
+
+
+def _dropout_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    training = inputs[2] if len(inputs) > 2 else None
+    if training is None or not bool(training):
+        return [grads[0], *[None] * (len(inputs) - 1)]
+    drop = 0.5 if inputs[1] is None else float(inputs[1])
+    return [grads[0] * outputs[1] / (1 - drop) if drop else grads[0], None, None]
+
+
+def _swiglu_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    (a, b), alpha = inputs, node.get("alpha", 1.0)
+    return grads[0] * b * _swish_slope(a, alpha), grads[0] * swish(a, alpha)
+
+
 TABLE: tuple[tuple[str, int, Callable[..., Any]], ...] = (
     ("Relu", 1, relu), ("LeakyRelu", 1, leaky_relu), ("ThresholdedRelu", 10, thresholded_relu), ("Elu", 1, elu),
     ("Celu", 12, celu), ("Selu", 1, selu), ("Sigmoid", 1, sigmoid), ("HardSigmoid", 1, hard_sigmoid),
@@ -139,12 +242,46 @@ TABLE: tuple[tuple[str, int, Callable[..., Any]], ...] = (
     ("Mish", 18, mish), ("Gelu", 20, gelu), ("Swish", 24, swish), ("Shrink", 9, shrink),
 )  # fmt: skip
 
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _prelu_ties(site: Site) -> Iterator[Tie]:
+    """Before opset 7 a vector of slopes lay on axis 1 whatever the rank."""
+    yield from pointwise_ties(site, (0,))
+    if site.node.opset < 7 and site.rank(1) == 1 and site.size(1, 0) == site.size(0, 1):
+        yield Same(into(1, 0), out(0, 1))
+    else:
+        yield from pointwise_ties(site, (1,))
+
+
 OPS = (
-    *(Op(name, since=since, forward=activation(function), cost=traffic) for name, since, function in TABLE),
-    Op("Clip", forward=_clip, cost=traffic),
-    Op("PRelu", forward=_prelu, cost=_prelu_cost),
-    Op("Dropout", forward=_dropout, cost=traffic),
-    Op("SwiGLU", since=28, forward=_swiglu, cost=traffic),
-    Op("Gelu", domain="com.microsoft", forward=activation(gelu), cost=traffic),
-    Op("QuickGelu", domain="com.microsoft", forward=activation(_quick_gelu), cost=traffic),
+    *(
+        Op(name, since=since, forward=activation(function), vjp=_VJPS[name], cost=traffic, channels=UNARY)
+        for name, since, function in TABLE
+    ),
+    Op("Clip", forward=_clip, vjp=Vjp(_clip_vjp, outputs=()), cost=traffic, channels=UNARY),
+    Op(
+        "PRelu",
+        forward=_prelu,
+        vjp=Vjp(_prelu_vjp, outputs=()),
+        cost=_prelu_cost,
+        channels=Channels(_prelu_ties),
+    ),
+    Op(
+        "Dropout",
+        forward=_dropout,
+        vjp=Vjp(_dropout_vjp, wrt=(0,), inputs=(1, 2), outputs=(1,)),
+        cost=traffic,
+        channels=UNARY,
+    ),
+    Op("SwiGLU", since=28, forward=_swiglu, vjp=Vjp(_swiglu_vjp, outputs=()), cost=traffic, channels=POINTWISE),
+    Op("Gelu", domain="com.microsoft", forward=activation(gelu), vjp=_VJPS["Gelu"], cost=traffic, channels=UNARY),
+    Op(
+        "QuickGelu",
+        domain="com.microsoft",
+        forward=activation(_quick_gelu),
+        vjp=_VJPS["QuickGelu"],
+        cost=traffic,
+        channels=UNARY,
+    ),
 )

@@ -12,15 +12,18 @@ holds in the delta rules, and reads o = scale S^T q.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 
 from pumice.errors import ModelError
+from pumice.ops.channels import Channels, Edit, Kept, Port, Same, Site, Tie, into
 from pumice.ops.dtypes import numpy_dtype, wide
-from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
-from pumice.ops.softmax import softmax
+from pumice.ops.gradient import sum_to
+from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
+from pumice.ops.softmax import softmax, softmax_vjp
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -190,9 +193,109 @@ def _rotary_embedding(node: Node, x: Array, cos: Array, sin: Array, positions: A
     return (y.transpose(0, 2, 1, 3) if x.ndim == 4 else y.reshape(x.shape),)
 
 
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _unshare(grad: Any, heads: int) -> Any:
+    """The gradient of key heads that were each repeated for a run of query heads."""
+    batch, repeated, *rest = grad.shape
+    return grad if repeated == heads else grad.reshape(batch, heads, repeated // heads, *rest).sum(axis=2)
+
+
+def _attention_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """From P = softmax(S), y = P V: dV = P^T dy, dP = dy V^T, dS = P (dP - sum of P dP), dQ = dS K, dK = dS^T Q."""
+    q, _, _, mask, past_k, _, lengths = (*inputs, *[None] * 4)[:7]
+    k, v = outputs[1:3]
+    dy, dk_given, dv_given, dscores = (*grads, *[None] * 3)[:4]
+    flat = q.ndim == 3
+    if flat:
+        q = split_heads(q, node.attributes["q_num_heads"])
+        dy = None if dy is None else split_heads(dy, q.shape[1])
+    dy = np.zeros_like(q, shape=(*q.shape[:3], v.shape[3])) if dy is None else dy
+    past = None if past_k is None else past_k.shape[2]
+    shared = _share(k, q.shape[1])
+    bias = _bias(node, q, k.shape[2], past, mask, lengths)
+    staged = attrs.evolve(node, attributes={**node.attributes, "qk_matmul_output_mode": 1})
+    capped, probabilities = _scores(staged, q, shared, bias)
+    mode, dprobabilities = node.get("qk_matmul_output_mode", 0), dy @ _share(v, q.shape[1]).swapaxes(2, 3)
+    extra = np.zeros_like(probabilities) if dscores is None else dscores
+    dbiased = softmax_vjp(probabilities, dprobabilities + extra if mode == 3 else dprobabilities)
+    dbiased = dbiased + extra if mode == 2 else dbiased
+    dcapped = dbiased + extra if mode < 2 else dbiased
+    cap, factor = node.get("softcap", 0.0), node.get("scale") or 1 / math.sqrt(q.shape[3])
+    ds = factor * (dcapped * (1 - np.square(capped / cap)) if cap > 0 else dcapped)
+    dq, heads = ds @ shared, k.shape[1]
+    dk, dv = _unshare(ds.swapaxes(2, 3) @ q, heads), _unshare(probabilities.swapaxes(2, 3) @ dy, heads)
+    dk, dv = dk if dk_given is None else dk + dk_given, dv if dv_given is None else dv + dv_given
+    olds: list[Any] = [None, None]
+    if past is not None:
+        olds, dk, dv = [dk[:, :, :past], dv[:, :, :past]], dk[:, :, past:], dv[:, :, past:]
+    if flat:
+        dq, dk, dv = map(merge_heads, (dq, dk, dv))
+    dmask = None if mask is None or not wanted[3] else sum_to(dbiased[..., : mask.shape[-1]], mask.shape)
+    return [dq, dk, dv, dmask, *olds, None][: len(inputs)]
+
+
+def _rotary_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """A rotation is undone by the opposite angle."""
+    _, cos, sin, *positions = inputs
+    return [_rotary_embedding(node, grads[0], cos, -sin, *positions)[0], *[None] * (len(inputs) - 1)]
+
+
+_ATTENTION = Vjp(_attention_vjp, wrt=(0, 1, 2, 3, 4, 5), inputs=(0, 3, 6), outputs=(1, 2))
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _head_ties(site: Site) -> Iterator[Tie]:
+    """Whole heads: a key head goes with every query head that reads it. The size of a head enters its scale: it stays.
+
+    Four axes have the heads on axis 1; with three, a head is a run of positions of axis 2.
+    """
+    axis = 1 if site.rank(0) == 4 else 2
+    sizes = [site.size(slot, axis) for slot in (0, 1, 2, ~0)]
+    queries = sizes[0] if axis == 1 else site.node.get("q_num_heads")
+    keys = sizes[1] if axis == 1 else site.node.get("kv_num_heads")
+    if None in sizes or not queries or not keys or any(site.has(index) for index in range(3, len(site.inputs))):
+        return
+    shared = np.arange(queries) // (queries // keys)
+    anchor = into(1, axis)
+    per_key = (sizes[1] or 0) // keys
+    for slot, size in zip((0, 1, 2, ~0), sizes, strict=True):
+        heads = keys if slot in (1, 2) else queries
+        head = np.arange(size or 0) // ((size or 0) // heads)
+        yield Same(Port(slot, axis), anchor, np.arange(size or 0), (head if slot in (1, 2) else shared[head]) * per_key)
+
+
+def _heads_edit(site: Site, kept: Kept) -> Edit | None:
+    masks = [kept(into(index, 2)) for index in (0, 1)]
+    if site.rank(0) == 4 or masks[0] is None or masks[1] is None:
+        return None
+    names = ("q_num_heads", "kv_num_heads")
+    heads = {
+        name: int(mask.sum()) * site.node.attributes[name] // len(mask)
+        for name, mask in zip(names, masks, strict=True)
+        if mask is not None
+    }
+    return Edit(attributes=heads)
+
+
 OPS = (
-    Op("Attention", since=23, forward=_attention, cost=_attention_cost),
+    Op(
+        "Attention",
+        since=23,
+        forward=_attention,
+        vjp=_ATTENTION,
+        cost=_attention_cost,
+        channels=Channels(_head_ties, _heads_edit),
+    ),
     Op("FlexAttention", domain="ai.onnx.preview", forward=_flex_attention, cost=_attention_cost),
     Op("LinearAttention", since=27, forward=_linear_attention, cost=_linear_cost),
-    Op("RotaryEmbedding", since=23, forward=_rotary_embedding, cost=traffic),
+    Op(
+        "RotaryEmbedding",
+        since=23,
+        forward=_rotary_embedding,
+        vjp=Vjp(_rotary_vjp, wrt=(0,), inputs=(1, 2, 3), outputs=()),
+        cost=traffic,
+    ),
 )

@@ -12,8 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pumice.ops.dtypes import NARROW_INTEGERS, numpy_dtype
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.channels import UNARY
+from pumice.ops.dtypes import NARROW_INTEGERS, is_float, numpy_dtype
+from pumice.ops.record import STOP, Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
@@ -78,8 +79,16 @@ def _bit_cast(node: Node, x: Array) -> Outputs:
     return (np.ascontiguousarray(x).view(numpy_dtype(node.attributes["to"])).reshape(x.shape),)
 
 
+def _cast_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """Rounding to another float type passes gradient on as it is; an integer has none."""
+    flows = is_float(inputs[0].dtype) and is_float(outputs[0].dtype)
+    return [grads[0].astype(inputs[0].dtype) if flows else None, *[None] * (len(inputs) - 1)]
+
+
+_CAST_VJP = Vjp(_cast_vjp, wrt=(0,), inputs=(), outputs=())
+
 OPS = (
-    Op("Cast", forward=_cast, cost=traffic),
-    Op("CastLike", since=15, forward=_cast_like, cost=traffic),
-    Op("BitCast", since=26, forward=_bit_cast, cost=traffic),
+    Op("Cast", forward=_cast, vjp=_CAST_VJP, cost=traffic, channels=UNARY),
+    Op("CastLike", since=15, forward=_cast_like, vjp=_CAST_VJP, cost=traffic, channels=UNARY),
+    Op("BitCast", since=26, forward=_bit_cast, vjp=STOP, cost=traffic),
 )

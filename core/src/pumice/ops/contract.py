@@ -13,7 +13,8 @@
             return (np.square(example.inputs[0]),)
 
 `forward` is held to ONNX's reference implementation, in values, types and shapes; it must leave its inputs alone and
-give the same answer twice; `cost` must be plausible; every kernel that is available must agree with rank 0 within its
+give the same answer twice; `vjp` is held to central differences in float64 and must not read what it says it does not;
+`cost` must be plausible; every kernel that is available, of `forward` and of `vjp`, must agree with rank 0 within its
 own tolerance. Fields that the record lacks are not checked.
 """
 
@@ -26,8 +27,12 @@ import attrs
 import numpy as np
 
 from pumice.ops import core_table
+from pumice.ops.central_differences import gradient_error, in_float64
 from pumice.ops.node_cases import compare
 from pumice.ops.record import Array, Kernel, Node, Op, OpCost, Outputs
+
+TOLERANCE = 1e-5
+"""Largest error of a gradient in float64, relative to its largest element."""
 
 
 @attrs.frozen(init=False)
@@ -58,6 +63,8 @@ class OpContract:
 
     op: ClassVar[Op]
     kernels: ClassVar[Sequence[Kernel]] = ()
+    straight_through: ClassVar[bool] = False
+    """True if `vjp` is, on purpose, not the derivative of `forward`."""
 
     def examples(self) -> Iterable[Example]:
         """At least one example; together they should reach every attribute."""
@@ -129,6 +136,16 @@ class OpContract:
             for first, second in zip(self.forward(example), self.forward(example), strict=True):
                 assert first.tobytes() == second.tobytes()
 
+    def test_vjp_agrees_with_central_differences(self) -> None:
+        if self.op.vjp is not None and not self.straight_through:
+            for example in self.examples():
+                node, known = self.node(example), self.op
+                known = core_table().resolve(node.domain, node.op_type, node.opset) or known
+                forward = self.op.forward or known.forward
+                assert forward is not None, f"neither the record nor core has a forward for {node.op_type}"
+                error = gradient_error(forward, self.op.vjp, node, in_float64(example.inputs))
+                assert error < TOLERANCE, f"the gradient is wrong by {error:.1e} of its scale"
+
     def test_cost_is_plausible(self) -> None:
         if self.op.cost is not None:
             for example in self.examples():
@@ -149,9 +166,31 @@ class OpContract:
                 first = example.inputs[0]
                 if first is None or first.dtype.name not in kernel.dtypes or not kernel.fits(self.node(example)):
                     continue
-                results = kernel.run(self.node(example), *example.inputs)
-                for have, want in zip(results, self.forward(example), strict=False):
-                    compare(np.asarray(have), want, rtol=kernel.rtol, atol=kernel.atol)
+                compute = self._gradients if kernel.part == "vjp" else self._results
+                truth = self.op.vjp if kernel.part == "vjp" else self.op.forward
+                for have, want in zip(compute(kernel.run, example), compute(truth, example), strict=False):
+                    if want is not None:
+                        compare(np.asarray(have), np.asarray(want), rtol=kernel.rtol, atol=kernel.atol)
+
+    def _results(self, forward: Any, example: Example) -> Sequence[Any]:
+        return (
+            self.forward(example)
+            if forward in (None, self.op.forward)
+            else forward(self.node(example), *example.inputs)
+        )
+
+    def _gradients(self, vjp: Any, example: Example) -> Sequence[Any]:
+        """For one gradient of the outputs, drawn at random, with respect to every floating-point input."""
+        node = self.node(example)
+        known = core_table().resolve(node.domain, node.op_type, node.opset) or self.op
+        forward, vjp = self.op.forward or known.forward, vjp or known.vjp
+        assert forward is not None
+        with np.errstate(all="ignore"):
+            outputs = forward(node, *example.inputs)
+        draws = np.random.default_rng(11)
+        grads = [draws.standard_normal(y.shape).astype(y.dtype) for y in outputs[: example.outputs]]
+        wanted = [x is not None and x.dtype.kind == "f" for x in example.inputs]
+        return list(vjp(node, example.inputs, outputs, grads, wanted))
 
 
 def _latest(domain: str) -> int:

@@ -6,24 +6,32 @@ convolution has no sum over channels, so there one multiply-add over the whole i
 large batches are made in chunks, so that memory stays bounded. ConvTranspose is the adjoint: product first, then the
 columns are added back to where they came from ("col2im").
 
+With W a filter bank as a matrix, X the columns of an image and dY the gradient of its outputs, the gradients are
+
+    dx = col2im(W^T dY)        dW = sum over images of dY X^T        db = sum of dY over images and outputs
+
+and those of ConvTranspose the same with x and dy in each other's place.
+
 Float16 and bfloat16 accumulate in float32; integers exactly (see `matmul.exact`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
 
 from pumice.errors import UnsupportedOp
+from pumice.ops.channels import Balanced, Cellwise, Channels, Edit, Kept, Same, Site, Summed, Tie, into, out
 from pumice.ops.dtypes import wide
 from pumice.ops.matmul import exact
-from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.window import Window
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Elements of im2col columns held at once."""
 
 
@@ -32,17 +40,28 @@ def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     batch, filters = x.shape[0], w.shape[0]
     if groups > 1 and w.shape[1] == 1:
         return _depthwise(window.pad(x, 0), w, window)
-    outputs, depth = math.prod(window.output), w.shape[1] * window.taps
-    kernel = w.reshape(groups, filters // groups, depth)
-    padded = window.pad(x, 0)
-    y = np.empty((batch, groups, filters // groups, outputs), x.dtype)
-    step = max(1, CHUNK // max(1, groups * depth * outputs))
-    for start in range(0, batch, step):
-        part = padded[start : start + step]
-        pointwise = window.taps == 1 and set(window.strides) <= {1}
-        columns = part if pointwise else window.views(part)
-        exact(kernel, columns.reshape(len(part), groups, depth, outputs), out=y[start : start + step])
+    kernel = w.reshape(groups, filters // groups, -1)
+    y = np.empty((batch, groups, filters // groups, math.prod(window.output)), x.dtype)
+    for part, columns in _columns(x, window, groups):
+        exact(kernel, columns, out=y[part])
     return y.reshape(batch, filters, *window.output)
+
+
+def _columns(x: Array, window: Window, groups: int) -> Iterator[tuple[slice, Array]]:
+    """The windows of some images at a time, as (images, groups, C/groups * taps, outputs)."""
+    depth, outputs = x.shape[1] // groups * window.taps, math.prod(window.output)
+    pointwise = window.taps == 1 and set(window.strides) <= {1}
+    padded = window.pad(x, 0)
+    for part in _parts(len(x), groups * depth * outputs):
+        images = padded[part]
+        columns = images if pointwise else window.views(images)
+        yield part, columns.reshape(len(images), groups, depth, outputs)
+
+
+def _parts(batch: int, size: int) -> Iterator[slice]:
+    """Runs of images whose columns, of `size` elements an image, may be held at once."""
+    step = max(1, CHUNK // max(1, size))
+    return (slice(start, start + step) for start in range(0, batch, step))
 
 
 def _depthwise(padded: Array, w: Array, window: Window) -> Array:
@@ -74,18 +93,25 @@ def conv(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
 
 
 def _conv_transpose(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
-    groups, batch, kernel = node.get("group", 1), x.shape[0], w.shape[2:]
-    window, size = _adjoint_window(node, x.shape[2:], kernel)
-    channels, outputs = x.shape[1] // groups, math.prod(x.shape[2:])
-    filters = wide(w).reshape(groups, channels, -1).transpose(0, 2, 1)
-    columns = exact(filters, wide(x).reshape(batch, groups, channels, outputs))
-    columns = columns.reshape(batch, groups * w.shape[1], window.taps, *x.shape[2:])
-    full = [n + p + q for n, p, q in zip(window.size, window.before, window.after, strict=True)]
-    y = np.zeros((batch, groups * w.shape[1], *full), columns.dtype)
-    for tap, where in enumerate(window.slices() if outputs else ()):
-        y[where] += columns[:, :, tap]
-    y = y[attrs.evolve(window, size=tuple(size)).interior]
+    window, size = _adjoint_window(node, x.shape[2:], w.shape[2:])
+    y = _adjoint(wide(x), wide(w), window, node.get("group", 1))[attrs.evolve(window, size=tuple(size)).interior]
     return (add_bias(np.ascontiguousarray(y), None if b is None else wide(b)).astype(x.dtype, copy=False),)
+
+
+def _adjoint(y: Array, w: Array, window: Window, groups: int) -> Array:
+    """The transpose of `convolve` as a linear map: (N, M, *output) to the padded (N, C, *size)."""
+    batch, filters = y.shape[0], w.shape[0] // groups
+    channels, outputs = groups * w.shape[1], math.prod(y.shape[2:])
+    after = map(max, window.after, window.reach)
+    full = [p + n + q for p, n, q in zip(window.before, window.size, after, strict=True)]
+    x = np.zeros_like(w, shape=(batch, channels, *full))
+    kernel = w.reshape(groups, filters, -1).swapaxes(1, 2)
+    for part in _parts(batch if outputs else 0, channels * window.taps * outputs):
+        columns = exact(kernel, y[part].reshape(-1, groups, filters, outputs))
+        columns = columns.reshape(-1, channels, window.taps, *y.shape[2:])
+        for tap, where in enumerate(window.slices()):
+            x[part][where] += columns[:, :, tap]
+    return x
 
 
 def _adjoint_window(node: Node, inputs: Sequence[int], kernel: Sequence[int]) -> tuple[Window, list[int]]:
@@ -152,8 +178,131 @@ def _transpose_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape
     return OpCost(macs=elements(x) * elements(w[1:]), params=params, bytes=traffic(node, inputs, outputs).bytes)
 
 
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _filter_gradient(x: Any, dy: Any, filters: tuple[int, ...], window: Window, groups: int) -> Any:
+    """Of the filters of `convolve`, in their shape."""
+    if groups > 1 and filters[1] == 1:
+        return _depthwise_filter_gradient(window.pad(x, 0), dy, filters, window)
+    rows = dy.reshape(len(dy), groups, filters[0] // groups, -1)
+    total = np.zeros_like(dy, shape=(groups, filters[0] // groups, filters[1] * window.taps))
+    for part, columns in _columns(x, window, groups):
+        total += np.matmul(rows[part], columns.swapaxes(-1, -2)).sum(axis=0)
+    return total.reshape(filters)
+
+
+def _depthwise_filter_gradient(padded: Any, dy: Any, filters: tuple[int, ...], window: Window) -> Any:
+    channels = padded.shape[1]
+    each = dy.reshape(len(dy), channels, -1, *window.output)
+    spatial = tuple(range(3, each.ndim))
+    taps = [(each * padded[where][:, :, None]).sum(axis=(0, *spatial)) for where in window.slices()]
+    return np.stack(taps, axis=-1).reshape(filters)
+
+
+def _input_gradient(dy: Any, w: Any, window: Window, groups: int) -> Any:
+    """With unit strides the adjoint is itself a convolution, with the filters turned round: no columns to add up."""
+    reach = [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)]
+    before, after = ([r - p for r, p in zip(reach, pads, strict=True)] for pads in (window.before, window.after))
+    if max(window.strides) > 1 or min(*before, *after) < 0:
+        return _adjoint(dy, w, window, groups)[window.interior]
+    turned = attrs.evolve(
+        window, size=window.output, before=tuple(before), after=tuple(after), output=window.size,
+    )  # fmt: skip
+    filters = np.flip(w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2), tuple(range(3, w.ndim + 1)))
+    return convolve(dy, filters.reshape(-1, *filters.shape[2:]), turned, groups)
+
+
+def _conv_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    (x, w), dy, groups = inputs[:2], grads[0], node.get("group", 1)
+    window = Window.of(node, x.shape[2:], w.shape[2:])
+    dx = _input_gradient(dy, w, window, groups) if wanted[0] else None
+    dw = _filter_gradient(x, dy, w.shape, window, groups) if wanted[1] else None
+    return [dx, dw, *_bias_gradient(inputs, dy, wanted)]
+
+
+def _conv_transpose_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    (x, w), dy, groups = inputs[:2], grads[0], node.get("group", 1)
+    window, size = _adjoint_window(node, x.shape[2:], w.shape[2:])
+    window = attrs.evolve(window, size=tuple(size))
+    dx = convolve(dy, w, window, groups) if wanted[0] else None
+    dw = _filter_gradient(dy, x, w.shape, window, groups) if wanted[1] else None
+    return [dx, dw, *_bias_gradient(inputs, dy, wanted)]
+
+
+def _bias_gradient(inputs: Arrays, dy: Any, wanted: Sequence[bool]) -> list[Any]:
+    axes = (0, *range(2, dy.ndim))
+    return [dy.sum(axis=axes) if want else None for want in wanted[2:]]
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _conv_ties(site: Site) -> Iterator[Tie]:
+    """Without groups inputs meet axis 1 of the filters and outputs axis 0; a group per channel goes as a whole.
+
+    In between every group loses equally many inputs and outputs, each of its own choice: its filters are its own.
+    """
+    inputs, filters, groups = site.size(0, 1), site.size(1, 0), site.node.get("group", 1)
+    if inputs is None or filters is None:
+        return
+    yield Summed(into(0, 1))
+    yield from _biased(site)
+    if groups == 1:
+        yield Same(into(0, 1), into(1, 1))
+    elif groups == inputs:
+        yield Same(into(0, 1), into(1, 0), np.arange(filters) // (filters // groups), np.arange(filters))
+    else:
+        yield Same(into(0, 1), into(1, Cellwise(1, groups)))
+        yield Balanced(into(0, 1), groups)
+        yield Balanced(out(0, 1), groups)
+    yield Same(into(1, 0), out(0, 1))
+
+
+def _conv_transpose_ties(site: Site) -> Iterator[Tie]:
+    """As a convolution with inputs on axis 0 of the filters and a group's outputs on axis 1."""
+    inputs, outputs, groups = site.size(0, 1), site.size(~0, 1), site.node.get("group", 1)
+    if inputs is None or outputs is None:
+        return
+    yield Summed(into(0, 1))
+    yield from _biased(site)
+    yield Same(into(0, 1), into(1, 0))
+    if groups == 1:
+        yield Same(into(1, 1), out(0, 1))
+    elif groups == inputs:
+        yield Same(into(0, 1), out(0, 1), np.arange(outputs) // (outputs // groups), np.arange(outputs))
+    else:
+        yield Same(into(1, Cellwise(1, groups)), out(0, 1))
+        yield Balanced(into(0, 1), groups)
+        yield Balanced(out(0, 1), groups)
+
+
+def _biased(site: Site) -> Iterator[Tie]:
+    if site.has(2):
+        yield Same(into(2, 0), out(0, 1))
+
+
+def _regrouped(site: Site, kept: Kept) -> Edit | None:
+    """With a group per channel there are as many groups as channels left."""
+    mask = kept(into(0, 1))
+    depthwise = site.node.get("group", 1) == site.size(0, 1)
+    return Edit(attributes={"group": int(mask.sum())}) if depthwise and mask is not None else None
+
+
 OPS = (
-    Op("Conv", forward=conv, cost=conv_cost),
-    Op("ConvTranspose", forward=_conv_transpose, cost=_transpose_cost),
+    Op(
+        "Conv",
+        forward=conv,
+        vjp=Vjp(_conv_vjp, inputs=(0, 1), outputs=()),
+        cost=conv_cost,
+        channels=Channels(_conv_ties, _regrouped),
+    ),
+    Op(
+        "ConvTranspose",
+        forward=_conv_transpose,
+        vjp=Vjp(_conv_transpose_vjp, inputs=(0, 1), outputs=()),
+        cost=_transpose_cost,
+        channels=Channels(_conv_transpose_ties, _regrouped),
+    ),
     Op("CausalConvWithState", since=27, forward=_causal_conv, cost=conv_cost),
 )

@@ -7,13 +7,15 @@ without one, from the name of its output, so that different nodes draw different
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pumice.errors import UnsupportedOp
+from pumice.ops.channels import Channels, Edit, Free, Kept, Site, Tie, kept_sizes, out
 from pumice.ops.dtypes import numpy_dtype, wide
-from pumice.ops.record import Array, Forward, Node, Op, Outputs
+from pumice.ops.record import STOP, Array, Forward, Node, Op, Outputs
 
 _SCALARS: dict[str, Any] = {
     "value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64,
@@ -82,14 +84,33 @@ def _bernoulli(node: Node, x: Array) -> Outputs:
     return ((_generator(node).random(x.shape) < x).astype(dtype),)
 
 
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _filled_ties(site: Site) -> Iterator[Tie]:
+    """All elements are equal, so there may be fewer."""
+    for axis in range(site.rank(~0)):
+        yield Free(out(0, axis))
+
+
+def _filled_edit(site: Site, kept: Kept) -> Edit:
+    return Edit(vectors={0: kept_sizes(site, kept, ~0)})
+
+
 OPS = (
     Op("Constant", forward=_constant),
-    Op("ConstantOfShape", since=9, forward=_constant_of_shape),
-    Op("EyeLike", since=9, forward=_eye_like),
-    Op("Range", since=11, forward=_range),
-    Op("RandomNormal", forward=_random(_normal)),
-    Op("RandomUniform", forward=_random(_uniform)),
-    Op("RandomNormalLike", forward=_random_like(_normal)),
-    Op("RandomUniformLike", forward=_random_like(_uniform)),
-    Op("Bernoulli", since=15, forward=_bernoulli),
+    Op(
+        "ConstantOfShape",
+        since=9,
+        forward=_constant_of_shape,
+        vjp=STOP,
+        channels=Channels(_filled_ties, _filled_edit),
+    ),
+    Op("EyeLike", since=9, forward=_eye_like, vjp=STOP),
+    Op("Range", since=11, forward=_range, vjp=STOP),
+    Op("RandomNormal", forward=_random(_normal), vjp=STOP),
+    Op("RandomUniform", forward=_random(_uniform), vjp=STOP),
+    Op("RandomNormalLike", forward=_random_like(_normal), vjp=STOP),
+    Op("RandomUniformLike", forward=_random_like(_uniform), vjp=STOP),
+    Op("Bernoulli", since=15, forward=_bernoulli, vjp=STOP),
 )

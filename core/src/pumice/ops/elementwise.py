@@ -7,14 +7,17 @@ broadcast only if `broadcast` was set, its axes aligned to the first's from `axi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from pumice.ops.channels import POINTWISE
 from pumice.ops.dtypes import wide
-from pumice.ops.record import Array, Forward, Node, Op, Outputs, traffic
+from pumice.ops.gradient import of_input, of_output, sum_to
+from pumice.ops.record import STOP, Array, Arrays, Forward, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
 def unary(function: Callable[[Any], Any]) -> Forward:
@@ -114,13 +117,105 @@ BINARY: tuple[tuple[str, int, Callable[[Any, Any], Any]], ...] = (
 
 VARIADIC = (("Max", np.maximum), ("Min", np.minimum), ("Sum", np.add))
 
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+Partial = Callable[[Any, Any, Any, Any], Any]
+"""(a, b, y, dy) -> the gradient of an operand before broadcasting is undone."""
+
+
+def _binary_vjp(left: Partial, right: Partial, *, inputs: tuple[int, ...] = (0, 1), output: bool = False) -> Vjp:
+    def run(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+        a, b = inputs
+        c = aligned(b, node.attributes["axis"], a.ndim) if node.opset < 7 and "axis" in node.attributes else b
+        da = sum_to(left(a, c, outputs[0], grads[0]), a.shape) if wanted[0] else None
+        db = sum_to(right(a, c, outputs[0], grads[0]), c.shape).reshape(b.shape) if wanted[1] else None
+        return da, db
+
+    return Vjp(run, inputs=inputs, outputs=(0,) if output else ())
+
+
+def _log_of_base(a: Any) -> Any:
+    """ln a, zero where a power of a does not depend on the exponent to first order or is undefined."""
+    return np.log(np.where(a > 0, a, 1))
+
+
+def _winner_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """Max and Min: to the operand that equals the result; equals share."""
+    shares = [(x == outputs[0]).astype(outputs[0].dtype) for x in inputs]
+    each = grads[0] / reduce(np.add, shares)
+    return [
+        sum_to(each * share, x.shape) if want else None for x, share, want in zip(inputs, shares, wanted, strict=True)
+    ]
+
+
+def _sum_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    each = grads[0] / len(inputs) if node.op_type == "Mean" else grads[0]
+    return [sum_to(each, x.shape) if want else None for x, want in zip(inputs, wanted, strict=True)]
+
+
+def _where_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    condition, x, y = inputs
+    dx = sum_to(np.where(condition, grads[0], 0), x.shape) if wanted[1] else None
+    return None, dx, sum_to(np.where(condition, 0, grads[0]), y.shape) if wanted[2] else None
+
+
+_VJPS: dict[str, Vjp] = {
+    "Abs": of_input(np.sign),
+    "Neg": of_output(lambda y: -1),
+    "Reciprocal": of_output(lambda y: -y * y),
+    "Sqrt": of_output(lambda y: 0.5 / y),
+    "Exp": of_output(lambda y: y),
+    "Log": of_input(np.reciprocal),
+    "Erf": of_input(lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x)),
+    "Sin": of_input(np.cos),
+    "Cos": of_input(lambda x: -np.sin(x)),
+    "Tan": of_output(lambda y: 1 + y * y),
+    "Asin": of_input(lambda x: 1 / np.sqrt(1 - x * x)),
+    "Acos": of_input(lambda x: -1 / np.sqrt(1 - x * x)),
+    "Atan": of_input(lambda x: 1 / (1 + x * x)),
+    "Sinh": of_input(np.cosh),
+    "Cosh": of_input(np.sinh),
+    "Asinh": of_input(lambda x: 1 / np.sqrt(x * x + 1)),
+    "Acosh": of_input(lambda x: 1 / np.sqrt(x * x - 1)),
+    "Atanh": of_input(lambda x: 1 / (1 - x * x)),
+    "Add": _binary_vjp(lambda a, b, y, dy: dy, lambda a, b, y, dy: dy, inputs=()),
+    "Sub": _binary_vjp(lambda a, b, y, dy: dy, lambda a, b, y, dy: -dy, inputs=()),
+    "Mul": _binary_vjp(lambda a, b, y, dy: dy * b, lambda a, b, y, dy: dy * a),
+    "Div": _binary_vjp(lambda a, b, y, dy: dy / b, lambda a, b, y, dy: -dy * y / b, inputs=(1,), output=True),
+    "Pow": _binary_vjp(
+        lambda a, b, y, dy: dy * b * power(a, b - 1), lambda a, b, y, dy: dy * y * _log_of_base(a), output=True
+    ),
+    "Mod": _binary_vjp(lambda a, b, y, dy: dy, lambda a, b, y, dy: dy * (y - a) / b, output=True),
+    "Max": Vjp(_winner_vjp),
+    "Min": Vjp(_winner_vjp),
+    "Sum": Vjp(_sum_vjp, inputs=(), outputs=()),
+    "Mean": Vjp(_sum_vjp, inputs=(), outputs=()),
+    "Where": Vjp(_where_vjp, wrt=(1, 2), inputs=(0,), outputs=()),
+}
+"""Functions that are not listed are constant almost everywhere or return no floating point."""
+
+
+def _vjp(name: str) -> Vjp:
+    return _VJPS.get(name, STOP)
+
+
 OPS = (
-    *(Op(name, since=since, forward=unary(function), cost=traffic) for name, since, function in UNARY),
-    *(Op(name, since=since, forward=binary(function), cost=traffic) for name, since, function in BINARY),
-    *(Op(name, forward=variadic(function), cost=traffic) for name, function in VARIADIC),
-    Op("Mean", forward=_mean, cost=traffic),
-    Op("Mod", since=10, forward=_mod, cost=traffic),
-    Op("BitShift", since=11, forward=_bit_shift, cost=traffic),
-    Op("IsInf", since=10, forward=_is_inf, cost=traffic),
-    Op("Where", since=9, forward=_where, cost=traffic),
+    *(
+        Op(name, since=since, forward=unary(function), vjp=_vjp(name), cost=traffic, channels=POINTWISE)
+        for name, since, function in UNARY
+    ),
+    *(
+        Op(name, since=since, forward=binary(function), vjp=_vjp(name), cost=traffic, channels=POINTWISE)
+        for name, since, function in BINARY
+    ),
+    *(
+        Op(name, forward=variadic(function), vjp=_vjp(name), cost=traffic, channels=POINTWISE)
+        for name, function in VARIADIC
+    ),
+    Op("Mean", forward=_mean, vjp=_vjp("Mean"), cost=traffic, channels=POINTWISE),
+    Op("Mod", since=10, forward=_mod, vjp=_vjp("Mod"), cost=traffic, channels=POINTWISE),
+    Op("BitShift", since=11, forward=_bit_shift, vjp=_vjp("BitShift"), cost=traffic, channels=POINTWISE),
+    Op("IsInf", since=10, forward=_is_inf, vjp=_vjp("IsInf"), cost=traffic, channels=POINTWISE),
+    Op("Where", since=9, forward=_where, vjp=_vjp("Where"), cost=traffic, channels=POINTWISE),
 )

@@ -6,11 +6,15 @@ where indices repeat.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.errors import UnsupportedOp
+from pumice.ops.channels import Blocked, Channels, Edit, Kept, Same, Site, Tie, into, out
+from pumice.ops.gradient import add_rows, moved
+from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
 def _gather(node: Node, x: Array, indices: Array) -> Outputs:
@@ -90,14 +94,109 @@ def _compress(node: Node, x: Array, condition: Array) -> Outputs:
     return (np.take(x.reshape(-1), chosen) if axis is None else np.take(x, chosen, axis=axis),)
 
 
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _gather_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """Each row of a table gets the sum over the places that read it."""
+    (x, indices), dy = inputs, grads[0]
+    axis, count = node.get("axis", 0) % x.ndim, x.shape[node.get("axis", 0)]
+    flat = np.where(indices < 0, indices + count, indices).reshape(-1)
+    rows = np.moveaxis(dy.reshape(*x.shape[:axis], flat.size, *x.shape[axis + 1 :]), axis, 0)
+    return np.moveaxis(add_rows(rows, flat, count), 0, axis), None
+
+
+Place = Any
+"""What `x[place]` takes."""
+
+
+def _scatter_vjp(place: Any) -> Vjp:
+    """From `place(node, x, indices)`, where the updates go."""
+
+    def run(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+        (x, indices, updates), dy, reduction = inputs, grads[0], node.get("reduction", "none")
+        where = place(node, x, indices)
+        if reduction == "mul":
+            raise UnsupportedOp(f"{node} multiplies updates into its data, which pumice cannot differentiate")
+        if reduction == "add":
+            return dy, None, dy[where]
+        if reduction == "none":
+            dx = dy.copy()
+            dx[where] = 0
+            return dx, None, dy[where]
+        y = outputs[0]
+        return dy * (x == y), None, dy[where] * (updates == y[where])
+
+    return Vjp(run, wrt=(0, 2))
+
+
+def _place_elements(node: Node, x: Any, indices: Any) -> Place:
+    return tuple(np.broadcast_arrays(*_along(indices, node.get("axis", 0) % x.ndim, x.shape)))
+
+
+def _place_nd(node: Node, x: Any, indices: Any) -> Place:
+    return tuple(np.moveaxis(indices, -1, 0))
+
+
+def _one_hot_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    indices, depth, values = inputs
+    flags = np.array([0, 1], grads[0].dtype)
+    (hot,) = _one_hot(node, indices, depth, flags)
+    on = (grads[0] * hot).sum()
+    return None, None, np.stack([grads[0].sum() - on, on]).astype(values.dtype)
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _chosen(site: Site) -> Array | None:
+    """The positions that a constant vector of indices reads."""
+    indices, size = site.constant(1), site.size(0, site.node.get("axis", 0))
+    if indices is None or indices.ndim != 1 or size is None:
+        return None
+    return np.where(indices < 0, indices + size, indices).astype(np.int64)
+
+
+def _gather_ties(site: Site) -> Iterator[Tie]:
+    """Rows of a table are chosen by the data and stay; its other axes are the result's."""
+    along = site.node.get("axis", 0) % max(site.rank(0), 1)
+    spread = site.rank(1)
+    for axis in range(site.rank(0)):
+        if axis != along:
+            yield Same(into(0, axis), out(0, axis + (spread - 1 if axis > along else 0)))
+    for axis in range(spread):
+        if spread > 1 or _chosen(site) is None:
+            yield Same(into(1, axis), out(0, along + axis))
+    chosen = _chosen(site)
+    if chosen is None:
+        yield Blocked(into(0, along), "Gather chooses rows by number")
+    else:
+        yield Same(into(0, along), out(0, along), chosen, np.arange(len(chosen)))
+
+
+def _gather_edit(site: Site, kept: Kept) -> Edit | None:
+    """Constant indices are renumbered among what is left."""
+    along = site.node.get("axis", 0) % max(site.rank(0), 1)
+    mask, chosen = kept(into(0, along)), _chosen(site)
+    if mask is None or chosen is None:
+        return None
+    return Edit(inputs={1: (np.cumsum(mask) - 1)[chosen[mask[chosen]]]})
+
+
 OPS = (
-    Op("Gather", forward=_gather, cost=traffic),
-    Op("GatherElements", since=11, forward=_gather_elements, cost=traffic),
-    Op("GatherND", since=11, forward=_gather_nd, cost=traffic),
-    Op("Scatter", since=9, forward=_scatter_elements, cost=traffic),
-    Op("ScatterElements", since=11, forward=_scatter_elements, cost=traffic),
-    Op("ScatterND", since=11, forward=_scatter_nd, cost=traffic),
+    Op(
+        "Gather",
+        forward=_gather,
+        vjp=Vjp(_gather_vjp, wrt=(0,), inputs=(1,), outputs=()),
+        cost=traffic,
+        channels=Channels(_gather_ties, _gather_edit),
+    ),
+    Op("GatherElements", since=11, forward=_gather_elements, vjp=moved(_gather_elements), cost=traffic),
+    Op("GatherND", since=11, forward=_gather_nd, vjp=moved(_gather_nd), cost=traffic),
+    Op("Scatter", since=9, forward=_scatter_elements, vjp=_scatter_vjp(_place_elements), cost=traffic),
+    Op("ScatterElements", since=11, forward=_scatter_elements, vjp=_scatter_vjp(_place_elements), cost=traffic),
+    Op("ScatterND", since=11, forward=_scatter_nd, vjp=_scatter_vjp(_place_nd), cost=traffic),
     Op("TensorScatter", since=24, forward=_tensor_scatter, cost=traffic),
-    Op("OneHot", since=9, forward=_one_hot, cost=traffic),
-    Op("Compress", since=9, forward=_compress, cost=traffic),
+    Op("OneHot", since=9, forward=_one_hot, vjp=Vjp(_one_hot_vjp, wrt=(2,), outputs=()), cost=traffic),
+    Op("Compress", since=9, forward=_compress, vjp=moved(_compress), cost=traffic),
 )

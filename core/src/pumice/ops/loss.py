@@ -8,10 +8,13 @@ The input is (N, C, d1, ...), the target (N, d1, ...).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pumice.ops.dtypes import wide
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.gradient import spread, zeros
+from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 from pumice.ops.softmax import log_softmax
 
 
@@ -36,7 +39,44 @@ def _cross_entropy(node: Node, x: Array, target: Array, weight: Array | None = N
     return nll(node, logp, target, weight).astype(x.dtype), logp.astype(x.dtype)
 
 
+def _gradient(node: Node, logp: Any, target: Any, weight: Any, dy: Any) -> Any:
+    """Of the loss with respect to the log-probabilities."""
+    ignored = target == node.get("ignore_index") if "ignore_index" in node.attributes else np.zeros_like(target, bool)
+    index = np.where(ignored, 0, target)
+    weights = (~ignored).astype(logp.dtype) if weight is None else np.where(ignored, 0, weight[index])
+    reduction = node.get("reduction", "mean")
+    each = -weights * spread(dy, target.shape)
+    grad = zeros(logp)
+    np.put_along_axis(grad, index[:, None], (each / weights.sum() if reduction == "mean" else each)[:, None], axis=1)
+    return grad
+
+
+def _nll_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    logp, target, weight = (*inputs, None)[:3]
+    return [_gradient(node, logp, target, weight, grads[0]), *[None] * (len(inputs) - 1)]
+
+
+def _cross_entropy_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    _, target, weight = (*inputs, None)[:3]
+    logp, extra = outputs[1], grads[1] if len(grads) > 1 else None
+    grad = zeros(logp) if grads[0] is None else _gradient(node, logp, target, weight, grads[0])
+    grad = grad if extra is None else grad + extra
+    return [grad - np.exp(logp) * grad.sum(axis=1, keepdims=True), *[None] * (len(inputs) - 1)]
+
+
 OPS = (
-    Op("NegativeLogLikelihoodLoss", since=12, forward=_nll, cost=traffic),
-    Op("SoftmaxCrossEntropyLoss", since=12, forward=_cross_entropy, cost=traffic),
+    Op(
+        "NegativeLogLikelihoodLoss",
+        since=12,
+        forward=_nll,
+        vjp=Vjp(_nll_vjp, wrt=(0,), inputs=(1, 2), outputs=()),
+        cost=traffic,
+    ),
+    Op(
+        "SoftmaxCrossEntropyLoss",
+        since=12,
+        forward=_cross_entropy,
+        vjp=Vjp(_cross_entropy_vjp, wrt=(0,), inputs=(1, 2), outputs=(1,)),
+        cost=traffic,
+    ),
 )

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from pumice.ops.channels import SECOND_AXIS
 from pumice.ops.dtypes import wide
-from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.gradient import moved, spread
+from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.window import Window
 
 
@@ -121,6 +123,67 @@ def _max_unpool(node: Node, x: Array, indices: Array, shape: Array | None = None
     return (y,)
 
 
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def _max_pool_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """To the first maximum of each window, tap by tap."""
+    x, y, dy = inputs[0], outputs[0], grads[0]
+    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    padded = window.pad(x, _lowest(x.dtype))
+    total, open_ = np.zeros_like(padded), np.ones_like(y, dtype=bool)
+    for where in window.slices():
+        hit = open_ & (padded[where] == y)
+        total[where] += dy * hit
+        open_ &= ~hit
+    return (total[window.interior],)
+
+
+def _spread_windows(x: Any, window: Window, each: Any) -> Any:
+    """The gradient of a sum over windows: every element gets that of all windows it is in."""
+    total = np.zeros_like(window.pad(x, 0))
+    for where in window.slices():
+        total[where] += each
+    return total[window.interior]
+
+
+def _average_pool_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    window = Window.of(node, inputs[0].shape[2:], node.attributes["kernel_shape"])
+    counts = _counts(window, bool(node.get("count_include_pad", 0))).astype(grads[0].dtype)
+    return (_spread_windows(inputs[0], window, grads[0] / counts),)
+
+
+def _lp_slope(x: Any, p: float) -> Any:
+    return np.sign(x) * np.abs(x) ** (p - 1)
+
+
+def _lp_pool_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    (x,), p = inputs, node.get("p", 2)
+    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    return (_spread_windows(x, window, _per_norm(outputs[0], grads[0], p)) * _lp_slope(x, p),)
+
+
+def _per_norm(y: Any, dy: Any, p: float) -> Any:
+    """dy / y^(p - 1), zero where the norm is."""
+    return np.where(y == 0, 0, dy / np.where(y == 0, 1, y) ** (p - 1))
+
+
+def _global_average_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    x = inputs[0]
+    return (spread(grads[0] / math.prod(x.shape[2:]), x.shape),)
+
+
+def _global_max_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """Equal maxima share."""
+    winners = inputs[0] == outputs[0]
+    return (grads[0] * winners / winners.sum(axis=_spatial(inputs[0]), keepdims=True),)
+
+
+def _global_lp_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    p = node.get("p", 2)
+    return (_per_norm(outputs[0], grads[0], p) * _lp_slope(inputs[0], p),)
+
+
 def _pool_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
     taps = math.prod(node.attributes["kernel_shape"])
     return OpCost(macs=elements(outputs[0]) * taps, bytes=traffic(node, inputs, outputs).bytes)
@@ -131,11 +194,23 @@ def _global_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) 
 
 
 OPS = (
-    Op("MaxPool", forward=_max_pool, cost=_pool_cost),
-    Op("AveragePool", forward=_average_pool, cost=_pool_cost),
-    Op("LpPool", since=2, forward=_lp_pool, cost=_pool_cost),
-    Op("GlobalMaxPool", forward=_global_max, cost=_global_cost),
-    Op("GlobalAveragePool", forward=_global_average, cost=_global_cost),
-    Op("GlobalLpPool", since=2, forward=_global_lp, cost=_global_cost),
-    Op("MaxUnpool", since=9, forward=_max_unpool, cost=traffic),
+    Op("MaxPool", forward=_max_pool, vjp=Vjp(_max_pool_vjp, outputs=(0,)), cost=_pool_cost, channels=SECOND_AXIS),
+    Op(
+        "AveragePool",
+        forward=_average_pool,
+        vjp=Vjp(_average_pool_vjp, inputs=(), outputs=()),
+        cost=_pool_cost,
+        channels=SECOND_AXIS,
+    ),
+    Op("LpPool", since=2, forward=_lp_pool, vjp=Vjp(_lp_pool_vjp), cost=_pool_cost, channels=SECOND_AXIS),
+    Op("GlobalMaxPool", forward=_global_max, vjp=Vjp(_global_max_vjp), cost=_global_cost, channels=SECOND_AXIS),
+    Op(
+        "GlobalAveragePool",
+        forward=_global_average,
+        vjp=Vjp(_global_average_vjp, inputs=(), outputs=()),
+        cost=_global_cost,
+        channels=SECOND_AXIS,
+    ),
+    Op("GlobalLpPool", since=2, forward=_global_lp, vjp=Vjp(_global_lp_vjp), cost=_global_cost, channels=SECOND_AXIS),
+    Op("MaxUnpool", since=9, forward=_max_unpool, vjp=moved(_max_unpool), cost=traffic),
 )

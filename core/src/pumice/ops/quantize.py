@@ -9,14 +9,16 @@ it bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pumice.errors import ModelError
 from pumice.ops.cast import cast
+from pumice.ops.channels import Channels, Same, Site, Tie, into, out
 from pumice.ops.dtypes import integer_range, is_float, numpy_dtype
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
 def aligned_to(parameter: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
@@ -82,11 +84,72 @@ def _dynamic_quantize_linear(node: Node, x: Array) -> Outputs:
     return quantize(x, scale, zero_point, np.dtype(np.uint8)), scale, zero_point
 
 
+# --- gradients, straight through --------------------------------------------------------------------------------------
+
+
+def _quantize_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    """Rounding counts as the identity, saturation as itself: dx = dq / scale where q is inside its range, else 0.
+
+    The gradient of an integer is that of the level it stands for. With dequantization after it, the scale gets
+    dy (q - x / scale) inside the range and dy q outside, which is LSQ (Esser et al., ICLR 2020).
+    """
+    x, scale = inputs[:2]
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    zero = inputs[2] if len(inputs) > 2 else None
+    ready = aligned_to(scale, x.shape, axis, block).astype(x.dtype)
+    levels = x / ready
+    low, high = integer_range(outputs[0].dtype)
+    offset = 0.0 if zero is None else aligned_to(zero, x.shape, axis, block).astype(x.dtype)
+    inside = (np.rint(levels) + offset >= low) & (np.rint(levels) + offset <= high)
+    dx = grads[0] / ready * inside
+    dscale = _to_parameter(-dx * levels, scale, axis, block) if wanted[1] else None
+    return [dx, dscale, *[None] * (len(inputs) - 2)]
+
+
+def _dequantize_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    q, scale, *zero = inputs
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    levels = q.astype(grads[0].dtype)
+    if zero and zero[0] is not None:
+        levels = levels - aligned_to(zero[0], q.shape, axis, block).astype(levels.dtype)
+    dscale = _to_parameter(grads[0] * levels, scale, axis, block) if wanted[1] else None
+    return [grads[0] * aligned_to(scale, q.shape, axis, block), dscale, *[None] * len(zero)]
+
+
+def _to_parameter(grad: Any, parameter: Any, axis: int, block: int) -> Any:
+    """The sum over what shares a value of the parameter."""
+    if parameter.size == 1:
+        return grad.sum().reshape(parameter.shape)
+    axis %= grad.ndim
+    if not block:
+        return grad.sum(axis=tuple(i for i in range(grad.ndim) if i != axis))
+    starts = np.arange(0, grad.shape[axis], block)
+    return np.add.reduceat(grad, starts, axis=axis)
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _channel_ties(site: Site) -> Iterator[Tie]:
+    """A scale a channel lies along `axis`; blocks of several elements to a scale hold the axis as it is."""
+    axis = site.node.get("axis", 1) % max(site.rank(0), 1)
+    blocked = site.node.get("block_size", 0)
+    for each in range(site.rank(0)):
+        if not (blocked and each == axis):
+            yield Same(into(0, each), out(0, each))
+    for index in range(1, len(site.inputs)):
+        if site.rank(index) == 1 and site.size(index, 0) == site.size(0, axis):
+            yield Same(into(index, 0), into(0, axis))
+
+
 OPS = (
     *(
-        Op(name, since=since, domain=domain, forward=forward, cost=traffic)
+        Op(name, since=since, domain=domain, forward=forward, vjp=vjp, cost=traffic, channels=Channels(_channel_ties))
         for domain, since in (("", 10), ("com.microsoft", 1))
-        for name, forward in (("QuantizeLinear", _quantize_linear), ("DequantizeLinear", _dequantize_linear))
+        for name, forward, vjp in (
+            ("QuantizeLinear", _quantize_linear, Vjp(_quantize_vjp, wrt=(0, 1), outputs=())),
+            ("DequantizeLinear", _dequantize_linear, Vjp(_dequantize_vjp, wrt=(0, 1), outputs=())),
+        )
     ),
     Op("DynamicQuantizeLinear", since=11, forward=_dynamic_quantize_linear, cost=traffic),
 )

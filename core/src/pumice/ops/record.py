@@ -7,19 +7,26 @@ v, each field comes from the record with the newest `since` <= v that gives it a
 Two plugins that give the same field for the same (domain, type, since) clash, and the error names both.
 
     forward(node, *arrays) -> tuple of arrays      absent optional inputs are None, absent trailing ones are left out
+    vjp(node, inputs, outputs, grads, wanted) -> gradient of each input, None where it is zero or not wanted
     cost(node, input_shapes, output_shapes) -> OpCost
 
-A `Kernel` is another implementation of `forward` for some device and types. NumPy's `forward` has rank 0 and is the
-definition of truth; a kernel of higher rank replaces it when the plan is compiled.
+`vjp` is the vector-Jacobian product: from the gradients of the outputs (None: zero) those of the inputs whose flag in
+`wanted` is set, each with the shape and type of its input. `Vjp` says along which inputs gradient flows and what is
+read, so that everything else can be freed: an array that is not read arrives as a `ghost`, which has a shape and a type
+but no memory. `outputs` is all that `forward` returned, also what no value of the graph receives.
+
+A `Kernel` is another implementation of `forward`, or of `vjp` (`part`), for some device and types. NumPy's has rank 0
+and is the definition of truth; a kernel of higher rank replaces it when the plan is compiled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
+import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import PluginError
@@ -83,6 +90,39 @@ def traffic(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> Op
     return OpCost(bytes=4 * (sum(map(elements, inputs)) + sum(map(elements, outputs))))
 
 
+Arrays = Sequence[Any]
+"""Arrays by position, None where one is absent."""
+Wanted = Sequence[bool]
+"""Of each input, whether its gradient is asked for."""
+
+
+@attrs.frozen(eq=False)
+class Vjp:
+    """A gradient and what it needs; indices are positions of inputs or outputs, None stands for all of them."""
+
+    run: Callable[[Node, Arrays, Arrays, Arrays, Wanted], Arrays]
+    wrt: tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
+    """Inputs along which gradient flows; that of the others (indices, shapes) is zero by definition."""
+    inputs: tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
+    """Inputs whose values are read."""
+    outputs: tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
+    """Results of `forward` whose values are read."""
+
+    def __call__(self, node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+        return self.run(node, inputs, outputs, grads, wanted)
+
+
+STOP = Vjp(lambda node, inputs, outputs, grads, wanted: [None] * len(inputs), wrt=(), inputs=(), outputs=())
+"""The gradient of a function that is constant almost everywhere (rounding, comparison) or only describes its input."""
+
+
+def ghost(x: Any) -> Any:
+    """An array of the same shape, type and kind whose values mean nothing and take no memory."""
+    if not getattr(x, "ndim", 0) or not x.size:
+        return x
+    return np.broadcast_to(x[(slice(0, 1),) * x.ndim].copy(), x.shape)
+
+
 @attrs.frozen(eq=False)
 class Op:
     """One operator, or a part of what is known about it."""
@@ -109,9 +149,14 @@ class Op:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Kernel:
-    """A faster way to compute an operator. `run` has the signature of `Op.forward` and must not change its inputs."""
+    """A faster way to compute an operator or its gradient; `run` must not change its inputs.
+
+    `run` has the signature of `Op.forward` or, if `part` is "vjp", that of `Op.vjp`; such a kernel finds the values
+    that the operator's `Vjp` reads (the others are ghosts) and gives every gradient that is wanted.
+    """
 
     op_type: str
+    part: Literal["forward", "vjp"] = "forward"
     domain: str = ""
     since: int = 1
     until: int | None = None
@@ -121,6 +166,9 @@ class Kernel:
     rank: int = 10
     """The highest rank that is available and accepts the node wins; NumPy has rank 0."""
     run: Forward
+    bind: Callable[[Node, Sequence[Any]], Forward] | None = None
+    """Given the node's constant inputs (None where one is not constant) when a plan is compiled, what to run instead of
+    `run`: a place to rearrange weights once. It must look whether an input *is* that constant; feeds may replace it."""
     available: Callable[[], str | None] = lambda: None
     """None if it can run on this machine, else the reason."""
     accepts: Callable[[Node], str | None] = lambda node: None

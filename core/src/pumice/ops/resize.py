@@ -12,15 +12,17 @@ for taps i around 0..1, where K is the triangle (linear) or the cubic kernel, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 
 from pumice.errors import ModelError
+from pumice.ops.channels import Blocked, Channels, Edit, Kept, Same, Site, Tie, into, kept_sizes, out
 from pumice.ops.dtypes import integer_range, is_float, wide
-from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
+from pumice.ops.gradient import namespace
+from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 
 
 @attrs.frozen(kw_only=True)
@@ -157,13 +159,60 @@ def _resize_by_scales(node: Node, x: Array, scales: Array | None = None) -> Outp
     return _resized(attrs.evolve(node, opset=min(node.opset, 10)), x, _axes(node, x.shape, None, factors, None))
 
 
+def _adjoint(node: Node, dy: Any, axes: Sequence[Axis]) -> Any:
+    """Interpolation along an axis is a matrix, found by interpolating the identity; this applies its transpose."""
+    plain = attrs.evolve(node, attributes={**node.attributes, "extrapolation_value": 0.0})
+    for axis in reversed(axes):
+        if axis.output != axis.size or axis.scale != 1 or axis.roi != (0.0, 1.0):
+            matrix = _interpolate(np.eye(axis.size), attrs.evolve(axis, index=0), plain)
+            matrix = namespace(dy).asarray(matrix, dtype=dy.dtype)
+            dy = np.moveaxis(np.tensordot(dy, matrix, axes=(axis.index, 0)), -1, axis.index)
+    return dy
+
+
+def _resize_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    x, roi, scales, sizes = (*inputs, None, None, None)[:4]
+    factors = None if scales is None or not scales.size else scales.tolist()
+    return [_adjoint(node, grads[0], _axes(node, x.shape, roi, factors, sizes)), *[None] * (len(inputs) - 1)]
+
+
+def _resize_by_scales_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    factors = node.attributes["scales"] if len(inputs) < 2 else inputs[1].tolist()
+    old = attrs.evolve(node, opset=min(node.opset, 10))
+    return [_adjoint(old, grads[0], _axes(node, inputs[0].shape, None, factors, None)), *[None] * (len(inputs) - 1)]
+
+
 def _resize_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:
     taps = {"nearest": 0, "linear": 2, "cubic": 4}[node.get("mode", "nearest")]
     return OpCost(macs=taps * elements(outputs[0]), bytes=traffic(node, inputs, outputs).bytes)
 
 
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _channel_ties(site: Site) -> Iterator[Tie]:
+    """Only axes that keep their size: along the others positions are mixed."""
+    for axis in range(site.rank(0)):
+        if site.size(0, axis) == site.size(~0, axis):
+            yield Same(into(0, axis), out(0, axis))
+        else:
+            yield Blocked(into(0, axis), f"{site.node.op_type} interpolates along the axis")
+
+
+def _sizes_edit(site: Site, kept: Kept) -> Edit | None:
+    if not site.has(3):
+        return None
+    axes = [axis % site.rank(0) for axis in site.node.get("axes") or range(site.rank(0))]
+    return Edit(vectors={3: {axes.index(a): n for a, n in kept_sizes(site, kept, ~0).items() if a in axes}})
+
+
+_CHANNELS = Channels(_channel_ties, _sizes_edit)
+
+_BY_SCALES = Vjp(_resize_by_scales_vjp, wrt=(0,), inputs=(1,), outputs=())
+_BY_SIZES = Vjp(_resize_vjp, wrt=(0,), inputs=(1, 2, 3), outputs=())
+
 OPS = (
-    Op("Resize", since=10, until=10, forward=_resize_by_scales, cost=_resize_cost),
-    Op("Resize", since=11, forward=_resize, cost=_resize_cost),
-    Op("Upsample", since=7, forward=_resize_by_scales, cost=_resize_cost),
+    Op("Resize", since=10, until=10, forward=_resize_by_scales, vjp=_BY_SCALES, cost=_resize_cost, channels=_CHANNELS),
+    Op("Resize", since=11, forward=_resize, vjp=_BY_SIZES, cost=_resize_cost, channels=_CHANNELS),
+    Op("Upsample", since=7, forward=_resize_by_scales, vjp=_BY_SCALES, cost=_resize_cost, channels=_CHANNELS),
 )

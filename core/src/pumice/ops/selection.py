@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.gradient import zeros
+from pumice.ops.record import STOP, Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
 def _top_k(node: Node, x: Array, k: Array | None = None) -> Outputs:
@@ -88,9 +89,15 @@ def _non_max_suppression(
     return (np.array(rows, dtype=np.int64).reshape(-1, 3),)
 
 
+def _top_k_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    dx = zeros(inputs[0])
+    np.put_along_axis(dx, outputs[1], grads[0], axis=node.get("axis", -1))
+    return [dx, *[None] * (len(inputs) - 1)]
+
+
 OPS = (
-    Op("TopK", forward=_top_k, cost=traffic),
-    Op("NonZero", since=9, forward=_non_zero, cost=traffic),
+    Op("TopK", forward=_top_k, vjp=Vjp(_top_k_vjp, wrt=(0,), inputs=(), outputs=(1,)), cost=traffic),
+    Op("NonZero", since=9, forward=_non_zero, vjp=STOP, cost=traffic),
     Op("Unique", since=11, forward=_unique, cost=traffic),
-    Op("NonMaxSuppression", since=10, forward=_non_max_suppression, cost=traffic),
+    Op("NonMaxSuppression", since=10, forward=_non_max_suppression, vjp=STOP, cost=traffic),
 )

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from pumice.errors import ModelError
-from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.gradient import linear, moved, namespace, sum_to, zeros
+from pumice.ops.record import STOP, Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
+from pumice.ops.shape_channels import CHANNELS, python_slice
 
 
 def setting(node: Node, attribute: str, given: Array | None) -> list[int] | None:
@@ -73,31 +75,25 @@ def _split(node: Node, x: Array, split: Array | None = None) -> Outputs:
     return tuple(np.split(x, bounds, axis=axis))
 
 
-def _slice(
+def _slice(node: Node, x: Array, *bounds: Array | None) -> Outputs:
+    return (x[_sliced(node, x, *bounds)],)
+
+
+def _sliced(
     node: Node,
     x: Array,
     starts: Array | None = None,
     ends: Array | None = None,
     axes: Array | None = None,
     steps: Array | None = None,
-) -> Outputs:
+) -> tuple[slice, ...]:
     first, last = setting(node, "starts", starts) or [], setting(node, "ends", ends) or []
     along = setting(node, "axes", axes) or list(range(len(first)))
     strides = setting(node, "steps", steps) or [1] * len(first)
     index = [slice(None)] * x.ndim
     for axis, start, end, step in zip(along, first, last, strides, strict=True):
-        index[axis] = _python_slice(start, end, step, x.shape[axis])
-    return (x[tuple(index)],)
-
-
-def _python_slice(start: int, end: int, step: int, size: int) -> slice:
-    """Out-of-range bounds clamp; for a negative step an end before the first element includes it."""
-    start, end = (v + size if v < 0 else v for v in (start, end))
-    if step > 0:
-        return slice(min(max(start, 0), size), min(max(end, 0), size), step)
-    if start < 0 or size == 0:
-        return slice(0)
-    return slice(min(start, size - 1), None if end < 0 else min(end, size - 1), step)
+        index[axis] = python_slice(start, end, step, x.shape[axis])
+    return tuple(index)
 
 
 def _expand(node: Node, x: Array, shape: Array) -> Outputs:
@@ -115,22 +111,30 @@ def _pad(
     node: Node, x: Array, pads: Array | None = None, value: Array | None = None, axes: Array | None = None
 ) -> Outputs:
     """Negative pads cut off."""
-    amounts = setting(node, "pads", pads) or setting(node, "paddings", None) or []
-    along = [a % x.ndim for a in (setting(node, "axes", axes) or range(x.ndim))]
-    widths = [(0, 0)] * x.ndim
-    for i, axis in enumerate(along):
-        widths[axis] = (amounts[i], amounts[i + len(along)])
     mode = node.get("mode", "constant")
     if mode not in _PAD_MODES:
         raise ModelError(f"{node} has mode '{mode}'; it must be one of {', '.join(_PAD_MODES)}")
-    cut = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(x.shape, widths, strict=True))
-    x, widths = x[cut], [(max(0, b), max(0, a)) for b, a in widths]
+    cut, widths = _pad_widths(node, x, pads, axes)
+    x = x[cut]
     if mode != "constant":
         return (np.pad(x, widths, mode=mode),)
     fill = node.get("value", 0.0) if value is None else value.reshape(-1)[0]
     y = np.full([b + n + a for n, (b, a) in zip(x.shape, widths, strict=True)], fill, x.dtype)
     y[tuple(slice(b, b + n) for n, (b, _) in zip(x.shape, widths, strict=True))] = x
     return (y,)
+
+
+def _pad_widths(
+    node: Node, x: Array, pads: Array | None, axes: Array | None
+) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
+    """What is kept of x, and how much is added before and after it along each axis."""
+    amounts = setting(node, "pads", pads) or setting(node, "paddings", None) or []
+    along = [a % x.ndim for a in (setting(node, "axes", axes) or range(x.ndim))]
+    widths = [(0, 0)] * x.ndim
+    for i, axis in enumerate(along):
+        widths[axis] = (amounts[i], amounts[i + len(along)])
+    cut = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(x.shape, widths, strict=True))
+    return cut, [(max(0, b), max(0, a)) for b, a in widths]
 
 
 def _identity(node: Node, x: Any) -> Outputs:
@@ -188,12 +192,74 @@ def _reverse_sequence(node: Node, x: Array, lengths: Array) -> Outputs:
     return (np.moveaxis(data[np.arange(len(data))[:, None], order], (0, 1), (batch, time)),)
 
 
-MOVES: Sequence[tuple[str, int, Any]] = (
-    ("Shape", 1, _shape), ("Size", 1, _size), ("Reshape", 1, _reshape), ("Flatten", 1, _flatten),
-    ("Squeeze", 1, _squeeze), ("Unsqueeze", 1, _unsqueeze), ("Transpose", 1, _transpose), ("Concat", 1, _concat),
-    ("Split", 1, _split), ("Slice", 1, _slice), ("Expand", 8, _expand), ("Tile", 6, _tile), ("Pad", 1, _pad),
-    ("Identity", 1, _identity), ("DepthToSpace", 1, _depth_to_space), ("SpaceToDepth", 1, _space_to_depth),
-    ("CenterCropPad", 18, _center_crop_pad), ("Trilu", 14, _trilu), ("ReverseSequence", 10, _reverse_sequence),
-)  # fmt: skip
+# --- gradients --------------------------------------------------------------------------------------------------------
 
-OPS = tuple(Op(name, since=since, forward=forward, cost=traffic) for name, since, forward in MOVES)
+
+def _transpose_adjoint(node: Node, dy: Any, x: Any) -> Any:
+    perm = node.get("perm")
+    return dy.transpose(None if perm is None else sorted(range(len(perm)), key=perm.__getitem__))
+
+
+def _slice_adjoint(node: Node, dy: Any, x: Any, *bounds: Any) -> Any:
+    dx = zeros(x)
+    dx[_sliced(node, x, *bounds)] = dy
+    return dx
+
+
+def _pad_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    x, pads, _, axes = (*inputs, None, None, None)[:4]
+    if node.get("mode", "constant") != "constant":
+        return _PAD_MOVES(node, (x, pads, None, axes)[: len(inputs)], outputs, grads, wanted)
+    cut, widths = _pad_widths(node, x, pads, axes)
+    dx = zeros(x)
+    dx[cut] = grads[0][tuple(slice(b, n - a) for n, (b, a) in zip(grads[0].shape, widths, strict=True))]
+    return [dx, *[None] * (len(inputs) - 1)]
+
+
+_PAD_MOVES = moved(_pad)
+
+
+def _concat_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    axis = node.get("axis", 1)
+    bounds = np.cumsum([x.shape[axis] for x in inputs[:-1]]).tolist()
+    return namespace(grads[0]).split(grads[0], bounds, axis=axis)  # type: ignore[no-any-return]
+
+
+def _split_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+    parts = [zeros(y) if dy is None else dy for y, dy in zip(outputs, grads, strict=False)]
+    return [np.concatenate(parts, axis=node.get("axis", 0)), *[None] * (len(inputs) - 1)]
+
+
+_RESHAPED = linear(lambda node, dy, x, *_: dy.reshape(x.shape))
+
+MOVES: Sequence[tuple[str, int, Any, Vjp]] = (
+    ("Shape", 1, _shape, STOP),
+    ("Size", 1, _size, STOP),
+    ("Reshape", 1, _reshape, _RESHAPED),
+    ("Flatten", 1, _flatten, _RESHAPED),
+    ("Squeeze", 1, _squeeze, _RESHAPED),
+    ("Unsqueeze", 1, _unsqueeze, _RESHAPED),
+    ("Identity", 1, _identity, _RESHAPED),
+    ("Transpose", 1, _transpose, linear(_transpose_adjoint)),
+    ("Concat", 1, _concat, Vjp(_concat_vjp, inputs=(), outputs=())),
+    ("Split", 1, _split, Vjp(_split_vjp, wrt=(0,), inputs=(1,), outputs=())),
+    ("Slice", 1, _slice, linear(_slice_adjoint, reads=(1, 2, 3, 4))),
+    ("Expand", 8, _expand, linear(lambda node, dy, x, shape: sum_to(dy, x.shape))),
+    ("Pad", 1, _pad, Vjp(_pad_vjp, wrt=(0,), inputs=(1, 3), outputs=())),
+    *(
+        (name, since, forward, moved(forward))
+        for name, since, forward in (
+            ("Tile", 6, _tile),
+            ("DepthToSpace", 1, _depth_to_space),
+            ("SpaceToDepth", 1, _space_to_depth),
+            ("CenterCropPad", 18, _center_crop_pad),
+            ("Trilu", 14, _trilu),
+            ("ReverseSequence", 10, _reverse_sequence),
+        )
+    ),
+)
+
+OPS = tuple(
+    Op(name, since=since, forward=forward, vjp=vjp, cost=traffic, channels=CHANNELS.get(name))
+    for name, since, forward, vjp in MOVES
+)

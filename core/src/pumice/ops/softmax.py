@@ -6,13 +6,14 @@ one; since then only `axis` (default -1) is normalised. Narrow floats are comput
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from pumice.ops.channels import Channels, Site, Tie, except_axes
 from pumice.ops.dtypes import wide
-from pumice.ops.record import Array, Forward, Node, Op, Outputs, traffic
+from pumice.ops.record import STOP, Array, Arrays, Forward, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
 def softmax(x: Array, axis: int = -1) -> Any:
@@ -48,11 +49,67 @@ def _flattened(function: Callable[[Array, int], Any]) -> Forward:
     return forward
 
 
+def softmax_vjp(y: Any, dy: Any, axis: int = -1) -> Any:
+    """y (dy - sum of y dy)"""
+    dx = y * dy
+    return dx - y * dx.sum(axis=axis, keepdims=True)
+
+
+def _log_softmax_vjp(y: Any, dy: Any, axis: int) -> Any:
+    return dy - np.exp(y) * dy.sum(axis=axis, keepdims=True)
+
+
+def _vjp_along_axis(function: Callable[[Any, Any, int], Any]) -> Vjp:
+    def run(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+        return (function(outputs[0], grads[0], node.get("axis", -1)),)
+
+    return Vjp(run, inputs=())
+
+
+def _vjp_flattened(function: Callable[[Any, Any, int], Any]) -> Vjp:
+    def run(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
+        y = outputs[0]
+        rows = (int(np.prod(y.shape[: node.get("axis", 1) % max(y.ndim, 1)])), -1)
+        return (function(y.reshape(rows), grads[0].reshape(rows), -1).reshape(y.shape),)
+
+    return Vjp(run, inputs=())
+
+
+_FUNCTIONS = (("Softmax", softmax, softmax_vjp), ("LogSoftmax", log_softmax, _log_softmax_vjp))
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _channel_ties(site: Site) -> Iterator[Tie]:
+    """The axis (before opset 13: it and all that follow) that is normalised, or searched for its largest, stays."""
+    rank = site.rank(0)
+    old = site.node.opset < 13
+    axis = site.node.get("axis", 1 if old else -1) % rank if rank else 0
+    yield from except_axes(
+        site, range(axis, rank if old else axis + 1), f"{site.node.op_type} compares the channels with each other"
+    )
+
+
 OPS = tuple(
     op
-    for name, function in (("Softmax", softmax), ("LogSoftmax", log_softmax), ("Hardmax", hardmax))
+    for name, function, vjp in (*_FUNCTIONS, ("Hardmax", hardmax, None))
     for op in (
-        Op(name, since=1, until=12, forward=_flattened(function), cost=traffic),
-        Op(name, since=13, forward=_along_axis(function), cost=traffic),
+        Op(
+            name,
+            since=1,
+            until=12,
+            forward=_flattened(function),
+            vjp=_vjp_flattened(vjp) if vjp else STOP,
+            cost=traffic,
+            channels=Channels(_channel_ties),
+        ),
+        Op(
+            name,
+            since=13,
+            forward=_along_axis(function),
+            vjp=_vjp_along_axis(vjp) if vjp else STOP,
+            cost=traffic,
+            channels=Channels(_channel_ties),
+        ),
     )
 )

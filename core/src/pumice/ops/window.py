@@ -107,7 +107,7 @@ class Window:
         """For every tap in row-major order, where it falls in the padded (N, C, ...) array, over all outputs."""
         for tap in itertools.product(*map(range, self.kernel)):
             axes = zip(tap, self.dilations, self.output, self.strides, strict=True)
-            spans = (slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in axes)
+            spans = (slice(t * d, t * d + max(0, (o - 1) * s + 1), s) for t, d, o, s in axes)
             yield (slice(None), slice(None), *spans)
 
 

@@ -51,6 +51,8 @@ class QuantizeContext:
     """Why nodes are to stay in floating point, by name: what the guard found (see `guard`)."""
     draft: bool = False
     """Only how layers compare matters: a quantizer that has a quicker, somewhat less accurate way may take it."""
+    training: Dataset | None = None
+    """Labelled data for quantizers that train."""
     notes: list[str] = attrs.field(factory=list)
     """Sentences that the user should read."""
     _recalled: dict[type, Any] = attrs.field(factory=dict)
@@ -69,6 +71,7 @@ class QuantizeContext:
             seed=run.seed,
             progress=run.progress,
             metrics=run.metrics,
+            training=run.training,
             notes=run.notes,
         )
 

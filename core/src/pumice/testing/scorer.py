@@ -1,12 +1,18 @@
 """What an importance scorer owes: one finite score a channel, which does not depend on the channels' order."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.strategy import ImportanceScorer
+from pumice.data import open_dataset
+from pumice.measure import pick_runtime
+from pumice.prune import find_groups
+from pumice.prune.scoring import ScoringContext, layer_scores
+from pumice.strategy import ImportanceScorer, Loss
+from pumice.testing.models import random_feeds, tiny_cnn
 from pumice.testing.strategy import StrategyContract
 
 
@@ -34,6 +40,16 @@ class Filters:
         return np.asarray(np.linalg.norm(difference, ord={"l1": 1, "l2": 2}[norm], axis=2))
 
 
+@attrs.frozen(kw_only=True)
+class _Sum(Loss):
+    """The sum of the outputs: a loss for which no plugin need be installed."""
+
+    name = "sum"
+
+    def value_and_grad(self, outputs: Mapping[str, NDArray[Any]], batch: Any) -> tuple[float, dict[str, NDArray[Any]]]:
+        return sum(float(y.sum()) for y in outputs.values()), {name: np.ones_like(y) for name, y in outputs.items()}
+
+
 class ScorerContract(StrategyContract[ImportanceScorer]):
     """Needs nothing but `strategy`."""
 
@@ -55,6 +71,18 @@ class ScorerContract(StrategyContract[ImportanceScorer]):
 
     def test_the_same_channels_get_the_same_scores(self) -> None:
         np.testing.assert_array_equal(self.scores(self.filters()), self.scores(self.filters()))
+
+    def test_it_scores_every_group_of_a_network(self) -> None:
+        model = tiny_cnn()
+        found = find_groups(model)
+        feeds = [(feed, np.array([0])) for feed in random_feeds(4, size=1)]
+        data = open_dataset(feeds, model)
+        context = ScoringContext(
+            wiring=found.wiring, runtime=pick_runtime(None), calibration=data, training=data, loss=_Sum()
+        )
+        assert found.free
+        for group in found.free:
+            assert layer_scores(self.make(), group, context, "mean").shape == (group.channels,)
 
     def test_the_weights_are_left_unchanged(self) -> None:
         filters = self.filters()

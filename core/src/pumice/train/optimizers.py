@@ -1,0 +1,112 @@
+"""Optimizers: from the gradient g of a weight w to its next value, with learning rate r, step number k and decay d.
+
+    sgd     v = m v + g + d w;        w -= r v        (nesterov: r (g + d w + m v))
+    adam    p = b1 p + (1 - b1) g;  q = b2 q + (1 - b2) g^2;  u = (p / (1 - b1^k)) / (sqrt(q / (1 - b2^k)) + e)
+            with d w in g;            w -= r u
+    adamw   as adam without d w in g; w -= r (u + d w)                      (Loshchilov and Hutter, ICLR 2019)
+    lamb    as adamw;                 w -= r |w| / |u + d w| (u + d w)      (You et al., ICLR 2020)
+
+Only the weights named as decayed have d > 0. State is one array per weight and moment, in the weight's type; updates
+are in place. Gradients may first be clipped to a common Euclidean norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+
+from pumice.ops.dtypes import wide
+from pumice.ops.gradient import zeros
+from pumice.train.parameters import Parameters
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
+_EPSILON = 1e-8
+
+
+@attrs.define(kw_only=True)
+class Optimizer:
+    """One of `OPTIMIZERS` and its state."""
+
+    name: str
+    momentum: float = 0.9
+    """Of sgd; the first decay rate of the others."""
+    second: float = 0.999
+    nesterov: bool = True
+    decay: float = 0.0
+    count: int = 0
+    """Updates made."""
+    moments: dict[str, list[Any]] = attrs.field(factory=dict)
+
+    def update(self, parameters: Parameters, grads: Mapping[str, Any], rate: float) -> None:
+        """Move every parameter in place."""
+        self.count += 1
+        step = self._sgd if self.name == "sgd" else self._adaptive
+        for name, w in parameters.values.items():
+            step(name, w, grads[name], self.decay if name in parameters.decayed else 0.0, rate)
+            if name in parameters.masks:
+                w *= parameters.masks[name]
+
+    def _state(self, name: str, w: Any, count: int) -> list[Any]:
+        return self.moments.setdefault(name, [zeros(w) for _ in range(count)])
+
+    def _sgd(self, name: str, w: Any, g: Any, decay: float, rate: float) -> None:
+        (v,) = self._state(name, w, 1)
+        g = g + decay * w if decay else g
+        v *= self.momentum
+        v += g
+        w -= rate * (g + self.momentum * v if self.nesterov else v)
+
+    def _adaptive(self, name: str, w: Any, g: Any, decay: float, rate: float) -> None:
+        p, q = self._state(name, w, 2)
+        if self.name == "adam" and decay:
+            g = g + decay * w
+        p *= self.momentum
+        p += (1 - self.momentum) * g
+        q *= self.second
+        q += (1 - self.second) * np.square(g)
+        first, second = 1 - self.momentum**self.count, 1 - self.second**self.count
+        u = (p / first) / (np.sqrt(q / second) + _EPSILON)
+        if self.name != "adam" and decay:
+            u += decay * w
+        if self.name == "lamb":
+            weight, length = norm([w]), norm([u])
+            rate *= weight / length if weight and length else 1.0
+        w -= rate * u
+
+
+def norm(arrays: Any) -> float:
+    """The Euclidean norm of all elements of all arrays, summed in float64."""
+    return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))
+
+
+def clip(grads: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Gradients scaled down together so that their common norm is at most `limit`; 0 is no limit."""
+    length = norm(grads.values()) if limit else 0.0
+    return {name: g * (limit / length) for name, g in grads.items()} if length > limit else grads
+
+
+@attrs.define(kw_only=True)
+class LossScale:
+    """Multiplies the loss so that small gradients survive narrow types; backs off when they overflow.
+
+    Any infinity or NaN among the gradients halves the scale, and the step is left out; 1,000 good steps double it.
+    """
+
+    scale: float = 1.0
+    dynamic: bool = False
+    good: int = 0
+
+    def unscaled(self, grads: dict[str, Any]) -> dict[str, Any] | None:
+        """The gradients of the loss itself; None if they overflowed and the step should be left out."""
+        if not all(bool(np.isfinite(g).all()) for g in grads.values()):
+            self.scale, self.good = self.scale / 2, 0
+            return None
+        found = grads if self.scale == 1 else {name: wide(g) / self.scale for name, g in grads.items()}
+        self.good += 1
+        if self.dynamic and self.good >= 1000:
+            self.scale, self.good = self.scale * 2, 0
+        return found
