@@ -15,7 +15,7 @@
 #include "lowbit/finish.h"
 #include "lowbit/vnni.h"
 
-enum { TILE = 16, COLUMNS = 2 * TILE, ROWS = 2 * TILE, STRETCH = 2, TILE_BYTES = 1024, FEWEST_ROWS = 3, LANES = 16 };
+enum { TILE = 16, COLUMNS = 2 * TILE, ROWS = 2 * TILE, STRETCH = 2, TILE_BYTES = 1024, BLOCK_BYTES = 4 * TILE_BYTES, FEWEST_ROWS = 3, LANES = 16 };
 
 struct configuration {
     uint8_t palette, start, reserved[14];
@@ -33,7 +33,7 @@ struct panel {
     const uint8_t *codes[COLUMNS];
     const int8_t *table[COLUMNS];
     const float *scale[COLUMNS];
-    int8_t decoded[STRETCH][2][2][TILE_BYTES] __attribute__((aligned(64)));
+    int8_t decoded[STRETCH * BLOCK_BYTES] __attribute__((aligned(64)));
 };
 
 /* Sums, and totals with scales, of 32 columns by 32 rows: [half of the columns][tile of rows][column][row]. */
@@ -60,8 +60,8 @@ static void pack_rows(const struct lowbit_rows *rows, int64_t m0, int64_t padded
 /* Blocks `b` to `end` - 1 of all columns, in the order in which they are stored. */
 static void decode(struct panel *p, int64_t b, int64_t end, int64_t g) {
     const int64_t table = g * p->w->table_group, next_panel = COLUMNS * p->w->blocks * 64;
-    int8_t *out = p->decoded[0][0][0];
-    for (; b < end; b++, out += sizeof p->decoded[0])
+    int8_t *out = p->decoded;
+    for (; b < end; b++, out += BLOCK_BYTES)
         for (int c = 0; c < COLUMNS; c++) {
             const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(p->table[c] + table)));
             const __m512i codes = _mm512_loadu_si512(p->codes[c] + b * 64);
@@ -74,7 +74,7 @@ static void decode(struct panel *p, int64_t b, int64_t end, int64_t g) {
 /* Adds the products of `blocks` decoded blocks to 32 x 32 sums, or 32 x 16 where there is one tile of A. */
 static void multiply_both(const struct panel *p, int64_t blocks, const int8_t *a, int64_t a_tile) {
     for (int64_t i = 0; i < 2 * blocks; i++, a += TILE_BYTES) {
-        const int8_t *weights = p->decoded[0][i][0];
+        const int8_t *weights = p->decoded + i * 2 * TILE_BYTES;
         _tile_loadd(4, weights, 64);
         _tile_loadd(6, a, 64);
         _tile_dpbssd(0, 4, 6);
@@ -88,7 +88,7 @@ static void multiply_both(const struct panel *p, int64_t blocks, const int8_t *a
 
 static void multiply_one(const struct panel *p, int64_t blocks, const int8_t *a) {
     for (int64_t i = 0; i < 2 * blocks; i++, a += TILE_BYTES) {
-        const int8_t *weights = p->decoded[0][i][0];
+        const int8_t *weights = p->decoded + i * 2 * TILE_BYTES;
         _tile_loadd(4, weights, 64);
         _tile_loadd(6, a, 64);
         _tile_dpbssd(0, 4, 6);
