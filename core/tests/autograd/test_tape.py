@@ -90,8 +90,8 @@ def test_an_operator_without_gradient_does_not_matter_off_the_way(plan):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(plan):
-    with pytest.raises(ModelError, match=r"no input or initializer 'weight'.*did you mean 'weigth'"):
-        Tape(plan("g (double[3] weigth) => (double[3] y) { y = Exp(weigth) }"), ["weight"])
+    with pytest.raises(ModelError, match=r"no input or initializer 'weight'.*did you mean 'weight_1'"):
+        Tape(plan("g (double[3] weight_1) => (double[3] y) { y = Exp(weight_1) }"), ["weight"])
 
 
 @pytest.mark.parametrize("segments", [2, 3, 7, 100])

@@ -60,6 +60,11 @@ def test_elementary_functions_keep_the_stated_error_over_all_floats(level, gave,
     gave("rows_map", *LEVELS)
 
 
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "erf"])
+def test_functions_with_limits_never_pass_them(level, every_magnitude, name):
+    assert np.abs(rows.map_elements(name, every_magnitude)).max() == 1
+
+
 @pytest.mark.parametrize("name", ["exp", "log", "tanh", "sigmoid", "erf", "gelu", "relu", "sqrt"])
 def test_not_a_number_stays_and_infinities_give_the_limits(level, name):
     limits = {

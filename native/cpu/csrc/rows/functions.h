@@ -96,7 +96,8 @@ INLINE vf tanh_of(vf x) {
     q = fma_(q, s, all(2.26843463243900e-03f));
     q = fma_(q, s, all(4.89352518554385e-03f));
     const vf inverse = reciprocal(q), ratio = mul(p, inverse);
-    return mul(t, fma_(fnma(ratio, q, p), inverse, ratio));
+    const vf y = mul(t, fma_(fnma(ratio, q, p), inverse, ratio));
+    return most(all(-1), least(all(1), y)); /* the fit goes a unit beyond */
 }
 
 /* An odd polynomial near zero, 1 - exp(polynomial) elsewhere. */

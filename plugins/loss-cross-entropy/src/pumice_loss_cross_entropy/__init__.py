@@ -75,7 +75,7 @@ class CrossEntropy(Loss):
             target = np.zeros_like(flat)
             target[counted, index[counted]] = 1
         counts = target.any(axis=1, keepdims=True)
-        return (1 - self.label_smoothing) * target + counts * (self.label_smoothing / classes)
+        return np.asarray((1 - self.label_smoothing) * target + counts * (self.label_smoothing / classes))
 
     def _rows(self, scores: Array, target: Array) -> tuple[float, Array]:
         positions = max(1, int(target.any(axis=1).sum()))
