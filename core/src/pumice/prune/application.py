@@ -16,10 +16,10 @@ import numpy as np
 
 from pumice.errors import KnobError, ModelError, nearest
 from pumice.model import clone
-from pumice.prune.groups import ChannelGroup, Groups, Mask, find_groups
+from pumice.prune.groups import ChannelGroup, Cuts, Groups, Mask, find_groups
 from pumice.prune.proof import Feeds, Proof, prove
 from pumice.prune.reconstruction import reconstruct
-from pumice.prune.scoring import ScoringContext, layer_scores, normalised, read_values
+from pumice.prune.scoring import Array, ScoringContext, layer_scores, normalised, read_values, sampled
 from pumice.prune.selection import Limits, Removed, Scores, Size, cuts_of, reach, select, size
 from pumice.prune.surgery import remove
 from pumice.prune.wiring import Place, Wiring
@@ -98,10 +98,20 @@ def _round(
     for group in chosen:
         account.left[group.name] = group.channels - len(removed.get(group.name, []))
     if settings.recover == "least-squares":
-        values = read_values(groups.wiring, context.calibration, context.runtime)
-        pruned, count = reconstruct(groups.wiring, cuts, pruned, values)
+        pruned, count = _recovered(groups.wiring, cuts, pruned, context)
         account.refitted += count
     return pruned
+
+
+def _recovered(wiring: Wiring, cuts: Cuts, pruned: ir.Model, context: RunContext) -> tuple[ir.Model, int]:
+    values = read_values(wiring, context.calibration, context.runtime)
+    data = context.calibration
+    assert data is not None  # else `read_values` has refused
+
+    def read(model: ir.Model, name: str, axis: int) -> Array:
+        return sampled(model, [(name, axis)], data, context.runtime)[name, axis]
+
+    return reconstruct(wiring, cuts, pruned, values, read)
 
 
 def _scores(

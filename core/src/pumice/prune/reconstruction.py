@@ -1,16 +1,18 @@
-"""Label-free recovery: what the removed channels carried is made, as far as it can be, from the channels kept.
+"""Label-free recovery: every reader is refitted to what it used to be given, from the channels kept.
 
-On calibration data the removed channels of a value x are predicted from the kept ones by least squares,
+On calibration data the channels x of the whole model are predicted from the kept channels z of the pruned one, by least
+squares around the identity (E maps each kept channel to itself):
 
-    min_A || x_removed - x_kept A ||^2 + l ||A||^2,      l = 1e-6 of the mean square of x_kept
+    min_D || x - z (E + D) ||^2 + l ||D||^2,      l = 1e-4 of the mean square of z
 
-and the weights that read them take the prediction in: W_kept <- W_kept + A W_removed. It holds for every linear reader
-(a matrix, a convolution of one group), needs no labels and no training, and changes neither shapes nor cost.
+and the weights that read them become (E + D) W. Readers are refitted in the order of the graph, each on what the ones
+before it now put out, so that errors do not pile up. It holds for every linear reader (a matrix, a
+convolution of one group), needs no labels and no training, and changes neither shapes nor cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,46 +27,58 @@ from pumice.prune.surgery import take
 from pumice.prune.wiring import Place, Wired, Wiring
 
 Array = NDArray[Any]
-RIDGE = 1e-6
+RIDGE = 1e-4
 
 
-def reconstruct(wiring: Wiring, cuts: Cuts, pruned: ir.Model, values: Values) -> tuple[ir.Model, int]:
+def reconstruct(
+    wiring: Wiring, cuts: Cuts, pruned: ir.Model, values: Values, read: Callable[[ir.Model, str, int], Array]
+) -> tuple[ir.Model, int]:
     """The pruned model with readers refitted, and how many were.
 
-    `values` are activations of the whole model.
+    `values` are activations of the whole model; `read` gives those of another model along an axis, at the same
+    positions: (positions, size of the axis).
     """
     model = clone(pruned)
-    solved: dict[Place, Array] = {}
-    count = 0
+    readers: dict[Place, list[Place]] = {}
     for source, weight in _readers(wiring, cuts):
-        held = model.graph.initializers.get(weight.value)
-        array = constant(wiring.values[weight.value])
-        key = (source.value, source.axis)
-        if held is None or array is None or not isinstance(weight.axis, int) or key not in values:
+        readers.setdefault(source, []).append(weight)
+    count = 0
+    for source, weights in readers.items():
+        x = values.get((source.value, source.axis))
+        if x is None or not isinstance(source.axis, int):
             continue
-        if source not in solved:
-            solved[source] = prediction(values[key], cuts[source])
-        others = {place.axis: mask for place, mask in cuts.items() if place.value == weight.value and place != weight}
-        refitted = take(absorbed(array, weight.axis, cuts[source], solved[source]), others)
-        held.const_value = ir.tensor(refitted.astype(array.dtype), name=weight.value)
-        count += 1
+        mixing = prediction(read(model, source.value, source.axis), x, cuts[source])
+        for weight in weights:
+            count += _refit(model, wiring, cuts, weight, mixing)
     return model, count
 
 
-def prediction(x: Array, cut: Mask) -> Array:
-    """A of the least squares problem: (kept, removed)."""
-    kept, gone = x[:, ~cut].astype(np.float64), x[:, cut].astype(np.float64)
-    moments = kept.T @ kept
+def _refit(model: ir.Model, wiring: Wiring, cuts: Cuts, weight: Place, mixing: Array) -> bool:
+    held = model.graph.initializers.get(weight.value)
+    array = constant(wiring.values[weight.value])
+    if held is None or array is None or not isinstance(weight.axis, int):
+        return False
+    others = {place.axis: mask for place, mask in cuts.items() if place.value == weight.value and place != weight}
+    refitted = take(mixed(array, weight.axis, mixing), others)
+    held.const_value = ir.tensor(refitted.astype(array.dtype), name=weight.value)
+    return True
+
+
+def prediction(z: Array, x: Array, cut: Mask) -> Array:
+    """E + D of the least squares problem: (kept, all)."""
+    identity = np.eye(len(cut))[~cut]
+    z, x = z.astype(np.float64), x.astype(np.float64)
+    moments = z.T @ z
     ridge = RIDGE * (np.trace(moments) / len(moments) or 1.0)
-    return np.asarray(np.linalg.solve(moments + ridge * np.eye(len(moments)), kept.T @ gone))
+    change = np.linalg.solve(moments + ridge * np.eye(len(moments)), z.T @ (x - z @ identity))
+    return np.asarray(identity + change)
 
 
-def absorbed(weight: Array, axis: int, cut: Mask, prediction: Array) -> Array:
-    """The kept part of a weight along its reading axis, with the removed part mixed in."""
+def mixed(weight: Array, axis: int, mixing: Array) -> Array:
+    """A weight along whose reading axis the channels of the whole model are replaced by mixtures of those kept."""
     rows = np.moveaxis(weight, axis, 0)
-    flat = rows.reshape(len(rows), -1).astype(np.float64)
-    mixed = flat[~cut] + prediction @ flat[cut]
-    return np.moveaxis(mixed.reshape(-1, *rows.shape[1:]), 0, axis)
+    flat = mixing @ rows.reshape(len(rows), -1).astype(np.float64)
+    return np.moveaxis(flat.reshape(-1, *rows.shape[1:]), 0, axis)
 
 
 def _readers(wiring: Wiring, cuts: Cuts) -> Iterator[tuple[Place, Place]]:

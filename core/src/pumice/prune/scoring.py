@@ -6,7 +6,7 @@ what it says about each. Scores of different layers have different scales, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import DataError, ModelError
-from pumice.model import constant
+from pumice.model import clone, constant
 from pumice.ops.channels import Cellwise, Summed
 from pumice.prune.closure import UNKNOWN
 from pumice.prune.groups import ChannelGroup, Member
 from pumice.prune.wiring import Place, Wiring
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from pumice.data import Dataset
     from pumice.strategy import ImportanceScorer, Loss, Runtime
 
@@ -157,25 +159,28 @@ def read_values(wiring: Wiring, data: Dataset | None, runtime: Runtime) -> Value
     """Values of the graph that are summed over along an axis, on calibration data: (positions, size of the axis)."""
     if data is None:
         raise DataError("activations need calibration data: give them with --data (data=)")
-    wanted: dict[tuple[str, int | Cellwise], list[Array]] = {}
+    wanted: dict[tuple[str, int | Cellwise], None] = {}
     for wired in wiring.nodes:
         for tie in wired.ties:
             place = wired.place(tie.port) if isinstance(tie, Summed) else None
             if place is not None and place.value not in wiring.constants:
-                wanted[place.value, place.axis] = []
-    names = list(dict.fromkeys(name for name, _ in wanted))
-    from pumice.model import clone
+                wanted[place.value, place.axis] = None
+    return sampled(wiring.model, list(wanted), data, runtime)
 
-    session = runtime.open(clone(wiring.model), outputs=names)
+
+def sampled(model: ir.Model, wanted: Sequence[tuple[str, int | Cellwise]], data: Dataset, runtime: Runtime) -> Values:
+    """Values of a model along an axis on the first samples, at a regular selection of positions."""
+    session = runtime.open(clone(model), outputs=list(dict.fromkeys(name for name, _ in wanted)))
     batches = list(data.batches(8, limit=SAMPLES))
+    found: dict[tuple[str, int | Cellwise], list[Array]] = {key: [] for key in wanted}
     for batch in batches:
         values = session.run(batch.feeds)
-        for (name, axis), kept in wanted.items():
+        for (name, axis), kept in found.items():
             assert isinstance(axis, int)
             flat = np.moveaxis(values[name], axis, -1).reshape(-1, values[name].shape[axis])
             step = max(1, -(-len(flat) * len(batches) // ROWS))
             kept.append(flat[::step])
-    return {key: np.concatenate(kept) for key, kept in wanted.items()}
+    return {key: np.concatenate(kept) for key, kept in found.items()}
 
 
 def _mean_gradients(wiring: Wiring, data: Dataset | None, loss: Loss | None) -> dict[str, Array]:
