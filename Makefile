@@ -41,8 +41,8 @@ docs: setup ## build the documentation into build/docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	@echo open build/docs/index.html
 
-bench: setup ## run every benchmark and write docs/benchmarks.md (hours the first time; QUICK=1 takes minutes)
-	$(BIN)/python docs/benchmarks.py $(if $(QUICK),--quick)
+bench: setup ## run every benchmark and write docs/benchmarks.md (hours; ONLY=bench_int8 runs one, QUICK=1 takes minutes)
+	$(BIN)/python docs/benchmarks.py $(ONLY) $(if $(QUICK),--quick)
 
 native: setup ## rebuild the C kernels after an edit of their sources
 	$(BIN)/python native/cpu/cmake/rebuild.py
