@@ -1,5 +1,7 @@
 """Every rule fires where it should, keeps the outputs, and refuses where its algebra does not hold."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -279,3 +281,21 @@ def test_a_second_run_changes_nothing(stored, rng):
     assert not len(again)
     assert not any(key.startswith("pkg.") for node in model.graph for key in node.metadata_props)
     assert isinstance(model, ir.Model)
+
+
+def test_threads_simplify_side_by_side():
+    import onnx
+
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[1,2,6,6] x) => (float[1,2,6,6] y) {
+        p = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}> ()
+        a = Pad (x, p)  y = Conv <kernel_shape = [3, 3]> (a, w) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 2, 3, 3), np.float32), "w"))
+
+    def operators(_):
+        model = ir.from_proto(proto)
+        simplify(model)
+        return [node.op_type for node in model.graph]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(operators, range(64))) == [["Conv"]] * 64

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ SHARE_FROM = 1024
 """Bytes from which equal matrices and kernels are merged; vectors (biases, shapes) stay apart, to be edited apart."""
 
 _ROUNDS = 8
+
+_ONE_AT_A_TIME = threading.Lock()
+"""onnxscript's rules are objects of the whole process and keep what they match in themselves."""
 
 _NEVER_FOLDED = frozenset({
     "ConstantOfShape", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
@@ -65,9 +69,10 @@ def _round(model: ir.Model, ledger: Ledger, *, fold: bool) -> bool:
     from onnxscript.rewriter import RewritePass
 
     changed = _apply(model, _drop_identities, "it hands its input on", ledger)
-    changed |= _apply(model, _fold_constants, "constant folding", ledger)
-    for reason, chosen in _rules():
-        changed |= _apply(model, RewritePass(chosen), reason, ledger)
+    with _ONE_AT_A_TIME:
+        changed |= _apply(model, _fold_constants, "constant folding", ledger)
+        for reason, chosen in _rules():
+            changed |= _apply(model, RewritePass(chosen), reason, ledger)
     return (fold and fold_affines(model, ledger)) or changed
 
 
