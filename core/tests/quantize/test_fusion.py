@@ -79,11 +79,6 @@ def test_operators_that_move_values_work_on_the_integers():
     assert result.graph[1].outputs[0].dtype == ir.DataType.UINT8
 
 
-def test_operators_to_leave_are_left():
-    model = graph("h = MatMul (x_d, w_d)")
-    assert operators(fused(model, leave=frozenset({"MatMul"}))) == operators(model)
-
-
 def test_integer_operators_that_are_there_already_are_skipped():
     ledger = Ledger()
     fused(fused(graph("h = MatMul (x_d, w_d)")), ledger)

@@ -93,7 +93,7 @@ def conv(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
 
 
 def _conv_transpose(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
-    window, size = _adjoint_window(node, x.shape[2:], w.shape[2:])
+    window, size = adjoint_window(node, x.shape[2:], w.shape[2:])
     y = _adjoint(wide(x), wide(w), window, node.get("group", 1))[attrs.evolve(window, size=tuple(size)).interior]
     return (add_bias(np.ascontiguousarray(y), None if b is None else wide(b)).astype(x.dtype, copy=False),)
 
@@ -114,7 +114,7 @@ def _adjoint(y: Array, w: Array, window: Window, groups: int) -> Array:
     return x
 
 
-def _adjoint_window(node: Node, inputs: Sequence[int], kernel: Sequence[int]) -> tuple[Window, list[int]]:
+def adjoint_window(node: Node, inputs: Sequence[int], kernel: Sequence[int]) -> tuple[Window, list[int]]:
     """The window of the convolution whose adjoint the node is, and the spatial size of the node's output.
 
     `output_shape` and SAME padding give the size and imply the padding; otherwise the padding gives the size. Elements
@@ -223,7 +223,7 @@ def _conv_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted
 
 def _conv_transpose_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
     (x, w), dy, groups = inputs[:2], grads[0], node.get("group", 1)
-    window, size = _adjoint_window(node, x.shape[2:], w.shape[2:])
+    window, size = adjoint_window(node, x.shape[2:], w.shape[2:])
     window = attrs.evolve(window, size=tuple(size))
     dx = convolve(dy, w, window, groups) if wanted[0] else None
     dw = _filter_gradient(dy, x, w.shape, window, groups) if wanted[1] else None

@@ -102,8 +102,14 @@ def _qgemm(
     left = _levels(a, za).T if node.get("transA", 0) else _levels(a, za)
     right = _levels(b, zb, -1 if not node.get("transB", 0) else 0)
     sums = left @ (right.T if node.get("transB", 0) else right)
-    if c is not None:
-        sums = sums + c
+    return finish_gemm(node, sums, sa, sb, c, sy, zy)
+
+
+def finish_gemm(
+    node: Node, sums: Array, sa: Array, sb: Array, c: Array | None, sy: Array | None, zy: Array | None
+) -> Outputs:
+    """What QGemm makes of its exact integer sums."""
+    sums = sums if c is None else sums + c
     multiplier = np.float32(node.get("alpha", 1.0)) * sa.astype(np.float32) * sb.astype(np.float32)
     if sy is None or zy is None:
         return (sums.astype(np.float32) * multiplier,)

@@ -111,14 +111,13 @@ Rule = Callable[[Unit], ir.Node | str]
 """The integer operator for a unit, or the reason why there is none."""
 
 
-def fused(model: ir.Model, ledger: Ledger | None = None, *, leave: frozenset[str] = frozenset()) -> ir.Model:
+def fused(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
     """The model with integer operators wherever ONNX Runtime uses them; the model itself is left unchanged.
 
     Args:
         model: a model with Q and DQ.
         ledger: gets a line for every node: `applied`, or `declined` with the reason why it stays as it is, or
             `skipped` if nothing around it is quantized.
-        leave: operator types to leave as they are.
     """
     result, ledger = clone(model), ledger if ledger is not None else Ledger()
     for node in list(result.graph):
@@ -126,7 +125,7 @@ def fused(model: ir.Model, ledger: Ledger | None = None, *, leave: frozenset[str
             continue
         unit = _unit(result, node)
         name, kind = str(node.name or node.outputs[0].name), node.op_type
-        nothing = _nothing_to_do(unit, leave)
+        nothing = _nothing_to_do(unit)
         if nothing:
             ledger.skipped(STEP, name, kind, nothing)
             continue
@@ -145,14 +144,12 @@ def fused(model: ir.Model, ledger: Ledger | None = None, *, leave: frozenset[str
     return result
 
 
-def _nothing_to_do(unit: Unit, leave: frozenset[str]) -> str | None:
+def _nothing_to_do(unit: Unit) -> str | None:
     kind = unit.node.op_type
     if kind.startswith("QLinear") or kind in {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"}:
         return "it is an integer operator already"
     if unit.node.domain not in ("", "ai.onnx"):
         return f"it is an operator of {unit.node.domain}"
-    if kind in leave:
-        return "it was to be left as it is"
     return None if any(unit.inputs) or unit.outputs else "nothing around it is quantized"
 
 

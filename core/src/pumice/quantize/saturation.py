@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.ops import Kernel, Node, core_table
-from pumice.ops.integer import MS, requantize
+from pumice.ops.integer import MS, finish_gemm, requantize
 from pumice.ops.record import Array, Forward, Outputs
 from pumice.ops.window import Window
 
@@ -119,11 +119,7 @@ def _qgemm(
 ) -> Outputs:
     left, right = a.T if node.get("transA", 0) else a, b.T if node.get("transB", 0) else b
     (sums,) = _matmul_integer(node, left, right, za, zb)
-    sums = sums if c is None else sums + c
-    multiplier = np.float32(node.get("alpha", 1.0)) * sa.astype(np.float32) * sb.astype(np.float32)
-    if sy is None or zy is None:
-        return (sums.astype(np.float32) * multiplier,)
-    return (requantize(sums, multiplier / sy.astype(np.float32), zy),)
+    return finish_gemm(node, sums, sa, sb, c, sy, zy)
 
 
 def _qlinear_conv(

@@ -20,14 +20,6 @@ static __attribute__((noipa)) void store_compressed(float *y, int64_t filter_ste
 }
 
 OVERRIDES(conv_f32, avx512) {
-    table->conv_f32_form = form;
-    table->conv_f32_tile = tile;
-    table->conv_f32_runs_tile = tile_of_runs;
+    fill(table);
     table->conv_f32_store = store_compressed;
-    table->conv_f32_depthwise = depthwise;
-    table->conv_f32_correlate = correlate;
-    table->conv_f32_columns = columns;
-    table->conv_f32_finish = finish;
-    table->conv_f32_frame = frame;
-    table->conv_f32_take_rows = take_rows;
 }

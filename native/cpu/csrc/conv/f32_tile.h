@@ -247,4 +247,17 @@ static __attribute__((noipa)) void store(float *y, int64_t filter_step, const fl
 }
 #endif
 
+/* Every slot but the store, of which a level may have its own. */
+static inline void fill(struct kernel_table *table) {
+    table->conv_f32_form = form;
+    table->conv_f32_tile = tile;
+    table->conv_f32_runs_tile = tile_of_runs;
+    table->conv_f32_depthwise = depthwise;
+    table->conv_f32_correlate = correlate;
+    table->conv_f32_columns = columns;
+    table->conv_f32_finish = finish;
+    table->conv_f32_frame = frame;
+    table->conv_f32_take_rows = take_rows;
+}
+
 #endif

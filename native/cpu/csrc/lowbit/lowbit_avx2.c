@@ -76,21 +76,7 @@ INLINE void column_s8(const struct lowbit_weights *w, int64_t n, const int8_t *a
     for (int r = 0; r < rows; r++) totals[r] = whole ? (float)sum_i(sum[r]) * scale[0] : sum_f(total[r]);
 }
 
-static void products_s8(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                        int64_t out_stride) {
-    float totals[MOST_ROWS];
-    for (int64_t n = n0; n < n1; n++)
-        for (int64_t m = 0; m < rows->m; m += MOST_ROWS) {
-            const int8_t *a = (const int8_t *)rows->a + m * rows->stride;
-            const int64_t left = smaller(MOST_ROWS, rows->m - m);
-            if (left == MOST_ROWS)
-                column_s8(w, n, a, rows->stride, MOST_ROWS, totals);
-            else
-                for (int64_t r = 0; r < left; r++) column_s8(w, n, a + r * rows->stride, 0, 1, totals + r);
-            for (int64_t r = 0; r < left; r++)
-                out[(m + r) * out_stride + n] = lowbit_finish(w, rows, m + r, n, totals[r], rows->scale[m + r]);
-        }
-}
+#include "lowbit/columns.h"
 
 /* --- floats ------------------------------------------------------------------------------------------------------- */
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pumice.ops.conv import OPS as CORE, _adjoint_window as adjoint_window
+from pumice.ops.conv import OPS as CORE, adjoint_window
 from pumice.ops.integer import OPS as CORE_INTEGER
 from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Outputs
 from pumice.ops.window import Window
