@@ -1,0 +1,6 @@
+/* 8-bit levels, element by element. */
+#include "runtime/levels.h"
+
+#include "base/table.h"
+
+OVERRIDES(levels, scalar) { LEVELS_KERNELS(table) }

@@ -1,0 +1,2 @@
+/* What the table says about programs. */
+#include "runtime/api.h"

@@ -1,0 +1,215 @@
+"""What the native runtime answers: onnxruntime's integers, its real numbers nearly, and the reference's everywhere."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from pumice.model import load
+from pumice.plan import compile_plan
+from pumice.testing.runtime import RuntimeContract
+from pumice_cpu.runtime.compiler import REFERENCE
+from pumice_cpu.runtime.strategy import NativeRuntime
+
+
+class TestNative(RuntimeContract):
+    strategy = NativeRuntime
+
+
+def opened(path, **options):
+    return NativeRuntime().open(path, **options)
+
+
+def kinds(session, feeds):
+    return [i.kind for i in session.compiled(feeds).executable.instructions]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_quantized_network_answers_bit_for_bit_as_onnxruntime(
+    quantized_cnn, onnxruntime_says, given_images, batch, threads
+):
+    feeds = given_images(batch)
+    ours = opened(quantized_cnn, threads=threads).run(feeds)
+    for name, array in onnxruntime_says(quantized_cnn, feeds).items():
+        np.testing.assert_array_equal(ours[name], array)
+
+
+def test_every_integer_inside_is_onnxruntimes(quantized_cnn, given_images):
+    import onnxruntime
+
+    model = onnx.load(quantized_cnn)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feeds = given_images(2)
+    theirs = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        names, feeds
+    )
+    ours = opened(quantized_cnn, outputs=names).run(feeds)
+    for name, array in zip(names, theirs, strict=True):
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_a_quantized_network_runs_natively_throughout(quantized_cnn, given_images):
+    assert REFERENCE not in kinds(opened(quantized_cnn), given_images(1))
+
+
+def test_fast_mode_adds_residuals_in_the_convolution_and_differs_by_one_level_at_most(quantized_cnn, given_images):
+    model, feeds = load(quantized_cnn), given_images(2)
+    (node,) = [node for node in model.graph if node.op_type == "Add"]
+    while node.op_type != "QuantizeLinear":
+        (node,) = [use.node for use in node.outputs[0].uses()]
+    name = str(node.outputs[0].name)
+    exact, fast = (NativeRuntime(mode=mode).open(model, outputs=[name]) for mode in ("exact", "fast"))
+    levels = [session.run(feeds)[name].astype(np.int32) for session in (exact, fast)]
+    assert np.abs(levels[0] - levels[1]).max() <= 1
+    assert "add_u8" in kinds(exact, feeds)
+    assert "add_u8" not in kinds(fast, feeds)
+
+
+def test_a_float_network_answers_as_onnxruntime(cnn, onnxruntime_says, given_images):
+    feeds = given_images(2)
+    session = opened(cnn)
+    np.testing.assert_allclose(session.run(feeds)["y"], onnxruntime_says(cnn, feeds)["y"], rtol=1e-4, atol=1e-5)
+    assert set(kinds(session, feeds)) <= {"conv_f32", "pool_f32", "pool_rows", "copy", "gemm"}
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (2, 16), (1, 1)])
+def test_a_transformer_answers_as_onnxruntime_at_every_length(
+    transformer, quantized_transformer, onnxruntime_says, given_tokens, shape
+):
+    feeds = given_tokens(*shape)
+    for path, tolerance in ((transformer, 1e-5), (quantized_transformer, 1e-4)):
+        session = opened(path)
+        np.testing.assert_allclose(
+            session.run(feeds)["y"], onnxruntime_says(path, feeds)["y"], rtol=1e-4, atol=tolerance
+        )
+        assert REFERENCE not in kinds(session, feeds)
+
+
+def test_fast_mode_follows_the_float_transformer_more_closely(
+    transformer, quantized_transformer, onnxruntime_says, given_tokens
+):
+    feeds = given_tokens(2, 16)
+    truth = onnxruntime_says(transformer, feeds)["y"]
+    exact, fast = (NativeRuntime(mode=mode).open(quantized_transformer).run(feeds)["y"] for mode in ("exact", "fast"))
+    assert np.abs(fast - truth).mean() < np.abs(exact - truth).mean()
+
+
+def test_attention_copies_nothing(transformer, given_tokens):
+    assert "transpose" not in kinds(opened(transformer), given_tokens(2, 16))
+
+
+RECURRENT = """<ir_version: 8, opset_import: ["": 17]>
+recurrent (float[T, N, 5] x, int32[N] lengths) => (float[T, 2, N, 8] y, float[2, N, 8] h) {
+    y, h = %s <hidden_size = 8, direction = "bidirectional"%s> (x, w, r, b, lengths)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "more"), [("LSTM", 4, ""), ("GRU", 3, ", linear_before_reset = 1"), ("GRU", 3, "")]
+)
+def test_recurrent_layers_answer_as_the_reference(op, gates, more, rng):
+    weights = [rng.standard_normal(shape).astype(np.float32) * 0.3 for shape in
+               ((2, gates * 8, 5), (2, gates * 8, 8), (2, 2 * gates * 8))]  # fmt: skip
+    model = with_weights(RECURRENT % (op, more), dict(zip("wrb", weights, strict=True)))
+    feeds = {"x": rng.standard_normal((6, 3, 5)).astype(np.float32), "lengths": np.array([6, 2, 4], np.int32)}
+    ours, truth = opened(model).run(feeds), compile_plan(model, kernels=()).run(feeds)
+    for name in ("y", "h"):
+        np.testing.assert_allclose(ours[name], truth[name], rtol=1e-5, atol=1e-6)
+
+
+def with_weights(text, weights):
+    proto = parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    return in_memory(proto)
+
+
+def in_memory(proto):
+    import onnx_ir as ir
+
+    return ir.from_proto(proto)
+
+
+def parsed(text):
+    return in_memory(parser.parse_model(text))
+
+
+FALLING_BACK = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 4] x) => (float[N, 4] y) { a = Relu(x) b = Softplus(a) y = Tanh(b) }"""
+
+
+def test_an_operator_without_a_native_function_runs_on_the_reference_and_is_named(rng):
+    model = parsed(FALLING_BACK)
+    feeds = {"x": rng.standard_normal((3, 4)).astype(np.float32)}
+    session = opened(model)
+    np.testing.assert_allclose(session.run(feeds)["y"], compile_plan(model, kernels=()).run(feeds)["y"], rtol=1e-5)
+    (line,) = session.ledger(feeds).of("native", "declined")
+    assert line.op == "Softplus"
+    assert 0 < line.details["share"] < 1
+
+
+VARYING = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N] x) => (int64[1, M] places, float[N] y) { places = NonZero(x) y = Relu(x) }"""
+
+
+def test_shapes_that_follow_from_data_are_found_at_every_run():
+    session = opened(parsed(VARYING))
+    for values in ([0.0, 1.0, -2.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]):
+        found = session.run({"x": np.array(values, np.float32)})
+        assert found["places"].tolist() == [np.flatnonzero(values).tolist()]
+        assert found["y"].tolist() == np.maximum(values, 0).tolist()
+
+
+OUTPUTS = """<ir_version: 8, opset_import: ["": 17]>
+net (float[2, 3] x) => (float[2, 3] same, float[3, 2] turned, float[2, 3] y, float[6] flat, int64[2] shape) {
+    same = Identity(x) turned = Transpose(x) y = Relu(x)
+    minus = Constant <value_ints = [-1]> () flat = Reshape(y, minus) shape = Shape(x)
+}"""
+
+
+def test_outputs_that_share_memory_inside_are_handed_out_apart(rng):
+    model = parsed(OUTPUTS)
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    found = opened(model).run({"x": x})
+    np.testing.assert_array_equal(found["same"], x)
+    np.testing.assert_array_equal(found["turned"], x.T)
+    np.testing.assert_array_equal(found["flat"], np.maximum(x, 0).reshape(-1))
+    assert found["shape"].tolist() == [2, 3]
+    arrays = [found[name] for name in ("same", "turned", "y", "flat")]
+    assert not any(np.may_share_memory(a, b) for a in arrays for b in [x, *arrays] if a is not b)
+
+
+MOVES = """<ir_version: 8, opset_import: ["": 17]>
+net (float[2, 3, 4, 5] x) => (float[A, B, C, D] y) {
+    starts = Constant <value_ints = [1, 0]> () ends = Constant <value_ints = [3, 5]> ()
+    axes = Constant <value_ints = [1, 3]> ()
+    steps = Constant <value_ints = [1, 2]> ()
+    part = Slice(x, starts, ends, axes, steps) turned = Transpose <perm = [0, 2, 3, 1]> (part)
+    left, right = Split <axis = 1> (turned) sum = Sub(left, right) y = Concat <axis = 3> (sum, left, right)
+}"""
+
+
+def test_views_of_views_are_read_where_they_lie(rng):
+    model = parsed(MOVES)
+    feeds = {"x": rng.standard_normal((2, 3, 4, 5)).astype(np.float32)}
+    np.testing.assert_array_equal(opened(model).run(feeds)["y"], compile_plan(model, kernels=()).run(feeds)["y"])
+
+
+JOINED = """<ir_version: 8, opset_import: ["": 17]>
+net (float[1, 3, 4] x) => (float[1, 4, 4] y) { y = Concat <axis = 1> (first, x) }"""
+
+
+def test_an_axis_of_one_element_does_not_mislead_a_concatenation(rng):
+    x = rng.standard_normal((1, 3, 4)).astype(np.float32)
+    first = np.broadcast_to(rng.standard_normal(4).astype(np.float32), (1, 1, 4))
+    found = opened(with_weights(JOINED, {"first": first})).run({"x": x})["y"]
+    np.testing.assert_array_equal(found, np.concatenate([first, x], axis=1))
+
+
+def test_the_example_agrees_with_the_reference(quantized_cnn, given_images):
+    """Integers through the whole of core's own definition, too."""
+    from pumice.quantize.fusion import fused
+
+    feeds = given_images(1)
+    truth = compile_plan(fused(load(quantized_cnn)), kernels=()).run(feeds)["y"]
+    np.testing.assert_allclose(opened(quantized_cnn).run(feeds)["y"], truth, rtol=1e-6, atol=1e-6)

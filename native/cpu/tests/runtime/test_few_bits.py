@@ -1,0 +1,98 @@
+"""Weights of four and eight bits: exact mode equals the reference, fast mode stays near it and runs on levels."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import parser
+
+from pumice.plan import compile_plan
+from pumice_cpu.runtime.strategy import NativeRuntime
+
+
+def model(text, weights):
+    proto = parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    return ir.from_proto(proto)
+
+
+def answers(found, feeds, mode):
+    session = NativeRuntime(mode=mode).open(found, threads=2)
+    return session.run(feeds)["y"], [i.kind for i in session.compiled(feeds).executable.instructions]
+
+
+NBITS = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+net (float[N, 70] x) => (float[N, 24] y) {
+    %s = com.microsoft.MatMulNBits <K = 70, N = 24, bits = 4, block_size = 32> (x, codes, scales%s)
+    %s
+}"""
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_blocks_of_four_bits(rng, zeros, bias):
+    weights = {
+        "codes": rng.integers(0, 256, (24, 3, 16)).astype(np.uint8),
+        "scales": rng.random(72).astype(np.float32),
+        "zeros": rng.integers(0, 256, 48).astype(np.uint8),
+        "bias": rng.standard_normal(24).astype(np.float32),
+    }
+    text = NBITS % ("p" if bias else "y", ", zeros" if zeros else "", "y = Add(p, bias)" if bias else "")
+    found = model(text, {name: w for name, w in weights.items() if f" {name}" in text})
+    feeds = {"x": rng.standard_normal((5, 70)).astype(np.float32)}
+    truth = compile_plan(found, kernels=()).run(feeds)["y"]
+    exact, kinds = answers(found, feeds, "exact")
+    assert kinds == ["lowbit"]
+    np.testing.assert_allclose(exact, truth, rtol=1e-4, atol=1e-3)
+    fast, _ = answers(found, feeds, "fast")
+    assert np.abs(fast - truth).max() < 0.02 * np.abs(truth).max()
+
+
+CODEBOOK = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 70] x) => (float[N, 24] y) {
+    values = Gather(table, codes) rows = Mul(values, scale) w = Transpose <perm = [1, 0]> (rows)
+    p = MatMul(x, w) y = Add(p, bias)
+}"""
+
+
+def test_a_codebook_that_the_graph_spells_out_is_never_widened(rng):
+    weights = {
+        "table": np.sort(rng.standard_normal(16)).astype(np.float32),
+        "codes": rng.integers(0, 16, (24, 70)).astype(np.int32),
+        "scale": rng.random((24, 1)).astype(np.float32) + 0.5,
+        "bias": rng.standard_normal(24).astype(np.float32),
+    }
+    found, feeds = model(CODEBOOK, weights), {"x": rng.standard_normal((5, 70)).astype(np.float32)}
+    truth = compile_plan(found, kernels=()).run(feeds)["y"]
+    for mode, tolerance in (("exact", 1e-5), ("fast", 0.02)):
+        found_y, kinds = answers(found, feeds, mode)
+        assert kinds == ["lowbit"]
+        assert np.abs(found_y - truth).max() < tolerance * np.abs(truth).max()
+
+
+LSTM = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+net (float[T, N, 12] x) => (float[T, 2, N, 16] y, float[2, N, 16] h, float[2, N, 16] c) {
+    y, h, c = com.microsoft.DynamicQuantizeLSTM <hidden_size = 16, direction = "bidirectional">
+        (x, w, r, b, , , , , ws, wz, rs, rz)
+}"""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_lstm_with_8_bit_weights(rng, batch):
+    weights = {
+        "w": rng.integers(-127, 128, (2, 12, 64)).astype(np.int8),
+        "r": rng.integers(-127, 128, (2, 16, 64)).astype(np.int8),
+        "b": rng.standard_normal((2, 128)).astype(np.float32) * 0.1,
+        "ws": (rng.random((2, 64)) * 0.003).astype(np.float32),
+        "rs": (rng.random((2, 64)) * 0.003).astype(np.float32),
+        "wz": np.zeros((2, 64), np.int8),
+        "rz": np.zeros((2, 64), np.int8),
+    }
+    found, feeds = model(LSTM, weights), {"x": rng.standard_normal((7, batch, 12)).astype(np.float32)}
+    truth = compile_plan(found, kernels=()).run(feeds)
+    for mode, tolerance in (("exact", 1e-4), ("fast", 0.02)):
+        session = NativeRuntime(mode=mode).open(found)
+        ours = session.run(feeds)
+        assert "lstm_u8" in [i.kind for i in session.compiled(feeds).executable.instructions]
+        for name in truth:
+            np.testing.assert_allclose(ours[name], truth[name], atol=tolerance)
