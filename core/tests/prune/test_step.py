@@ -8,11 +8,14 @@ import pytest
 
 import pumice
 from pumice import ImportanceScorer, Recipe
-from pumice.errors import DataError, KnobError, ModelError, NothingChanged
+from pumice.errors import BudgetExceeded, DataError, KnobError, ModelError, NothingChanged, PluginError
+from pumice.measure import pick_runtime
 from pumice.model import constant, nodes
 from pumice.prune import kept_indices
 from pumice.steps import Prune
 from pumice.testing.models import random_feeds, tiny_cnn, weightless
+
+from .structures import STRUCTURES
 
 
 @attrs.frozen(kw_only=True)
@@ -44,8 +47,11 @@ class Wrong(ImportanceScorer):
         return np.full(group.channels, np.nan)
 
 
-def run(step, *more, data=None, model=None):
-    return pumice.compress(model or tiny_cnn(), data, Recipe([step, *more]), measure=False)
+HALF = Prune(scorer=First(), ratio=0.5)
+
+
+def run(step, *more, data=None, model=None, **options):
+    return pumice.compress(model or tiny_cnn(), data, Recipe([step, *more]), measure=False, **options)
 
 
 def shapes(result):
@@ -62,7 +68,7 @@ def test_the_lowest_channels_go_and_the_account_says_so():
 
 
 def test_kept_indices_compose_over_two_steps():
-    result = run(Prune(scorer=First(), ratio=0.5), Prune(scorer=First(), ratio=0.25))
+    result = run(Prune(scorer=First(), ratio=0.5), Prune(scorer=First(), ratio=0.25, multiple=1))
     assert kept_indices(result.model)["w1"][0] == list(range(10, 16))
 
 
@@ -74,12 +80,17 @@ def test_kept_indices_survive_quantization():
 
 @pytest.mark.parametrize("schedule", ["iterative", "cubic"])
 def test_rounds_end_where_one_shot_does(schedule):
-    assert shapes(run(Prune(scorer=First(), ratio=0.5, schedule=schedule, rounds=3)))["conv_2"] == (8, 8, 3, 3)
+    assert shapes(run(Prune(scorer=First(), ratio=0.5, schedule=schedule, rounds=3, multiple=1)))["conv_2"] == (
+        8,
+        8,
+        3,
+        3,
+    )
 
 
 @pytest.mark.parametrize("of", ["macs", "params"])
 def test_a_target_of_cost_is_reached_and_not_far_exceeded(of):
-    result = run(Prune(scorer=First(), ratio=0.5, of=of))
+    result = run(Prune(scorer=First(), ratio=0.5, of=of, multiple=1))
     whole, left = result.ledger.of("prune", "applied")[-1].details["macs" if of == "macs" else "parameters"]
     assert 0.35 * whole < left <= 0.5 * whole
 
@@ -89,7 +100,7 @@ def test_what_a_layer_keeps_is_a_multiple():
 
 
 def test_a_floor_holds():
-    assert shapes(run(Prune(scorer=First(), ratio=0.9, floor=6, least=0.0)))["conv_0"] == (6, 3, 3, 3)
+    assert shapes(run(Prune(scorer=First(), ratio=0.9, floor=6, least=0.0, multiple=1)))["conv_0"] == (6, 3, 3, 3)
 
 
 def test_a_protected_layer_loses_nothing_and_nothing_changed_is_an_error():
@@ -141,8 +152,119 @@ def distance(result, data):
 def test_the_same_run_gives_the_same_bytes():
     from pumice.testing.models import serialized
 
-    assert serialized(run(Prune(scorer=First())).model) == serialized(run(Prune(scorer=First())).model)
+    assert serialized(run(HALF).model) == serialized(run(HALF).model)
 
 
 def test_the_account_is_json():
-    json.dumps(run(Prune(scorer=First())).to_json()["ledger"])
+    json.dumps(run(HALF).to_json()["ledger"])
+
+
+# --- targets, budgets, runtimes ---------------------------------------------------------------------------------------
+
+
+def test_a_measured_latency_is_a_target():
+    result = run(Prune(scorer=First(), ratio=0.2, of="latency", multiple=1), model=tiny_cnn())
+    assert sum(entry.details["before"] - entry.details["after"] for entry in groups(result)) > 0
+
+
+def groups(result):
+    return [entry for entry in result.ledger.of("prune", "applied") if "before" in entry.details]
+
+
+def test_a_layer_keeps_what_the_kernels_of_the_runtime_like():
+    class Wide(type(pick_runtime("reference"))):
+        name = "wide"
+        channel_multiple = 4
+
+    result = pumice.compress(
+        tiny_cnn(), None, Recipe([Prune(scorer=First(), ratio=0.3)]), runtime=Wide(), measure=False
+    )
+    assert shapes(result)["conv_0"] == (12, 3, 3, 3)
+
+
+def test_a_channel_is_worth_its_score_by_what_it_costs():
+    """The excitation works on one position, the convolution around it on sixty-four: alike, the dearer channels go."""
+    step = Prune(scorer=First(), ratio=0.3, scope="global", multiple=1, least=0.0)
+    model = STRUCTURES["squeeze and excite"].model()
+    by_score, by_cost = (groups(run(attrs.evolve(step, by=by), model=model)) for by in ("score", "score-per-mac"))
+    assert {entry.node for entry in by_score} == {"conv_0", "conv_2"}
+    assert {entry.node for entry in by_cost} == {"conv_0"}
+
+
+def test_rounds_stop_before_the_budget_breaks():
+    step = Prune(scorer=First(), ratio=0.9, schedule="iterative", rounds=8, max_drop=0.02, multiple=1)
+    result = run(step, data=random_feeds(32, size=1))
+    assert 16 > shapes(result)["conv_0"][0] > 2
+    assert any("pruning stopped after" in note for note in result.notes)
+
+
+def test_a_first_round_over_the_budget_is_rolled_back():
+    step = Prune(scorer=First(), ratio=0.9, max_drop=0.001)
+    with pytest.raises(BudgetExceeded, match="prune less"):
+        run(step, data=random_feeds(32, size=1), metrics=["relative-error"])
+
+
+def test_a_budget_needs_data():
+    with pytest.raises(DataError, match="max_drop"):
+        run(Prune(scorer=First(), ratio=0.5, max_drop=0.01))
+
+
+def test_layers_compare_by_what_the_outputs_feel():
+    data = random_feeds(32, size=1)
+    step = Prune(scorer=First(), ratio=0.4, scope="global", multiple=1, least=0.0)
+    plain, felt = (run(attrs.evolve(step, normalise=by), data=data) for by in ("mean", "outputs"))
+    assert distance(felt, data) <= distance(plain, data)
+
+
+# --- scorers that choose ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Last(ImportanceScorer):
+    """The opposite of `First`."""
+
+    name = "last"
+
+    def score(self, group, context):
+        return -np.arange(group.channels)
+
+
+@attrs.frozen(kw_only=True)
+class Best(ImportanceScorer):
+    """Tries two."""
+
+    name = "best"
+    chooses = True
+
+    def settled(self, trials):
+        return trials.best((First(), Last()))
+
+
+def test_a_scorer_that_chooses_takes_the_one_that_loses_least():
+    data = random_feeds(32, size=1)
+    result = run(Prune(scorer=Best(), ratio=0.5), data=data)
+    lost = {s.name: distance(run(Prune(scorer=s, ratio=0.5), data=data), data) for s in (First(), Last())}
+    assert f"{min(lost, key=lost.get)} was chosen" in next(note for note in result.notes if "scorers tried" in note)
+
+
+def test_every_trial_has_its_line():
+    ledger = run(Prune(scorer=Best(), ratio=0.5), data=random_feeds(16, size=1)).ledger
+    tried = [entry for entry in ledger.of("prune") if entry.reason.startswith("tried")]
+    assert {entry.node for entry in tried} == {"scorer first", "scorer last"}
+    assert [entry.verdict for entry in tried].count("applied") == 1
+
+
+@attrs.frozen(kw_only=True)
+class Nobody(Best):
+    def settled(self, trials):
+        return trials.best((Wrong(),))
+
+
+def test_where_no_scorer_works_the_reason_is_told():
+    with pytest.raises(PluginError, match="could be chosen: importance scorer 'wrong'"):
+        run(Prune(scorer=Nobody()), data=random_feeds(8, size=1))
+
+
+def test_choosing_needs_data():
+    with pytest.raises(DataError, match="choosing a scorer"):
+        run(Prune(scorer=Best()))

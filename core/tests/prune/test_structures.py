@@ -5,7 +5,7 @@ import pytest
 
 from pumice.measure import pick_runtime
 from pumice.prune import find_groups, kept_indices, prove, remove, union
-from pumice.prune.application import random_feeds
+from pumice.prune.rounds import random_feeds
 
 from .structures import STRUCTURES
 

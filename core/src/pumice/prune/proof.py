@@ -6,7 +6,10 @@ a mean, the others by whole / kept, so that it is the mean over what is kept). N
 over the kept channels, and what it puts in the place of the others nobody reads. That is the definition of a pruned
 normalisation here: mean and variance of the channels that are left.
 
-Both models run on the same data, and every output must agree to rounding.
+Both models run on the same data, and every output must agree to rounding: to TOLERANCE of its largest value in the
+masked or the whole model, whichever is larger. Rounding errors are as large as the numbers that were added up, and
+those have the whole model's size; where masking happens to cancel an output to nearly nothing, a measure by what is
+left would call rounding an error. A wrong rule moves outputs by much more than that share of either.
 """
 
 from __future__ import annotations

@@ -3,103 +3,201 @@
 On calibration data the channels x of the whole model are predicted from the kept channels z of the pruned one, by least
 squares around the identity (E maps each kept channel to itself):
 
-    min_D || x - z (E + D) ||^2 + l ||D||^2,      l = 1e-4 of the mean square of z
+    min_D || x - z (E + D) ||^2
 
 and the weights that read them become (E + D) W. Readers are refitted in the order of the graph, each on what the ones
-before it now put out, so that errors do not pile up. It holds for every linear reader (a matrix, a
-convolution of one group), needs no labels and no training, and changes neither shapes nor cost.
+before it now put out. Where a reader's output is added to another value r of the network, a residual stream, it takes
+up what that has lost as well: z V is fitted to r_whole - r_pruned, and V added to the weights, so that errors do not
+pile up from block to block. All this holds for linear readers (a matrix, a convolution of one group), needs no labels
+and no training, and changes neither shapes nor cost. Where a reader has a bias of its own, everything is taken about
+its mean, and the bias makes up for the difference.
+
+Few positions show correlations that are not there: moments of z are drawn towards their diagonal by k / (k + positions)
+for k channels, and what is fitted is as much smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
+import attrs
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from pumice.model import clone, constant
-from pumice.ops.channels import Same, Summed
-from pumice.prune.groups import Cuts, Mask
-from pumice.prune.scoring import Values
+from pumice.model import attribute, clone, constant
+from pumice.prune.groups import Cuts
+from pumice.prune.reading import Array, Reader, Values, readers, summed
 from pumice.prune.surgery import take
-from pumice.prune.wiring import Place, Wired, Wiring
+from pumice.prune.wiring import Place, Wiring
 
-Array = NDArray[Any]
-RIDGE = 1e-4
+RIDGE = 1e-3
+"""Least variance of a channel, as a share of the mean channel's."""
 
 
-def reconstruct(
-    wiring: Wiring, cuts: Cuts, pruned: ir.Model, values: Values, read: Callable[[ir.Model, str, int], Array]
-) -> tuple[ir.Model, int]:
-    """The pruned model with readers refitted, and how many were.
+@attrs.frozen
+class _Refit:
+    """A weight to fit anew."""
 
-    `values` are activations of the whole model; `read` gives those of another model along an axis, at the same
-    positions: (positions, size of the axis).
-    """
+    source: Place
+    """What it reads."""
+    weight: Place
+    bias: str | None
+    """A constant of its own that is added to its output everywhere."""
+    stream: Place | None
+    """What its output is added to."""
+
+
+def reconstruct(wiring: Wiring, cuts: Cuts, pruned: ir.Model, read: Reader) -> tuple[ir.Model, int]:
+    """The pruned model with readers refitted, and how many were."""
     model = clone(pruned)
-    readers: dict[Place, list[Place]] = {}
-    for source, weight in _readers(wiring, cuts):
-        readers.setdefault(source, []).append(weight)
+    whole = read(wiring.model, read_by(wiring, cuts))
     count = 0
-    for source, weights in readers.items():
-        x = values.get((source.value, source.axis))
-        if x is None or not isinstance(source.axis, int):
-            continue
-        mixing = prediction(read(model, source.value, source.axis), x, cuts[source])
-        for weight in weights:
-            count += _refit(model, wiring, cuts, weight, mixing)
+    for refit in _refits(wiring, cuts):
+        count += _refit(model, wiring, cuts, refit, whole, read(model, _places(refit)))
     return model, count
 
 
-def _refit(model: ir.Model, wiring: Wiring, cuts: Cuts, weight: Place, mixing: Array) -> bool:
-    held = model.graph.initializers.get(weight.value)
-    array = constant(wiring.values[weight.value])
-    if held is None or array is None or not isinstance(weight.axis, int):
+def read_by(wiring: Wiring, cuts: Cuts) -> list[Place]:
+    """What `reconstruct` reads of the whole model."""
+    return list(dict.fromkeys(place for refit in _refits(wiring, cuts) for place in _places(refit)))
+
+
+def _places(refit: _Refit) -> list[Place]:
+    return [place for place in (refit.source, refit.stream) if place is not None]
+
+
+def _refits(wiring: Wiring, cuts: Cuts) -> Iterator[_Refit]:
+    """Readers that lose channels and, after the first of them, those whose output is added to a stream."""
+    begun = False
+    for source, weight in readers(wiring, summed(wiring)):
+        value = wiring.values[weight.value]
+        if not isinstance(source.axis, int) or not isinstance(weight.axis, int):
+            continue
+        if not value.is_initializer() or len(value.uses()) != 1:
+            continue
+        bias, stream = _added(value) if _is_pointwise(value) else (None, None)
+        if source in cuts or (begun and stream is not None):
+            begun = True
+            yield _Refit(source, weight, bias, stream)
+
+
+def _refit(model: ir.Model, wiring: Wiring, cuts: Cuts, refit: _Refit, whole: Values, now: Values) -> bool:
+    """Fit one weight; False if there is nothing to make up for."""
+    if refit.source not in cuts and all(np.array_equal(whole[place], now[place]) for place in _places(refit)):
         return False
-    others = {place.axis: mask for place, mask in cuts.items() if place.value == weight.value and place != weight}
-    refitted = take(mixed(array, weight.axis, mixing), others)
-    held.const_value = ir.tensor(refitted.astype(array.dtype), name=weight.value)
+    held, array = model.graph.initializers[refit.weight.value], constant(wiring.values[refit.weight.value])
+    assert array is not None
+    assert isinstance(refit.weight.axis, int)
+    x, z = whole[refit.source].astype(np.float64), now[refit.source].astype(np.float64)
+    cut = cuts.get(refit.source, np.zeros(x.shape[1], bool))
+    others = {place.axis: m for place, m in cuts.items() if place.value == held.name and place != refit.weight}
+    weight = np.moveaxis(take(array, others), refit.weight.axis, 0).astype(np.float64)
+    regression = Regression.of(z, centred=refit.bias is not None)
+    change, offset = regression.fit(x - z @ np.eye(len(cut))[~cut])
+    fitted = np.tensordot(np.eye(len(cut))[~cut] + change, weight, (1, 0))
+    shift = np.tensordot(offset, weight, (0, 0))
+    if refit.stream is not None:
+        lost = whole[refit.stream][:, ~cuts.get(refit.stream, np.zeros(whole[refit.stream].shape[1], bool))]
+        change, offset = regression.fit(lost - now[refit.stream].astype(np.float64))
+        fitted, shift = fitted + change.reshape(fitted.shape), shift.reshape(offset.shape) + offset
+    held.const_value = ir.tensor(np.moveaxis(fitted, 0, refit.weight.axis).astype(array.dtype), name=held.name)
+    if refit.bias is not None:
+        added = constant(bias := model.graph.initializers[refit.bias])
+        assert added is not None
+        _set(bias, added + shift.reshape(added.shape))
     return True
 
 
-def prediction(z: Array, x: Array, cut: Mask) -> Array:
-    """E + D of the least squares problem: (kept, all)."""
-    identity = np.eye(len(cut))[~cut]
-    z, x = z.astype(np.float64), x.astype(np.float64)
-    moments = z.T @ z
-    ridge = RIDGE * (np.trace(moments) / len(moments) or 1.0)
-    change = np.linalg.solve(moments + ridge * np.eye(len(moments)), z.T @ (x - z @ identity))
-    return np.asarray(identity + change)
+@attrs.frozen(eq=False)
+class Regression:
+    """Least squares from the columns of z, (positions, k)."""
+
+    z: Array
+    """About its mean, if there is a bias."""
+    mean: Array
+    moments: Array
+
+    @classmethod
+    def of(cls, z: Array, *, centred: bool) -> Regression:
+        mean = z.mean(axis=0) if centred else np.zeros(z.shape[1])
+        return cls(z - mean, mean, moments(z - mean))
+
+    def fit(self, target: Array) -> tuple[Array, Array]:
+        """(k, columns) and (columns,): what z is multiplied by, and what is added, to come close to the target."""
+        trust = len(self.z) / (len(self.z) + self.z.shape[1])
+        found = np.linalg.solve(self.moments, trust * (self.z.T @ target) / len(self.z))
+        middle = target.mean(axis=0) if self.mean.any() else np.zeros(target.shape[1])
+        return found, middle - self.mean @ found
 
 
-def mixed(weight: Array, axis: int, mixing: Array) -> Array:
-    """A weight along whose reading axis the channels of the whole model are replaced by mixtures of those kept."""
-    rows = np.moveaxis(weight, axis, 0)
-    flat = mixing @ rows.reshape(len(rows), -1).astype(np.float64)
-    return np.moveaxis(flat.reshape(-1, *rows.shape[1:]), 0, axis)
+def moments(z: Array) -> Array:
+    """Second moments of columns, (k, k), safe to invert and to trust."""
+    found = z.T @ z / len(z)
+    own = np.diag(found).copy()
+    found *= len(z) / (len(z) + len(found))
+    np.fill_diagonal(found, own + RIDGE * (own.mean() or 1.0))
+    return np.asarray(found)
 
 
-def _readers(wiring: Wiring, cuts: Cuts) -> Iterator[tuple[Place, Place]]:
-    """Every value that loses channels where a node sums over them, with the node's own weight for that sum."""
-    for wired in wiring.nodes:
-        for tie in wired.ties:
-            source = wired.place(tie.port) if isinstance(tie, Summed) else None
-            weight = _weight(wired, source) if source is not None and source in cuts else None
-            if (
-                source is not None
-                and weight is not None
-                and len(wiring.touching[weight.value]) == 1
-                and source.value not in wiring.constants
-            ):
-                yield source, weight
+# --- the surroundings of a weight -------------------------------------------------------------------------------------
 
 
-def _weight(wired: Wired, source: Place) -> Place | None:
-    for tie in wired.ties:
-        if isinstance(tie, Same) and tie.a_index is None and tie.b_index is None:
-            a, b = wired.place(tie.a), wired.place(tie.b)
-            if a == source and tie.b.slot >= 0 and b is not None and b != source:
-                return b
-    return None
+def _is_pointwise(weight: ir.Value) -> bool:
+    """Whether its node multiplies every position by it and nothing else: no neighbours, no padding, no factor."""
+    ((node, index),) = weight.uses()
+    match node.op_type:
+        case "Conv":
+            plain = {*(weight.shape or ())[2:], *attribute(node, "strides", ())} <= {1}
+            return index == 1 and plain and not any(attribute(node, "pads", ()))
+        case "Gemm":
+            factors = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+            return index == 1 and factors == (1.0, 1.0) and not attribute(node, "transA", 0)
+    return node.op_type == "MatMul" and index == 1 and len(weight.shape or ()) == 2
+
+
+def _added(weight: ir.Value) -> tuple[str | None, Place | None]:
+    """The bias of a weight's node, and the stream that its output is added to."""
+    ((node, _),) = weight.uses()
+    bias = _own(node.inputs[2]) if len(node.inputs) > 2 else None
+    axis = 1 if node.op_type == "Conv" else len(node.outputs[0].shape or ()) - 1
+    value = node.outputs[0]
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        ((then, index),) = value.uses()
+        other = then.inputs[1 - index] if then.op_type == "Add" else None
+        if other is None:
+            break
+        if constant(other) is None:
+            same = other.shape is not None and value.shape is not None and len(other.shape) == len(value.shape)
+            return bias, Place(str(other.name), axis) if same and not other.is_graph_input() else None
+        if bias is None and len(other.shape or ()) == 1 and node.op_type == "MatMul":
+            bias = _own(other)
+        value = then.outputs[0]
+    return bias, None
+
+
+def _own(value: ir.Value | None) -> str | None:
+    """The name of a constant that nobody else reads."""
+    owned = value is not None and value.is_initializer() and len(value.uses()) == 1
+    return str(value.name) if owned and value is not None else None
+
+
+def with_statistics(model: ir.Model, read: Reader) -> ir.Model:
+    """A copy whose batch normalisations know mean and variance of what they now are given, one after the other."""
+    model = clone(model)
+    for node in model.graph:
+        source, *stored = (node.inputs[i] for i in (0, 3, 4)) if node.op_type == "BatchNormalization" else (None,)
+        if source is None or any(constant(value) is None for value in stored):
+            continue
+        place = Place(str(source.name), 1)
+        given = read(model, [place])[place].astype(np.float64)
+        for value, new in zip(stored, (given.mean(axis=0), given.var(axis=0)), strict=True):
+            _set(value, new)
+    return model
+
+
+def _set(value: ir.Value | None, new: Array) -> None:
+    """Put new numbers in the place of a constant, in its own type and shape."""
+    old = constant(value)
+    assert value is not None
+    assert old is not None
+    value.const_value = ir.tensor(new.reshape(old.shape).astype(old.dtype), name=value.name)

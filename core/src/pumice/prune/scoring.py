@@ -6,35 +6,27 @@ what it says about each. Scores of different layers have different scales, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from pumice.errors import DataError, ModelError
-from pumice.model import clone, constant
-from pumice.ops.channels import Cellwise, Summed
+from pumice.model import constant
+from pumice.ops.channels import Cellwise
 from pumice.prune.closure import UNKNOWN
 from pumice.prune.groups import ChannelGroup, Member
+from pumice.prune.reading import Array, Values, reader_of, readers, summed
 from pumice.prune.wiring import Place, Wiring
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from pumice.data import Dataset
     from pumice.strategy import ImportanceScorer, Loss, Runtime
 
-Array = NDArray[Any]
-Values = dict[tuple[str, int | Cellwise], Array]
-"""By value and axis, an array (positions, size of the axis)."""
 
 SAMPLES = 64
-"""Samples that gradients and activations are taken from at most."""
-
-ROWS = 4096
-"""Positions of a channel that are kept of its activations at most."""
+"""Samples that gradients are averaged over at most."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -53,7 +45,7 @@ class ScoringContext:
 
     def weights(self, group: ChannelGroup) -> Array:
         """The weights of the layer looked at: (channels, weights per channel)."""
-        return rows(self._array(), self._member(group), group.channels)
+        return self._rows(self._member(group), group)
 
     def gradients(self, group: ChannelGroup) -> Array:
         """The gradient of the loss with respect to them, in the same shape, averaged over samples.
@@ -71,12 +63,38 @@ class ScoringContext:
             DataError: there are no calibration data.
         """
         found = self._activations()
-        read = {(m.place.value, m.place.axis): m for m in group.members if isinstance(m.place.axis, int)}
-        key = next((key for key in read if key in found), None)
+        read = {member.place: member for member in group.members}
+        key = next((place for place in read if place in found), None)
         if key is None:
             raise ModelError(f"the activations of '{group.name}' are read nowhere: use a scorer of weights for it")
-        along = attrs.evolve(read[key], place=Place(key[0], 1))
-        return rows(found[key], along, group.channels).T
+        return self._columns(found[key], read[key], group)
+
+    def readers(self, group: ChannelGroup) -> list[tuple[Array, Array]]:
+        """What every weight that sums over the channels is given, and the weight itself.
+
+        Pairs of (positions, channels), a regular selection of the calibration data, and (channels, weights a channel);
+        where a channel has several positions on the axis, they count as positions of the data.
+
+        Raises:
+            DataError: there are no calibration data.
+        """
+        found = self._activations()
+        by_place = {member.place: member for member in group.members}
+        return [
+            (self._columns(found[source], by_place[source], group), self._rows(by_place[weight], group))
+            for source, weight in readers(self.wiring, by_place)
+            if source in found
+        ]
+
+    def _columns(self, values: Array, member: Member, group: ChannelGroup) -> Array:
+        """(positions, size of the axis) -> (positions, channels)."""
+        along = attrs.evolve(member, place=Place(member.place.value, 1))
+        return rows(values, along, group.channels).T
+
+    def _rows(self, member: Member, group: ChannelGroup) -> Array:
+        held = constant(self.wiring.values[member.place.value])
+        assert held is not None
+        return rows(held, member, group.channels)
 
     def pairwise_distances(self, filters: Array, norm: str) -> Array:
         """Distances between rows, (channels, channels), by the norm `l1` or `l2`."""
@@ -89,16 +107,12 @@ class ScoringContext:
     def _member(self, group: ChannelGroup) -> Member:
         return self.layer or (group.writers or group.readers)[0]
 
-    def _array(self) -> Array:
-        assert self.layer is not None
-        found = constant(self.wiring.values[self.layer.place.value])
-        assert found is not None
-        return found
-
     def _activations(self) -> Values:
         """Every value that is summed over along an axis: (positions, size of the axis)."""
         if "activations" not in self._cache:
-            self._cache["activations"] = read_values(self.wiring, self.calibration, self.runtime)
+            self._cache["activations"] = reader_of(self.calibration, self.runtime)(
+                self.wiring.model, summed(self.wiring)
+            )
         return self._cache["activations"]  # type: ignore[no-any-return]
 
     def _gradients(self) -> Mapping[str, Array]:
@@ -150,37 +164,6 @@ def normalised(scores: Array, by: str) -> Array:
     }  # fmt: skip
     scale = float(scales[by](scores))
     return scores / scale if scale > 0 else scores
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def read_values(wiring: Wiring, data: Dataset | None, runtime: Runtime) -> Values:
-    """Values of the graph that are summed over along an axis, on calibration data: (positions, size of the axis)."""
-    if data is None:
-        raise DataError("activations need calibration data: give them with --data (data=)")
-    wanted: dict[tuple[str, int | Cellwise], None] = {}
-    for wired in wiring.nodes:
-        for tie in wired.ties:
-            place = wired.place(tie.port) if isinstance(tie, Summed) else None
-            if place is not None and place.value not in wiring.constants:
-                wanted[place.value, place.axis] = None
-    return sampled(wiring.model, list(wanted), data, runtime)
-
-
-def sampled(model: ir.Model, wanted: Sequence[tuple[str, int | Cellwise]], data: Dataset, runtime: Runtime) -> Values:
-    """Values of a model along an axis on the first samples, at a regular selection of positions."""
-    session = runtime.open(clone(model), outputs=list(dict.fromkeys(name for name, _ in wanted)))
-    batches = list(data.batches(8, limit=SAMPLES))
-    found: dict[tuple[str, int | Cellwise], list[Array]] = {key: [] for key in wanted}
-    for batch in batches:
-        values = session.run(batch.feeds)
-        for (name, axis), kept in found.items():
-            assert isinstance(axis, int)
-            flat = np.moveaxis(values[name], axis, -1).reshape(-1, values[name].shape[axis])
-            step = max(1, -(-len(flat) * len(batches) // ROWS))
-            kept.append(flat[::step])
-    return {key: np.concatenate(kept) for key, kept in found.items()}
 
 
 def _mean_gradients(wiring: Wiring, data: Dataset | None, loss: Loss | None) -> dict[str, Array]:

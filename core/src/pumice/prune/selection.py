@@ -1,12 +1,12 @@
-"""Which channels go: from scores to a set of channels for every group, under floors and multiples.
+"""Which channels go: the scores of all groups, and a target, become indices for each, under floors and multiples.
 
     local    every group loses the same share of its channels
     global   the channels of all groups are ranked together and the lowest go
     scopes   as global, but the groups that a pattern names are ranked among themselves
 
 A group keeps at least `floor` channels, at least the share `least`, and a multiple of `multiple` where it has twice as
-many. Where the target is a share of the multiply-accumulates or of the parameters, the share of channels that reaches
-it is found by bisection: both fall as more channels go.
+many. Where the target is a share of a cost (multiply-accumulates, parameters, a measured latency), the share of
+channels that reaches it is found by bisection: the cost falls as more channels go.
 """
 
 from __future__ import annotations
@@ -20,16 +20,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.ops.record import normal
 from pumice.prune.groups import ChannelGroup, Cuts, union
-from pumice.prune.wiring import Wired, Wiring
-from pumice.registry import registry
 
 Scores = NDArray[Any]
 Removed = dict[str, list[int]]
 """By group, the channels that go."""
-
-BISECTIONS = 16
 
 
 @attrs.frozen(kw_only=True)
@@ -46,14 +41,6 @@ class Limits:
         if channels >= 2 * self.multiple:
             keep = -(-keep // self.multiple) * self.multiple
         return min(keep, channels)
-
-
-@attrs.frozen(kw_only=True)
-class Size:
-    """What a model costs a sample."""
-
-    macs: int
-    params: int
 
 
 def select(
@@ -98,61 +85,22 @@ def _lowest(scores: Scores, keep: int) -> list[int]:
     return sorted(np.argsort(scores, kind="stable")[: len(scores) - keep].tolist())
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
+def reach(choose: Callable[[float], Removed], left: Callable[[Removed], float], wanted: float, steps: int) -> Removed:
+    """The smallest selection after which at most `wanted` is left of a cost; as near as the limits allow.
 
-
-def reach(
-    wiring: Wiring, groups: Sequence[ChannelGroup], choose: Callable[[float], Removed], of: str, share: float
-) -> Removed:
-    """The selection that takes away a share of the `channels`, `macs` or `params`; as near as the limits allow."""
-    if of == "channels":
-        return choose(share)
-    whole = getattr(size(wiring, {}), of)
+    Args:
+        choose: the selection for a share of the channels.
+        left: what is left of the cost after a selection.
+        wanted: how much of it should be.
+        steps: bisections.
+    """
     low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
+    for _ in range(steps):
         middle = (low + high) / 2
-        left = getattr(size(wiring, cuts_of(groups, choose(middle))), of)
-        low, high = (middle, high) if left > (1 - share) * whole else (low, middle)
+        low, high = (middle, high) if left(choose(middle)) > wanted else (low, middle)
     return choose(high)
 
 
 def cuts_of(groups: Sequence[ChannelGroup], removed: Removed) -> Cuts:
     """What a selection takes out of the graph."""
     return union(group.cuts(removed.get(group.name, [])) for group in groups)
-
-
-def size(wiring: Wiring, cuts: Cuts) -> Size:
-    """Multiply-accumulates and parameters after a removal, counted from shapes (dynamic sizes count as one)."""
-    left: dict[str, dict[int, int]] = {}
-    for place, mask in cuts.items():
-        kept = int((~mask).sum())
-        if isinstance(place.axis, int):
-            left.setdefault(place.value, {})[place.axis] = kept
-        else:
-            left.setdefault(place.value, {})[place.axis.axis] = kept // place.axis.cells
-
-    def shape(value: Any) -> list[int] | None:
-        if value is None or value.shape is None:
-            return None
-        sizes = [d if isinstance(d, int) and d >= 0 else 1 for d in value.shape]
-        for axis, kept in left.get(str(value.name), {}).items():
-            sizes[axis] = kept
-        return sizes
-
-    params = sum(
-        math.prod(shape(value) or ())
-        for value in wiring.model.graph.initializers.values()
-        if value.dtype is not None and value.dtype.is_floating_point()
-    )
-    return Size(macs=sum(_macs(wired, shape) for wired in wiring.nodes), params=params)
-
-
-def _macs(wired: Wired, shape: Callable[[Any], list[int] | None]) -> int:
-    node = wired.site.node
-    op = registry().ops.resolve(normal(node.domain), node.op_type, node.opset)
-    if op is None or op.cost is None:
-        return 0
-    inputs, outputs = [shape(v) for v in wired.node.inputs], [shape(v) for v in wired.node.outputs]
-    if any(v is not None and v.shape is None for v in (*wired.node.inputs, *wired.node.outputs)):
-        return 0
-    return op.cost(node, inputs, outputs).macs

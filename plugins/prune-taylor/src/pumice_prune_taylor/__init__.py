@@ -4,7 +4,6 @@ With the gradient g of the loss, taking away the weights w of a channel changes 
 
     gate      (sum over the weights of g w)^2       the channel as a whole, as if by a gate of one
     weight    sum over the weights of (g w)^2       its weights one by one
-    gradient  ||g||                                 how strongly training still pulls
 """
 
 from __future__ import annotations
@@ -27,12 +26,10 @@ class Taylor(ImportanceScorer):
 
     name = "taylor"
     needs = frozenset({Need.CALIBRATION, Need.LABELS, Need.GRADIENTS})
-    of: str = knob("gate", Choice("gate", "weight", "gradient"), help="what the change of the loss is taken over")
+    of: str = knob("gate", Choice("gate", "weight"), help="what the change of the loss is taken over")
 
     def score(self, group: Any, context: Any) -> NDArray[np.floating[Any]]:
         weights, gradients = context.weights(group), context.gradients(group)  # both (channels, weights per channel)
-        if self.of == "gradient":
-            return np.asarray(np.linalg.norm(gradients, axis=1))
         change = weights.astype(np.float64) * gradients
         return np.asarray(change.sum(axis=1) ** 2 if self.of == "gate" else (change**2).sum(axis=1))
 

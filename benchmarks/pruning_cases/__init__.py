@@ -1,0 +1,1 @@
+"""The parts of `bench_pruning.py`: each prints its table and returns its record."""
