@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 
 import pumice
 from pumice.cli.application import application
+from pumice.knobs import Choice, Float, Int, knob
 from pumice.registry import Registry, discover
-from pumice.strategy import Choice, Float, Int, Quantizer, knob
+from pumice.strategy import Quantizer
 
 
 @attrs.frozen(kw_only=True)

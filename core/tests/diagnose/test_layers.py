@@ -12,7 +12,7 @@ from pumice.diagnose.decibels import EXACT, sqnr, sqnr_of
 from pumice.diagnose.pairing import pairs
 from pumice.diagnose.rescaling import GainFit, undo_in_weights
 from pumice.errors import PumiceError
-from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.measure.plan_runtime import ReferenceRuntime
 from pumice.model import constant, simplify
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.target import Target
@@ -191,7 +191,8 @@ def test_gains_of_outputs_are_fitted_over_all_samples():
     for _ in range(3):
         exact = rng.standard_normal((1, 3, 5, 5))
         fit.update(exact, exact / gain[:, None, None])
-    np.testing.assert_allclose(fit.gain(), gain)
+    np.testing.assert_allclose(fit.gain().factor, gain)
+    np.testing.assert_allclose(fit.gain().offset, 0.0, atol=1e-6)
 
 
 def test_outputs_with_plain_noise_get_no_gain():
@@ -256,3 +257,35 @@ def test_a_runtime_that_refuses_is_not_hidden(cnn, static, samples):
 
     with pytest.raises(PumiceError):
         layer_errors(cnn, static, samples, Refusing())
+
+
+def test_alone_a_first_layer_errs_as_it_does_in_the_whole_and_later_ones_err_less(errors, static):
+    order = {node.name: number for number, node in enumerate(static.graph)}
+    first, *later = sorted(errors, key=lambda error: order[error.node])
+    assert first.alone_sqnr_db == pytest.approx(first.output_sqnr_db, abs=0.5)
+    assert all(error.alone_sqnr_db > error.output_sqnr_db for error in later)
+
+
+def test_alone_an_error_does_not_pass_from_layer_to_layer():
+    text = "g (float[N,8] x) => (float[N,8] y) { a = MatMul (x, w)  b = Relu (a)  y = MatMul (b, v) }"
+    eye = np.eye(8, dtype=np.float32)
+    turned = np.roll(eye, 1, axis=1)
+    exact = model_of(text, w=eye, v=eye)
+    changed = model_of(text, w=eye + turned / 4, v=eye + turned / 8)
+    data = open_dataset({"x": np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)}, exact)
+    found = {e.node: e for e in layer_errors(exact, changed, data, ReferenceRuntime())}
+    assert found["MatMul_0"].alone_sqnr_db == pytest.approx(20 * np.log10(4), abs=0.01)
+    assert found["MatMul_2"].alone_sqnr_db == pytest.approx(20 * np.log10(8), abs=0.01)
+    assert found["MatMul_2"].output_sqnr_db < 20 * np.log10(4)
+
+
+def test_the_channels_with_outliers_are_named():
+    text = "g (float[N,8] x) => (float[N,8] y) { y = MatMul (x, w) }"
+    loud = np.diag([1, 1, 1, 400, 1, 1, 1, 1]).astype(np.float32)
+    rows = {"x": np.random.default_rng(0).standard_normal((2, 200, 8)).astype(np.float32)}
+    exact = model_of(text.replace("N,8", "N,200,8"), w=loud)
+    changed = model_of(text.replace("N,8", "N,200,8"), w=loud + np.float32(0.1))
+    (found,) = layer_errors(exact, changed, open_dataset(rows, exact), ReferenceRuntime())
+    assert found.outlier_channels == ((3, 1.0),)
+    assert 0.99 < found.output_cosine < 1.0
+    assert found.output_mse == pytest.approx(0.08, rel=0.5)

@@ -1,9 +1,10 @@
 """Per-layer error: how far each layer of a compressed model is from the same layer of the original, in decibels.
 
-Two errors are told apart. The *weight* error is the layer's own: its weights against the original's. The *output*
+Three errors are told apart. The *weight* error is that of the layer's weights against the original's. The *output*
 error is accumulated: the layer's output when both whole models run on the same samples, so it also shows what earlier
-layers did to it. Values stream through running sums, sample by sample; layers are tapped in groups, so that memory
-stays below `TAP_BYTES` however large the model is. Only the worst layers are visited again, for their histograms.
+layers did to it. The error *alone* is that of the output when the layer reads exactly what the original's layer reads.
+Values stream through running sums, sample by sample; layers are tapped in groups, so that memory stays below
+`TAP_BYTES` however large the model is. Only the worst layers are visited again, for their histograms.
 
 Neither folding a normalisation nor rescaling channels loses anything: the original is simplified first, as the
 compressed model was, and channel factors are undone (`pumice.diagnose.rescaling`) before errors are taken.
@@ -12,7 +13,7 @@ compressed model was, and channel factors are undone (`pumice.diagnose.rescaling
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,9 +21,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pumice.diagnose.alone import Isolated
 from pumice.diagnose.decibels import sqnr, sqnr_of
 from pumice.diagnose.pairing import Pair, pairs
-from pumice.diagnose.rescaling import GainFit, undo_in_weights, with_gain
+from pumice.diagnose.rescaling import MANY, Gain, GainFit, by_channel, undo_in_weights, with_gain, without_gain
 from pumice.model import clone, constant, simplify
 from pumice.progress import Progress, Silent
 
@@ -34,6 +36,8 @@ TAP_BYTES = 256 << 20
 """Values of one sample that may be held at once, both models together."""
 WORST = 8
 """Layers that get a histogram."""
+WORST_CHANNELS = 3
+"""Channels whose outliers are told."""
 BINS = 64
 
 
@@ -68,6 +72,18 @@ class LayerError:
     rescaled: bool
     """Its channels were rescaled (equalised); errors are those after undoing that."""
     histogram: Histogram | None = None
+    output_mse: float | None = None
+    """Mean square of the accumulated error."""
+    output_cosine: float | None = None
+    """Between the outputs of both models."""
+    alone_sqnr_db: float | None = None
+    """Of the output when this layer alone is compressed: it reads exactly what the original's does."""
+    saturated: float | None = None
+    """Share of the original's output values beyond the range that integers express, which they clip."""
+    unused: float | None = None
+    """Share of that range in which no value was seen: bits that say nothing."""
+    outlier_channels: tuple[tuple[int, float], ...] = ()
+    """Channels with most values beyond three standard deviations of the sample, and their share of such values."""
 
 
 def layer_errors(
@@ -100,9 +116,13 @@ def layer_errors(
     watches = [_Watch(pair) for pair in found]
     if calibration is not None and found:
         models = _Models(reference, compressed, calibration, runtime, samples, progress)
-        _fit_gains(models, [w for w, error in zip(watches, errors, strict=True) if error.rescaled])
+        _fit_gains(models, watches, [error.rescaled for error in errors])
         _observe(models, watches)
-        errors = [watch.complete(error) for watch, error in zip(watches, errors, strict=True)]
+        alone = _alone(models, watches)
+        errors = [
+            attrs.evolve(watch.complete(error), alone_sqnr_db=decibels)
+            for watch, error, decibels in zip(watches, errors, alone, strict=True)
+        ]
     order = sorted(range(len(errors)), key=lambda i: (_badness(errors[i]), errors[i].node))
     worst = order[:WORST]
     pictures = [_weight_histogram(watches[index].pair) for index in worst]
@@ -147,11 +167,16 @@ class _Watch:
     """Running sums over the output of one layer."""
 
     pair: Pair
-    gain: NDArray[Any] | None = None
+    gain: Gain | None = None
     signal: float = 0.0
     noise: float = 0.0
     count: int = 0
-    outliers: int = 0
+    crossed: float = 0.0
+    """Sum of products of both outputs."""
+    found: float = 0.0
+    """Sum of squares of the compressed output."""
+    outliers: NDArray[np.int64] | int = 0
+    """By channel."""
     covered: int = 0
     low: float = math.inf
     high: float = -math.inf
@@ -165,16 +190,28 @@ class _Watch:
         wide = exact.astype(np.float64)
         if not wide.size or exact.shape != approximate.shape:
             return
-        difference = wide - with_gain(approximate.astype(np.float64), self.gain, self.op)
+        seen = with_gain(approximate.astype(np.float64), self.gain, self.op)
+        difference = wide - seen
+        self.crossed += float(np.vdot(wide, seen))
+        self.found += float(np.vdot(seen, seen))
         self.signal += float(np.vdot(wide, wide))
         self.noise += float(np.vdot(difference, difference))
         self.count += wide.size
-        self.outliers += int(np.count_nonzero(np.abs(wide - wide.mean()) > 3.0 * wide.std()))
+        far = np.abs(wide - wide.mean()) > 3.0 * wide.std()
+        self.outliers = self.outliers + by_channel(np.atleast_2d(far), self.op).sum(axis=1)
         self.low, self.high = min(self.low, float(wide.min())), max(self.high, float(wide.max()))
         if self.pair.covered is not None:
             low, high = self.pair.covered
-            stored = wide if self.gain is None else with_gain(wide, 1.0 / self.gain, self.op)
+            stored = without_gain(wide, self.gain, self.op)
             self.covered += int(np.count_nonzero((stored >= low) & (stored <= high)))
+
+    def squares(self, exact: NDArray[Any], approximate: NDArray[Any]) -> tuple[float, float]:
+        """Summed squares of the exact output and of what another differs from it."""
+        if exact.shape != approximate.shape:
+            return 0.0, 0.0
+        wide = exact.astype(np.float64)
+        difference = wide - with_gain(approximate.astype(np.float64), self.gain, self.op)
+        return float(np.vdot(wide, wide)), float(np.vdot(difference, difference))
 
     def complete(self, error: LayerError) -> LayerError:
         if not self.count:
@@ -183,9 +220,30 @@ class _Watch:
             error,
             output_sqnr_db=sqnr(self.signal, self.noise),
             output_range=(self.low, self.high) if self._is_finite() else None,
-            outliers_3sigma=self.outliers / self.count,
+            outliers_3sigma=int(np.sum(self.outliers)) / self.count,
             coverage=None if self.pair.covered is None else self.covered / self.count,
+            output_mse=self.noise / self.count if math.isfinite(self.noise) else None,
+            output_cosine=self._cosine(),
+            saturated=None if self.pair.covered is None else 1.0 - self.covered / self.count,
+            unused=self._unused(),
+            outlier_channels=self._outlier_channels(),
         )
+
+    def _cosine(self) -> float | None:
+        lengths = math.sqrt(self.signal) * math.sqrt(self.found)
+        return self.crossed / lengths if math.isfinite(lengths) and lengths > 0 else None
+
+    def _unused(self) -> float | None:
+        """The range seen is that of the original's values, so this needs channels that were not rescaled."""
+        if self.pair.covered is None or self.gain is not None or not self._is_finite():
+            return None
+        low, high = self.pair.covered
+        return 1.0 - max(min(self.high, high) - max(self.low, low), 0.0) / (high - low)
+
+    def _outlier_channels(self) -> tuple[tuple[int, float], ...]:
+        counts = np.atleast_1d(np.asarray(self.outliers))
+        worst = [int(c) for c in np.argsort(-counts, kind="stable")[:WORST_CHANNELS] if counts[c]]
+        return tuple((c, float(counts[c] / counts.sum())) for c in worst)
 
     def tally(self, exact: NDArray[Any], approximate: NDArray[Any]) -> None:
         """Count values into the bins of the histogram; the range must be known."""
@@ -230,9 +288,20 @@ class _Models:
                         observe(index, seen[ours], found[theirs])
                     advance()
 
+    def values(self, model: ir.Model, names: Iterable[str]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """(feeds, named values) of one of the models, sample by sample; names may be those of inputs."""
+        inputs = {value.name for value in model.graph.inputs}
+        taps = [name for name in dict.fromkeys(names) if name not in inputs]
+        session = self.runtime.open(clone(model), outputs=taps) if taps else None
+        for batch in self.calibration.batches(batch_size=1, limit=self.samples):
+            found = {} if session is None else session.run(batch.feeds)
+            yield batch.feeds, {**batch.feeds, **found}
 
-def _fit_gains(models: _Models, watches: Sequence[_Watch]) -> None:
-    fits = [GainFit(watch.op) for watch in watches]
+
+def _fit_gains(models: _Models, watches: Sequence[_Watch], rescaled: Sequence[bool]) -> None:
+    """Of every output; where the weights already tell of rescaling, a few numbers will do."""
+    pairs_ = zip(watches, rescaled, strict=True)
+    fits = [GainFit(watch.op, least=1 if known else MANY) for watch, known in pairs_]
     models.run(watches, lambda index, exact, approximate: fits[index].update(exact, approximate))
     for watch, fit in zip(watches, fits, strict=True):
         watch.gain = fit.gain()
@@ -240,6 +309,38 @@ def _fit_gains(models: _Models, watches: Sequence[_Watch]) -> None:
 
 def _observe(models: _Models, watches: Sequence[_Watch]) -> None:
     models.run(watches, lambda index, exact, approximate: watches[index].update(exact, approximate))
+
+
+def _alone(models: _Models, watches: Sequence[_Watch]) -> list[float | None]:
+    """SQNR of every layer's output when it reads exactly what the original's layer reads."""
+    sums = np.zeros((2, len(watches)))
+    rescaled = any(watch.gain is not None for watch in watches)
+    for group in _groups([watch.pair for watch in watches]):
+        chosen = {index: watches[index].pair for index in group}
+        isolated = Isolated.of(chosen, models.reference, models.compressed)
+        session = isolated.open(models.runtime)
+        if session is None:
+            continue
+        gains = _input_gains(models, isolated) if rescaled else {}
+        taps = [*isolated.inputs, *(_name(pair.output_before) for pair in chosen.values())]
+        for _, exact in models.values(models.reference, taps):
+            found = session.run(isolated.feeds(exact, gains))
+            for index, name in isolated.outputs.items():
+                sums[:, index] += watches[index].squares(exact[_name(chosen[index].output_before)], found[name])
+    return [sqnr(signal, noise) if signal else None for signal, noise in sums.T.tolist()]
+
+
+def _input_gains(models: _Models, isolated: Isolated) -> dict[str, Gain]:
+    """How channels of the values that isolated layers read were rescaled, where they were."""
+    present = {value.name for node in models.compressed.graph for value in node.outputs}
+    fits = {name: GainFit(op, least=MANY) for name, op in isolated.inputs.items() if name in present}
+    if not fits:
+        return {}
+    both = zip(models.values(models.reference, fits), models.values(models.compressed, fits), strict=True)
+    for (_, exact), (_, seen) in both:
+        for name, fit in fits.items():
+            fit.update(exact[name], seen[name])
+    return {name: gain for name, fit in fits.items() if (gain := fit.gain()) is not None}
 
 
 def _count_outputs(models: _Models, watches: Sequence[_Watch]) -> None:

@@ -149,7 +149,8 @@ def _outputs(
     before: ir.Node, after: ir.Node, remaining: set[str | None]
 ) -> tuple[ir.Value, ir.Value, tuple[float, float] | None]:
     """The comparable values behind both nodes, and the range of the quantized one."""
-    exact, seen = before.outputs[0], after.outputs[0]
+    first = next((i for i, value in enumerate(before.outputs) if value.name), 0)  # recurrent nodes leave outputs out
+    exact, seen = before.outputs[first], after.outputs[min(first, len(after.outputs) - 1)]
     quantize = next((n for n in consumers(seen) if n.op_type == "QuantizeLinear"), None)
     dequantize = (
         next((n for n in consumers(quantize.outputs[0]) if n.op_type == "DequantizeLinear"), None) if quantize else None

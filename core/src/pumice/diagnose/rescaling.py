@@ -4,7 +4,7 @@ Equalisation divides a layer's output channels by positive factors and multiplie
 same ones; the function is unchanged. So compressed weights may be a[o] b[i] W[o, i] plus the real error. Factors are
 fitted by alternating least squares, a[o] = sum_i b N / sum_i b^2 D with N = sum W W', D = sum W^2 over the window (and
 the same for b), and undone if that explains at least half of what looked like noise. Outputs are treated likewise,
-with one gain per channel over all samples.
+with one factor and one offset a channel over all samples: values may be stored about the middle of their range.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pumice.model import attribute
 GAIN_DB = 3.0
 """Improvement from which on channels count as rescaled."""
 _ROUNDS = 8
+MANY = 64
+"""Numbers of a channel that show a gain by themselves."""
 
 Array = NDArray[Any]
 
@@ -77,11 +79,25 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1.0), 1.0)
 
 
+@attrs.frozen(eq=False)
+class Gain:
+    """How the channels of a value were rescaled: exact = factor * stored + offset, each (channels,)."""
+
+    factor: Array
+    offset: Array
+
+
 @attrs.define
 class GainFit:
-    """The gain of every channel of a layer's output, streamed: exact ~ gain * approximate."""
+    """The gain of every channel of a layer's output by least squares, streamed."""
 
     op: str
+    least: int = 1
+    """Numbers of a channel that it takes to believe in a gain: a few points lie on many lines."""
+    count: int = 0
+    """Numbers of a channel."""
+    exact: Array | float = 0.0
+    approximate: Array | float = 0.0
     crossed: Array | float = 0.0
     squared: Array | float = 0.0
     exact_squared: Array | float = 0.0
@@ -91,20 +107,26 @@ class GainFit:
         if exact.shape != approximate.shape or exact.ndim < 2:
             return
         x, y = (by_channel(a.astype(np.float64), self.op) for a in (exact, approximate))
+        self.count += x.shape[1]
+        self.exact, self.approximate = self.exact + x.sum(axis=1), self.approximate + y.sum(axis=1)
         self.crossed = self.crossed + (x * y).sum(axis=1)
         self.squared = self.squared + (y * y).sum(axis=1)
         self.exact_squared = self.exact_squared + (x * x).sum(axis=1)
         self.noise += float(((x - y) ** 2).sum())
 
-    def gain(self) -> Array | None:
-        """Shape (channels,); None if the channels were not rescaled."""
-        crossed, squared = np.asarray(self.crossed), np.asarray(self.squared)
-        if not crossed.ndim or not (squared > 0).any():
+    def gain(self) -> Gain | None:
+        """None if the channels were not rescaled."""
+        x, y, count = np.asarray(self.exact), np.asarray(self.approximate), max(self.count, 1)
+        spread = np.asarray(self.squared) - y * y / count
+        if self.count < self.least or not spread.ndim or not (spread > 0).any():
             return None
-        gain = _ratio(crossed, squared)
-        left = float(np.sum(np.asarray(self.exact_squared) - gain * crossed))
-        explained = self.noise > 0 and left <= self.noise * 10 ** (-GAIN_DB / 10)
-        return np.where(gain > 0, gain, 1.0) if explained else None
+        crossed = np.asarray(self.crossed) - x * y / count
+        factor = _ratio(crossed, spread)
+        left = float(np.sum(np.asarray(self.exact_squared) - x * x / count - factor * crossed))
+        if not (self.noise > 0 and left <= self.noise * 10 ** (-GAIN_DB / 10)):
+            return None
+        factor = np.where(factor > 0, factor, 1.0)
+        return Gain(factor, (x - factor * y) / count)
 
 
 def by_channel(values: Array, op: str) -> Array:
@@ -113,10 +135,21 @@ def by_channel(values: Array, op: str) -> Array:
     return moved.reshape(len(moved), -1)
 
 
-def with_gain(values: Array, gain: Array | None, op: str) -> Array:
-    """`values` with every channel multiplied by its gain."""
+def with_gain(values: Array, gain: Gain | None, op: str) -> Array:
+    """Stored values as the original has them."""
     if gain is None:
         return values
+    return np.asarray(values * _along(gain.factor, values, op) + _along(gain.offset, values, op))
+
+
+def without_gain(values: Array, gain: Gain | None, op: str) -> Array:
+    """The original's values as they are stored."""
+    if gain is None:
+        return values
+    return np.asarray((values - _along(gain.offset, values, op)) / _along(gain.factor, values, op))
+
+
+def _along(vector: Array, values: Array, op: str) -> Array:
     shape = [1] * values.ndim
-    shape[1 if op == "Conv" else -1] = len(gain)
-    return np.asarray(values * gain.reshape(shape))
+    shape[1 if op == "Conv" else -1] = len(vector)
+    return vector.reshape(shape)

@@ -1,0 +1,60 @@
+"""Dynamic INT8: weights are integers, the range of what they multiply is found while the model runs.
+
+    MatMul, Gemm    DynamicQuantizeLinear -> MatMulInteger -> times both scales
+    LSTM            DynamicQuantizeLSTM: the hidden state gets its range at every step, the cell state stays real
+    GRU, RNN, Conv  weights stored in eight bits: no runtime computes these faster with ranges found on the way
+
+Nothing is clipped that calibration did not see, and no state drifts: what a recurrent network needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pumice import Choice, Int, Need, Quantizer, hookimpl, knob
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.quantize.context import QuantizeContext
+
+
+@attrs.frozen(kw_only=True)
+class Dynamic(Quantizer):
+    """8-bit integers with ranges found while the model runs, recurrent layers included."""
+
+    name = "dynamic"
+    needs = frozenset({Need.CALIBRATION})
+
+    equalize: bool = knob(True, help="even out the ranges of input channels, by factors that weights undo")
+    rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are rounded")
+    recurrent: bool = knob(True, help="recurrent layers too; false leaves them in floating point")
+    smallest: int = knob(64, Int(1, 1_000_000), help="layers with fewer weights stay in floating point")
+
+    def accepts(self, model: ir.Model) -> str | None:
+        from pumice.quantize.weight_only import refusal
+
+        return refusal(model)
+
+    def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
+        from pumice.ledger import Ledger
+        from pumice.quantize.engine import Scheme, quantize_layers
+        from pumice.quantize.recurrent import quantize_recurrent
+
+        compensate = self.rounding == "compensated"
+        scheme = Scheme(modes=("dynamic",), equalize=self.equalize, compensate=compensate, smallest=self.smallest)
+        account = Ledger()
+        changed = quantize_layers(model, scheme, attrs.evolve(context, ledger=account))
+        if self.recurrent:
+            quantize_recurrent(model, changed, context, compensate=compensate)
+        said = {entry.node for entry in context.ledger.of("quantize")}
+        context.ledger.extend(Ledger([entry for entry in account if entry.node not in said]))
+        return changed
+
+
+@hookimpl
+def pumice_quantizers() -> Iterator[type[Quantizer]]:
+    yield Dynamic

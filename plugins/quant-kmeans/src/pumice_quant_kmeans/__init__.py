@@ -1,0 +1,70 @@
+"""Weight clustering: every weight is one of a few values that the layer's weights chose themselves.
+
+    w' = t[q] s,   q in 0 .. T - 1,   t = k-means of the weights (Han et al., Deep Compression, ICLR 2016)
+
+A codebook of 16 values spends its four bits where the weights are. It may be one for the tensor, one for the tensor
+with a scale an output, one an output, or one a group of inputs. The codes are the nearest ones, or those that keep the
+layer's output (GPTQ on the codebook); centroids are then fitted to that output as well. Layers compute in floating
+point; a runtime without kernels for codebooks looks the weights up once, when it loads the model: the file is then an
+eighth, memory and speed are those of the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pumice import Choice, Int, Need, Quantizer, hookimpl, knob
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.quantize.context import QuantizeContext
+
+
+@attrs.frozen(kw_only=True)
+class KMeans(Quantizer):
+    """Weights as indices into a codebook found by k-means; layers compute in floating point."""
+
+    name = "kmeans"
+    needs = frozenset({Need.CALIBRATION})
+
+    centroids: int = knob(16, Choice(4, 8, 16, 32, 64, 128, 256), help="values a weight may have; up to 16 take 4 bits")
+    codebook: str = knob(
+        "scaled",
+        Choice("tensor", "scaled", "channel", "group"),
+        help="what shares a codebook: the tensor, the tensor but for a scale an output, an output, a group of inputs",
+    )
+    group: int = knob(128, Int(8, 4096), help="inputs of a group", when=lambda q: q.codebook == "group")
+    start: str = knob("plus-plus", Choice("plus-plus", "linear", "exact"), help="first centroids; exact is the optimum")
+    weighting: str = knob(
+        "activation",
+        Choice("none", "activation", "fisher"),
+        help="what a weight counts: alike, by the mean square of its input, or by what it does to the outputs (Fisher)",
+    )
+    rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are assigned")
+    refit: bool = knob(True, help="fit the centroids to the layer's output once the codes are known")
+    table: str = knob("float32", Choice("float32", "bfloat16", "int8"), help="type of the centroids")
+    smallest: int = knob(64, Int(1, 1_000_000), help="matrices with fewer weights stay in floating point")
+
+    def accepts(self, model: ir.Model) -> str | None:
+        from pumice.quantize.weight_only import refusal
+
+        return refusal(model)
+
+    def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
+        from pumice.quantize.weight_only import store_weights
+        from pumice_quant_kmeans.scheme import CodebookScheme
+
+        scheme = CodebookScheme.informed(self, model, context)
+        changed = store_weights(model, scheme, context, smallest=self.smallest)
+        if not context.draft:
+            context.notes.extend(scheme.notes())
+        return changed
+
+
+@hookimpl
+def pumice_quantizers() -> Iterator[type[Quantizer]]:
+    yield KMeans

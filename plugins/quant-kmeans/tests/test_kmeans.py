@@ -1,0 +1,84 @@
+"""What reaches onnxruntime: the same numbers, an eighth of the bytes, nothing left to do but the layers themselves."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import pumice
+from pumice.measure import pick_runtime
+from pumice.model import infer_shapes, size
+from pumice.plan import compile_plan
+
+TEXT = """g (float[5,N,65] x, int64[5,N] i) => (float[N,4,14] y) {
+    row = Gather (table, i)  s = Add (x, row)  h, last, cell = LSTM <hidden_size=32> (s, w, r)
+    f = Squeeze (last, first)  m = MatMul (f, w2)  image = Reshape (m, four)
+    v = Conv <pads=[1,1]> (image, w3)  u = Relu (v)  y = ConvTranspose <strides=[2]> (u, w4) }"""
+SHAPES = {"table": (50, 65), "w": (1, 128, 65), "r": (1, 128, 32), "w2": (32, 48), "w3": (6, 8, 3), "w4": (6, 4, 4)}
+
+
+@pytest.fixture
+def network():
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {TEXT}')
+    draws = {name: rng.standard_normal(shape) * shape[-1] ** -0.5 for name, shape in SHAPES.items()}
+    arrays = {name: draw.astype(np.float32) for name, draw in draws.items()}
+    arrays |= {"first": np.array([0]), "four": np.array([-1, 8, 6])}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    for node in proto.graph.node:
+        node.name = f"at_{node.output[0]}"
+    return infer_shapes(ir.from_proto(proto))
+
+
+@pytest.fixture
+def samples():
+    rng = np.random.default_rng(1)
+    return [
+        {"x": rng.standard_normal((5, 4, 65)).astype(np.float32), "i": rng.integers(0, 50, (5, 4))} for _ in range(8)
+    ]
+
+
+def compress(model, data, **knobs):
+    step = {"use": "quantize", "quantizer": {"name": "kmeans", "smallest": 1, **knobs}, "max_drop": 1.0}
+    return pumice.compress(model, data, {"step": [step]}, measure=False)
+
+
+@pytest.mark.parametrize("codebook", ["tensor", "scaled", "channel", "group"])
+@pytest.mark.parametrize("knobs", [{}, {"table": "int8"}, {"table": "bfloat16", "centroids": 64}])
+def test_onnxruntime_computes_what_the_codes_stand_for(network, samples, codebook, knobs):
+    result = compress(network, samples, codebook=codebook, group=24, **knobs)
+    expected = compile_plan(result.model).run(samples[0])["y"]
+    found = pick_runtime("ort").open(result.model).run(samples[0])["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("codebook", ["scaled", "group"])
+def test_onnxruntime_widens_the_weights_once_when_it_loads_them(network, samples, codebook):
+    result = compress(network, samples, codebook=codebook, table="int8")
+    ops = pick_runtime("ort").optimized_ops(result.model)
+    assert "GatherElements" not in ops
+    assert ops["LSTM"] == 1
+    assert (ops["Gather"], ops["Slice"]) == (3, 1)  # the look-up: rows, values, scales; an odd width
+
+
+def test_codes_are_packed_two_a_byte_and_tables_are_small(network, samples):
+    held = size(compress(network, samples, table="int8").model).initializers
+    assert held["w/codes"] == 128 * 65 / 2
+    assert held["w/table"] == 16
+    assert held["w/scale"] == 4 * 128
+
+
+def test_finer_codebooks_and_what_is_known_of_the_inputs_lose_less(network, samples):
+    exact = compile_plan(network).run(samples[0])["y"]
+
+    def noise(**knobs):
+        plan = compile_plan(compress(network, samples, centroids=8, **knobs).model)
+        return np.mean((plan.run(samples[0])["y"] - exact) ** 2)
+
+    plain = {"weighting": "none", "rounding": "nearest", "refit": False}
+    assert noise(codebook="channel", **plain) < noise(codebook="tensor", **plain)
+    assert noise(codebook="scaled") < 0.7 * noise(codebook="scaled", **plain)
+
+
+def test_the_account_tells_the_size_by_huffmans_code(network, samples):
+    assert any("by Huffman's code" in note for note in compress(network, samples).notes)

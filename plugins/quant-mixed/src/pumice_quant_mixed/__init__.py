@@ -1,0 +1,66 @@
+"""Mixed precision: every layer gets the format that the accuracy budget allows, chosen for all layers at once.
+
+    min  sum bytes[l, f] x[l, f]     with  sum noise[l, f] x[l, f] <= B,   sum_f x[l, f] = 1,   x in {0, 1}
+
+The noise of a format in a layer is what it does to the outputs, relative to their signal: by one backward pass a sample
+for formats that change weights alone, and by measurement for 8-bit computation. The programme is solved exactly for a
+range of B; what is smallest and keeps the budget when it is measured is the result. With a size budget instead, noise
+and bytes change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pumice import Choice, Float, Int, Need, Quantizer, hookimpl, knob
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.quantize.context import QuantizeContext
+
+FORMATS = ("int4", "int8", "float16", "float32")
+
+
+@attrs.frozen(kw_only=True)
+class Mixed(Quantizer):
+    """A format for every layer, from 4-bit weights to float32, chosen exactly under a budget and verified."""
+
+    name = "mixed"
+    needs = frozenset({Need.CALIBRATION})
+
+    formats: tuple[str, ...] = knob(FORMATS, help="what layers may become: int4, int8, float16, bfloat16, float32")
+    budget: str = knob(
+        "accuracy", Choice("accuracy", "size"), help="accuracy: max_drop of the step; size: the knob size"
+    )
+    size: float = knob(
+        0.2,
+        Float(0.05, 1.0),
+        help="bytes of weights to use, as a share of those there are",
+        when=lambda q: q.budget == "size",
+    )
+    sensitivity: str = knob(
+        "gradient", Choice("gradient", "measured"), help="how the noise of formats that change weights alone is found"
+    )
+    smallest: int = knob(64, Int(1, 1_000_000), help="matrices with fewer weights stay in floating point")
+
+    def accepts(self, model: ir.Model) -> str | None:
+        from pumice.quantize.weight_only import refusal
+        from pumice_quant_mixed.formats import unknown
+
+        return unknown(self.formats) or refusal(model)
+
+    def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
+        from pumice_quant_mixed.choice import chosen_formats
+        from pumice_quant_mixed.formats import apply_formats
+
+        plan = chosen_formats(model, self, context)
+        return apply_formats(model, plan, context, smallest=self.smallest)
+
+
+@hookimpl
+def pumice_quantizers() -> Iterator[type[Quantizer]]:
+    yield Mixed

@@ -1,0 +1,165 @@
+"""The choice of formats: an integer programme, solved exactly, and the smallest solution that keeps its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+
+from pumice.errors import UnsupportedOp
+from pumice.ledger import Ledger
+from pumice.measure.budget import JUDGED, judge
+from pumice.model import clone
+from pumice.progress import Silent
+from pumice.quantize.context import QuantizeContext
+from pumice.quantize.weight_matrices import WeightMatrix, weight_matrices
+from pumice_quant_mixed.formats import Choice, apply_formats, bytes_of, given_to
+from pumice_quant_mixed.sensitivity import Noise, by_gradient, by_measurement
+
+if TYPE_CHECKING:
+    from pumice_quant_mixed import Mixed
+
+STEPS = 12
+"""Points of the Pareto curve."""
+WEIGHTS_ALONE = ("int4", "float16", "bfloat16")
+
+
+@attrs.frozen
+class Point:
+    """One solution."""
+
+    formats: Choice
+    bytes: float
+    noise: float
+    """Predicted."""
+
+
+class _Known(dict[str, list[Point]]):
+    """The curve, found once for all attempts of the guard."""
+
+
+def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext) -> Choice:
+    """Format by node."""
+    lifted = clone(model)
+    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
+    layers = _layers(lifted, knobs.smallest)
+    usable = {name: matrices for name, matrices in layers.items() if not _excluded(lifted, name, context)}
+    if context.draft:
+        return _given(dict.fromkeys(usable, knobs.formats[0]), layers)
+    known = context.recall(_Known)
+    if "curve" not in known:
+        known["curve"] = pareto(layers, knobs.formats, _noise(lifted, layers, knobs, context)) if layers else []
+    curve = known["curve"]
+    if not curve:
+        return {}
+    if knobs.budget == "size":
+        most = knobs.size * sum(bytes_of("float32", m) for matrices in layers.values() for m in matrices)
+        point = min((p for p in curve if p.bytes <= most), key=lambda p: p.noise, default=curve[0])
+    else:
+        point = _smallest_within_budget(model, layers, curve, knobs, context)
+    shown = "; ".join(f"{p.bytes / 1e3:.0f} kB {p.noise:.2g}" for p in curve)
+    context.notes.append(
+        f"mixed precision: weights in {point.bytes / 1e3:.0f} kB; bytes and noise to choose from: {shown}"
+    )
+    return _given({name: chosen for name, chosen in point.formats.items() if name in usable}, layers)
+
+
+def _given(formats: Choice, layers: Mapping[str, Sequence[WeightMatrix]]) -> Choice:
+    """Of every node, where layers share weights."""
+    return {node: f for name, chosen in formats.items() for node, f in given_to(chosen, layers[name]).items()}
+
+
+def _layers(model: ir.Model, smallest: int) -> dict[str, list[WeightMatrix]]:
+    """Matrices by the node that reads them first."""
+    found: dict[str, list[WeightMatrix]] = {}
+    for matrix in weight_matrices(iter(model.graph)):
+        if int(np.prod(matrix.shape)) >= smallest:
+            found.setdefault(str(matrix.readers[0][0].name), []).append(matrix)
+    return found
+
+
+def _excluded(model: ir.Model, name: str, context: QuantizeContext) -> bool:
+    return context.excluded(model.graph.node(name)) is not None
+
+
+def _noise(
+    model: ir.Model, layers: Mapping[str, Sequence[WeightMatrix]], knobs: Mixed, context: QuantizeContext
+) -> Noise:
+    """Of every layer in every format."""
+    narrow = [name for name in knobs.formats if name != "float32"]
+    found: Noise = {(name, "float32"): 0.0 for name in layers}
+    if knobs.sensitivity == "gradient":
+        alone = [name for name in narrow if name in WEIGHTS_ALONE]
+        try:
+            found |= by_gradient(model, layers, alone, context) if alone else {}
+            narrow = [name for name in narrow if name not in alone]
+        except UnsupportedOp as error:
+            context.notes.append(f"sensitivities were measured layer by layer, because {error}")
+    return found | (by_measurement(model, layers, narrow, context, knobs.smallest) if narrow else {})
+
+
+# --- the programme ----------------------------------------------------------------------------------------------------
+
+
+def pareto(layers: Mapping[str, Sequence[WeightMatrix]], formats: Sequence[str], noise: Noise) -> list[Point]:
+    """Solutions from the smallest to the most exact, each the best for its budget of noise."""
+    cost = {(n, f): sum(bytes_of(f, m) for m in matrices) for n, matrices in layers.items() for f in formats}
+    usable = {key: value for key, value in noise.items() if key in cost and np.isfinite(value)}
+    smallest = _solved(list(layers), usable, cost, np.inf)
+    exact = {
+        name: min((usable[name, f], cost[name, f], f) for f in formats if (name, f) in usable)[2] for name in layers
+    }
+    least, most = sum(usable[item] for item in exact.items()), smallest.noise
+    if most <= least:
+        return [smallest]
+    budgets = np.geomspace(most, max(least, most * 1e-5), STEPS)[1:]
+    points = [smallest, *(_solved(list(layers), usable, cost, float(budget)) for budget in budgets)]
+    points.append(Point(exact, sum(cost[item] for item in exact.items()), least))
+    kept: list[Point] = []
+    for point in points:
+        if not kept or point.noise < kept[-1].noise:
+            kept.append(point)
+    return kept
+
+
+def _solved(layers: Sequence[str], noise: Noise, cost: Mapping[tuple[str, str], float], budget: float) -> Point:
+    """The cheapest formats whose noise is within the budget (HiGHS, by branch and bound)."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    keys = list(noise)
+    rows = {name: number for number, name in enumerate(layers)}
+    one_each = csr_array((np.ones(len(keys)), ([rows[name] for name, _ in keys], range(len(keys)))))
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    if np.isfinite(budget):
+        shares = np.array([noise[key] for key in keys]) / budget
+        constraints.append(LinearConstraint(np.minimum(shares, 2.0)[None], -np.inf, 1.0))
+    price = np.array([cost[key] for key in keys])
+    tie = 1e-9 * np.array([noise[key] for key in keys]) / max(*noise.values(), 1e-30)  # the less noisy of equals
+    whole = np.ones(len(keys), np.int64)
+    answer = milp(price / price.max() + tie, integrality=whole, bounds=Bounds(0, 1), constraints=constraints)
+    assert answer.x is not None  # the exact formats are within every budget that is asked for
+    chosen = [key for key, taken in zip(keys, answer.x, strict=True) if taken > 0.5]
+    return Point(dict(chosen), sum(cost[key] for key in chosen), sum(noise[key] for key in chosen))
+
+
+def _smallest_within_budget(
+    model: ir.Model,
+    layers: Mapping[str, Sequence[WeightMatrix]],
+    curve: Sequence[Point],
+    knobs: Mixed,
+    context: QuantizeContext,
+) -> Point:
+    """By measurement: bisection on the curve, along which noise falls; the last point needs none."""
+    low, high = 0, len(curve) - 1
+    while low < high:
+        middle = (low + high) // 2
+        around = attrs.evolve(context, ledger=Ledger(), progress=Silent(), notes=[])
+        changed = apply_formats(model, _given(curve[middle].formats, layers), around, smallest=knobs.smallest)
+        samples = context.samples_with_labels(JUDGED)
+        verdict = judge(model, changed, samples, context.metrics, context.runtime, context.max_drop)
+        low, high = (middle + 1, high) if verdict.exceeded else (low, middle)
+    return curve[low]
