@@ -1,0 +1,128 @@
+"""Fashion-MNIST: a residual network of 165,000 weights teaches one of at most a quarter of that.
+
+The student is grown from a description, so that alone and distilled it begins with the same random weights. A tenth of
+the labels means that the others are hidden; the teacher, which needs none, says what it thinks of all pictures.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from models import pictures
+
+import pumice
+from pumice.distil.architectures import built
+from pumice.distil.students import weights
+from pumice.registry import registry
+from pumice.steps import Distil, Prune, Quantize, Step, Train
+from pumice.strategy import Loss
+
+TEACHER = pictures.TRAINED / "fashion_resnet.onnx"
+STUDENT = {"family": "resnet", "widths": [12, 24, 30]}
+SMALLEST = {"family": "resnet", "widths": [5, 10, 14]}
+SOFT = {"name": "soft-targets", "temperature": 4.0}
+RUNTIMES = ("native", "ort")
+HIDDEN = -100
+"""The class of a picture whose label is hidden; the loss on labels passes over it."""
+
+
+@attrs.frozen
+class Outcome:
+    """Accuracy on the 10,000 official test pictures, and what it took."""
+
+    accuracy: float
+    weights: int
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class Size:
+    """How much a training sees."""
+
+    pictures: int = 60_000
+    test: int = 10_000
+    labelled: int = 60_000
+    epochs: int = 2
+
+
+def teacher_accuracy(test: int) -> float:
+    found = pumice.evaluate(TEACHER, _test(test))
+    return found.scores["top1"].mean
+
+
+def alone(size: Size, seed: int) -> Outcome:
+    """The student trained on labels only: on the pictures that have one."""
+    labelled = attrs.evolve(size, pictures=size.labelled)
+    longer = round(size.epochs * size.pictures / labelled.pictures)  # as many steps as with all pictures
+    step = Train(epochs=longer, **COURSE)
+    return _ran(built(STUDENT, pumice.load(TEACHER), seed), labelled, [step], seed)
+
+
+def taught(size: Size, seed: int, losses: list[dict[str, Any]], alpha: float, folder: str) -> Outcome:
+    """The student trained by the teacher, beginning as in `alone`."""
+    return _ran(TEACHER, size, [_lesson(size, seed, losses, alpha, folder, STUDENT)], seed)
+
+
+def in_stages(size: Size, seed: int, assistants: int, folder: str) -> Outcome:
+    """A student of a twentieth, taught by way of assistants, all stages together in as many steps as without any."""
+    share = attrs.evolve(size, epochs=max(1, size.epochs // (assistants + 1)))
+    step = _lesson(share, seed, [SOFT], 0.9, folder, SMALLEST)
+    return _ran(TEACHER, size, [attrs.evolve(step, assistants=assistants)], seed)
+
+
+def together(size: Size, folder: str) -> dict[str, Any]:
+    """Distilled, pruned, distilled again and quantized: bytes, accuracy, and time on both runtimes."""
+    first = _lesson(size, 0, [SOFT], 0.9, folder, STUDENT)
+    again = attrs.evolve(first, student="", epochs=max(1, size.epochs // 2), lr=1e-3)
+    recipe = pumice.Recipe([first, Prune(ratio=0.2), again, Quantize(max_drop=0.02)])
+    result = pumice.compress(TEACHER, _training(size), recipe, test=_test(size.test), metrics=["top1"])
+    path = Path(folder) / "together.onnx"
+    result.save(path)
+    speed = {
+        name: pumice.compare(TEACHER, path, _test(64), runtime=name, memory=False, batch=1).speedup for name in RUNTIMES
+    }
+    before, after = (
+        side.evaluation.scores["top1"].mean for side in (result.measurements.before, result.measurements.after)
+    )
+    return {
+        "before": before, "after": after, "smaller": result.measurements.compression,
+        "faster": {name: found.median for name, found in speed.items()},
+    }  # fmt: skip
+
+
+def _lesson(
+    size: Size, seed: int, losses: list[dict[str, Any]], alpha: float, folder: str, description: dict[str, Any]
+) -> Distil:
+    path = Path(folder) / f"student-{os.getpid()}.onnx"
+    pumice.save(built(description, pumice.load(TEACHER), seed), path)
+    made = tuple(registry().make(Loss, loss) for loss in losses)
+    return Distil(student=str(path), losses=made, alpha=alpha, epochs=size.epochs, **COURSE)
+
+
+COURSE: dict[str, Any] = {
+    "batch": 64, "lr": 4e-3, "schedule": "one-cycle", "weight_decay": 0.02, "augment": ("flip",), "validation": 0.0,
+}  # fmt: skip
+
+
+def _ran(model: Any, size: Size, steps: list[Step], seed: int) -> Outcome:
+    result = pumice.compress(
+        model, _training(size), pumice.Recipe(steps), test=_test(size.test), measure=False, seed=seed, metrics=["top1"]
+    )
+    accuracy = result.measurements.after.evaluation.scores["top1"].mean
+    seconds = sum(took for name, took in result.seconds.items() if name in {"train", "distil"})
+    return Outcome(accuracy, weights(result.model), seconds)
+
+
+def _training(size: Size) -> dict[str, np.ndarray]:
+    x, labels = pictures.fashion_training()
+    order = np.random.default_rng(0).permutation(len(x))[: size.pictures]
+    shown = labels[order].copy()
+    shown[size.labelled :] = HIDDEN
+    return {"x": x[order], "labels": shown}
+
+
+def _test(count: int) -> dict[str, np.ndarray]:
+    found = pictures.fashion()
+    return {"x": found.test[:count], "labels": found.labels[:count].astype(np.int64)}

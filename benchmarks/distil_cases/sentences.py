@@ -1,0 +1,75 @@
+"""MiniLM of six layers teaches one of three, without labels: verses of a Bible and snippets of reviews are all it sees.
+
+The student is the teacher with every other layer left out, and is judged as the teacher is: the sentiment of reviews,
+read off its embeddings by the teacher's own classifier, and verses found among a thousand by another wording. None of
+the texts that judge are among those that teach.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from models import sentences
+from models.inference import onnxruntime_run
+
+import pumice
+from pumice.distil.students import shortened, weights
+from pumice.registry import registry
+from pumice.steps import Distil
+from pumice.strategy import Loss
+
+COURSE: dict[str, Any] = {
+    "batch": 16, "lr": 2e-4, "schedule": "cosine", "warmup": 0.05, "clip": 1.0, "validation": 0.0, "keep": "last",
+    "layers": 0.5, "alpha": 1.0,
+}  # fmt: skip
+EMBEDDING = {"name": "feature-cosine", "at": ["sentence_embedding"], "weight": 5.0}
+"""What every way of teaching has in common: the embeddings point where the teacher's do."""
+
+
+@attrs.frozen(kw_only=True)
+class Size:
+    texts: int = 4000
+    length: int = 40
+    """Tokens of a text; longer ones are cut, shorter ones padded."""
+    epochs: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """Shares of right answers."""
+
+    sentiment: float
+    retrieval: float
+    weights: int
+    seconds: float
+
+
+def teacher() -> Outcome:
+    return _judged(sentences.MINILM.path, 0.0)
+
+
+def untaught(folder: str) -> Outcome:
+    """The student before it learns: layers left out, no more."""
+    path = Path(folder) / "untaught.onnx"
+    pumice.save(shortened(pumice.load(sentences.MINILM.path), 0.5), path)
+    return _judged(path, 0.0)
+
+
+def taught(size: Size, losses: list[dict[str, Any]], end: str) -> Outcome:
+    """The student after its training by the embeddings and these losses."""
+    made = tuple(registry().make(Loss, loss) for loss in (EMBEDDING, *losses))
+    step = Distil(losses=made, epochs=size.epochs, **COURSE)
+    feeds = sentences.unlabelled(size.texts, size.length)
+    test = {name: array[:16] for name, array in feeds.items()}
+    result = pumice.compress(sentences.MINILM.path, feeds, pumice.Recipe([step]), test=test, measure=False)
+    pumice.save(result.model, end)
+    return _judged(Path(end), result.seconds["distil"])
+
+
+def _judged(path: Path, seconds: float) -> Outcome:
+    found = sentences.MINILM.evaluate(onnxruntime_run(path))
+    return Outcome(
+        sentiment=found.value, retrieval=float(np.float64(found.secondary["recall_at_1"])),
+        weights=weights(pumice.load(path)), seconds=seconds,
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from pumice.distil.loss import Target, TaughtBatch
+from pumice.errors import DataError
+from pumice.testing import DistillationLossContract
+from pumice_distil_attention import AttentionMaps, AttentionTransfer, ValueRelation
+
+RNG = np.random.default_rng(4)
+
+
+def value(loss, own, other):
+    return loss.value_and_grad({"y": own}, TaughtBatch(targets={"y": Target(other)}))[0]
+
+
+class TestAttentionTransfer(DistillationLossContract):
+    strategy = AttentionTransfer
+
+
+class TestAttentionTransferOfTokens(DistillationLossContract):
+    strategy = AttentionTransfer
+
+    def outputs(self):
+        return {"value": self._values((2, 4, 5), 3)}
+
+    def target(self):
+        return Target(self._values((2, 4, 7), 4))
+
+
+class TestAttentionMaps(DistillationLossContract):
+    strategy = AttentionMaps
+
+
+class TestAttentionMapsHeadByHead(DistillationLossContract):
+    strategy = AttentionMaps
+
+    def target(self):
+        return Target(self._values((2, 2, 3, 3), 4))
+
+
+class TestValueRelation(DistillationLossContract):
+    strategy = ValueRelation
+
+
+def test_places_are_compared_however_many_channels_there_are():
+    places = RNG.uniform(0.5, 2, (3, 1, 4, 4))
+    own, other = (np.repeat(places, channels, axis=1) for channels in (2, 5))
+    assert value(AttentionTransfer(), own, other) == pytest.approx(0)
+
+
+def test_pictures_of_other_sizes_are_refused():
+    with pytest.raises(DataError, match="of one resolution"):
+        value(AttentionTransfer(), RNG.standard_normal((2, 3, 4, 4)), RNG.standard_normal((2, 3, 2, 2)))
+
+
+def test_relations_do_not_change_when_all_values_are_rotated():
+    values = RNG.standard_normal((2, 2, 5, 4))
+    rotation = np.linalg.qr(RNG.standard_normal((4, 4)))[0]
+    assert value(ValueRelation(), values @ rotation, values) == pytest.approx(0, abs=1e-12)
