@@ -7,6 +7,7 @@ Everything that comes from a model (names of nodes may hold any text) is escaped
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,13 @@ from pumice.errors import PumiceError
 
 if TYPE_CHECKING:
     from pumice.pipeline import Result
+    from pumice.search import Found
 
 
-def write_report(result: Result, path: Path) -> Path:
+def write_report(result: Result, path: Path, search: Found | None = None) -> Path:
     """Write the page to `path` and the JSON beside it (same name, suffix `.json`), both whole or not at all.
+
+    Where a search found the recipe, `search` is told as well.
 
     Raises:
         PumiceError: a file cannot be written; what was there before is unchanged.
@@ -25,10 +29,21 @@ def write_report(result: Result, path: Path) -> Path:
     from pumice.report.page import render
 
     page, account = report_files(path)
+    told = result.to_json() | ({} if search is None else {"search": search.to_json()})
     texts = {
-        account: json.dumps(result.to_json(), indent=1, allow_nan=False, default=_plain) + "\n",
-        page: render(result),
+        account: json.dumps(told, indent=1, allow_nan=False, default=_plain) + "\n",
+        page: render(result, search),
     }
+    write_texts(texts, f"the report '{page}'")
+    return page
+
+
+def write_texts(texts: Mapping[Path, str], what: str) -> None:
+    """Write files, all whole or none at all.
+
+    Raises:
+        PumiceError: one cannot be written, and `what` is therefore lacking; what was there before is unchanged.
+    """
     temporaries: dict[Path, Path] = {}
     try:
         for target, text in texts.items():
@@ -37,13 +52,11 @@ def write_report(result: Result, path: Path) -> Path:
             temporary.replace(target)
     except OSError as error:
         raise PumiceError(
-            f"the report '{page}' cannot be written ({error.strerror or error}): choose a writable folder with enough "
-            "space"
+            f"{what} cannot be written ({error.strerror or error}): choose a writable folder with enough space"
         ) from error
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
-    return page
 
 
 def report_files(path: Path) -> tuple[Path, Path]:

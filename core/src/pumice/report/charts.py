@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import attrs
 from markupsafe import Markup, escape
 
 
@@ -118,6 +119,45 @@ def curve(values: Sequence[float], label: str) -> Markup:
     content += _text(40, y(high) + 4, _short(high), "end") + _text(40, y(low) + 4, _short(low), "end")
     content += _text(44, 124, "start", "start") + _text(width - 16, 124, f"end: {_short(values[-1])}", "end")
     return _svg(width, height, label, content)
+
+
+@attrs.frozen(kw_only=True)
+class Point:
+    """A mark of a scatter."""
+
+    x: float
+    y: float
+    kind: str
+    """Class of the style."""
+    title: str
+    """Shown when the pointer rests on it."""
+
+
+def scatter(points: Sequence[Point], across: str, up: str, label: str) -> Markup:
+    """Marks over two named scales, each from its lowest to its highest value."""
+    width, height, left, floor, ceiling = 420.0, 260.0, 52.0, 216.0, 12.0
+    lowest_x, highest_x = _ends([point.x for point in points])
+    lowest_y, highest_y = _ends([point.y for point in points])
+
+    def x(value: float) -> float:
+        return left + 8 + (width - left - 24) * (value - lowest_x) / (highest_x - lowest_x)
+
+    def y(value: float) -> float:
+        return floor - 8 - (floor - ceiling - 8) * (value - lowest_y) / (highest_y - lowest_y)
+
+    axis = Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{3}"/>')
+    content = axis.format(left, width, floor, floor) + axis.format(left, left, ceiling, floor)
+    content += _text(left, floor + 16, _short(lowest_x), "start") + _text(width, floor + 16, _short(highest_x), "end")
+    content += _text(left - 6, floor, _short(lowest_y), "end") + _text(left - 6, ceiling + 6, _short(highest_y), "end")
+    content += _text((left + width) / 2, floor + 34, across, "middle") + _text(left + 6, ceiling + 6, up, "start")
+    mark = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>')
+    content += Markup().join(mark.format(point.kind, x(point.x), y(point.y), point.title) for point in points)
+    return _svg(width, height, label, content)
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _dots(

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pumice.report import charts
 from pumice.report.figures import size_text, time_text
 from pumice.report.gauges import SIGNIFICANT, gauges
+from pumice.report.search import search_view
 
 if TYPE_CHECKING:
     import jinja2
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from pumice.diagnose import LayerError
     from pumice.ledger import Entry, Ledger
     from pumice.pipeline import Result
+    from pumice.search import Found
 
 POOR_DB = 20.0
 
 
-def render(result: Result) -> str:
-    """The whole page."""
+def render(result: Result, search: Found | None = None) -> str:
+    """The whole page; `search` is how the recipe was found, if it was searched for."""
     from pumice import __version__
     from pumice.diagnose import recommendations
 
@@ -46,6 +48,7 @@ def render(result: Result) -> str:
         depth=_depth(result),
         histograms=[_histogram(layer) for layer in result.layers if layer.histogram is not None],
         curves=_curves(result.ledger),
+        search=None if search is None else search_view(search),
         counts=result.ledger.counts(),
         groups=ledger_groups(result.ledger),
         recipe=result.recipe.to_toml().rstrip(),

@@ -1,0 +1,82 @@
+"""`pumice auto`: a model in, the best recipe that a search finds out, with the model it makes and both accounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pumice.cli.compress import account_json, account_text, require_outputs, run
+from pumice.cli.console import Console, output_options
+from pumice.cli.specs import configured
+from pumice.cli.train import step_from, training_options
+from pumice.steps import Auto
+from pumice.strategy import Metric, Runtime
+
+
+@click.command("auto")
+@click.argument("model", type=click.Path(path_type=Path))
+@training_options(Auto)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference when timing. [default: 1]")
+@click.option("--write-recipe", type=click.Path(path_type=Path), help="Write the winner's recipe (TOML).")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    output: Path,
+    report: Path | None,
+    write_recipe: Path | None,
+    as_json: bool,
+    quiet: bool,
+    log: Path | None,
+    **options: Any,
+) -> None:
+    """Search for the best recipe from whatever is installed, and compress with it.
+
+    \b
+    pumice auto resnet.onnx --data samples/ --max-drop 1% -o small.onnx
+    pumice auto resnet.onnx --data samples/ --size 10x --budget 30min --study search/ -o small.onnx
+
+    Recipes are tried within the budget and measured; the best are measured again on samples that the search did not
+    see. If none keeps the limits, nothing is written: the nearest is named, and the exit code is 1. With --study, a
+    search that was stopped goes on where it was.
+    """
+    from pumice.report import report_files, write_report
+    from pumice.search import search
+
+    console = Console(as_json=as_json, quiet=quiet, log=log)
+    limits = step_from(Auto, options)
+    outputs = {"the model": output}
+    if write_recipe is not None:
+        outputs["the recipe"] = write_recipe
+    if report is not None:
+        outputs["the report"], outputs["the account beside the report"] = report_files(report)
+    require_outputs(outputs, {"the model": model, "the data": options["data"], "the test data": options["test"]})
+    metrics, runtime = options.pop("metrics"), options.pop("runtime")
+    found = search(
+        model,
+        options["data"],
+        limits,
+        test=options["test"],
+        metrics=[configured(Metric, metric) for metric in metrics] or None,
+        runtime=None if runtime is None else configured(Runtime, runtime),
+        threads=options["threads"],
+        seed=options["seed"],
+        progress=console,
+    )
+    recipe = found.recipe
+    if recipe is None:
+        console.answer(found.summary(), {"search": found.to_json()})
+        ctx.exit(1)
+    result, files = run(console, model, recipe, output, metrics=metrics, runtime=runtime, **options)
+    if report is not None:
+        write_report(result, report, found)
+        files = [*files, *report_files(report)]
+    if write_recipe is not None:
+        recipe.write(write_recipe)
+        files = [*files, write_recipe]
+    text = f"{found.summary()}\n{account_text(result, files)}"
+    console.answer(text, {"search": found.to_json(), **account_json(result, files)})

@@ -1,0 +1,122 @@
+"""What a search did, as plain values for the page: pictures of the trials, their table, and what made the difference.
+
+The importance of a knob is the share of the variance of the cost that its values explain (eta squared of a one-way
+analysis of variance; numbers count as low, middle and high). It says what mattered among what was tried, no more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pumice.report import charts
+
+if TYPE_CHECKING:
+    from pumice.search import Found, Trial
+
+FEWEST = 8
+"""Measured trials below which importance would be chance."""
+SHOWN = 8
+SLIGHT = 0.02
+
+
+def search_view(found: Found) -> dict[str, Any]:
+    """Everything that the page shows of a search."""
+    measured = [trial for trial in found.trials if trial.state == "measured"]
+    counts = {state: sum(t.state == state for t in found.trials) for state in ("measured", "stopped", "failed")}
+    return {
+        "verdict": found.verdict.sentence(),
+        "tally": ", ".join(f"{count} trials {state}" for state, count in counts.items() if count),
+        "charts": _charts(found, measured),
+        "trials": [_row(trial) for trial in found.trials if trial.state != "repeated"],
+        "techniques": _techniques(measured),
+        "importance": [f"{name}: {share:.0%} of the variance" for name, share in importance(measured)],
+        "left_out": [f"{one.kind} '{one.name}': {one.reason}" for one in found.space.left_out],
+    }
+
+
+def _charts(found: Found, measured: Sequence[Trial]) -> list[dict[str, Any]]:
+    if not measured:
+        return []
+    front = {trial.number for trial in found.front}
+    pictures = []
+    for name, up in (("speed", "times faster"), ("size", "times smaller")):
+        points = [
+            charts.Point(
+                x=trial.figures.drop,
+                y=trial.figures.speedup if name == "speed" else trial.figures.compression,
+                kind="after" if trial.number in front else "before",
+                title=f"trial {trial.number}: {trial.shape}: {trial.told}",
+            )
+            for trial in measured
+            if trial.figures is not None
+        ]
+        label = f"{len(points)} trials, accuracy lost against {up}"
+        chart = charts.scatter(points, "lost", up, label)
+        pictures.append({"name": f"Accuracy against {name}", "caption": "each mark is a trial", "chart": chart})
+    best = np.minimum.accumulate([trial.cost if trial.feasible else np.inf for trial in measured])
+    reached = [
+        charts.Point(x=t.finished, y=c, kind="after", title=f"trial {t.number}: cost {c:.3f} after {t.finished:.0f} s")
+        for t, c in zip(measured, best.tolist(), strict=True)
+        if np.isfinite(c)
+    ]
+    if reached:
+        chart = charts.scatter(reached, "seconds", "best cost", f"best cost after each of {len(reached)} trials")
+        pictures.append({"name": "Best so far", "caption": "cost of the best trial within the limits", "chart": chart})
+    return pictures
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    figures = trial.figures
+    values = (None,) * 3 if figures is None else (figures.drop, figures.speedup, figures.compression)
+    texts = ["" if value is None else f"{value:.4f}" if at == 0 else f"{value:.2f}" for at, value in enumerate(values)]
+    cells = [
+        {"value": value if value is not None else "", "text": text} for value, text in zip(values, texts, strict=True)
+    ]
+    cells.append({"value": trial.seconds, "text": f"{trial.seconds:.1f}"})
+    return {
+        "number": trial.number,
+        "recipe": trial.shape,
+        "state": trial.state,
+        "reason": trial.reason,
+        "cells": cells,
+    }
+
+
+def _techniques(measured: Sequence[Trial]) -> list[str]:
+    """The best trial of each sequence of steps, the best sequence first."""
+    best: dict[str, Trial] = {}
+    for trial in sorted(measured, key=lambda t: t.rank):
+        best.setdefault(" > ".join(step["use"] for step in trial.recipe["step"]), trial)
+    return [f"{pipeline}: {trial.told} (trial {trial.number}: {trial.shape})" for pipeline, trial in best.items()]
+
+
+def importance(measured: Sequence[Trial]) -> list[tuple[str, float]]:
+    """Knobs and the share of the variance of the cost that each explains, the largest first."""
+    if len(measured) < FEWEST:
+        return []
+    found = []
+    for name in sorted({name for trial in measured for name in trial.values}):
+        chosen = [trial for trial in measured if name in trial.values]
+        share = explained([trial.values[name] for trial in chosen], [trial.cost for trial in chosen])
+        if share >= SLIGHT:
+            found.append((name, share))
+    return sorted(found, key=lambda item: (-item[1], item[0]))[:SHOWN]
+
+
+def explained(values: Sequence[Any], costs: Sequence[float]) -> float:
+    """Eta squared: the variance between groups of equal values over the whole variance; 0 where there is none."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) == len(values) and len(set(values)) > 3:
+        values = np.digitize(values, np.quantile(values, (1 / 3, 2 / 3))).tolist()
+    groups: defaultdict[Any, list[float]] = defaultdict(list)
+    for value, cost in zip(values, costs, strict=True):
+        groups[value].append(cost)
+    total = float(np.var(costs)) * len(costs)
+    if len(groups) < 2 or total <= 0.0:
+        return 0.0
+    mean = float(np.mean(costs))
+    return sum(len(group) * (float(np.mean(group)) - mean) ** 2 for group in groups.values()) / total

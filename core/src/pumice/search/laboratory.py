@@ -1,0 +1,313 @@
+"""The laboratory: runs one recipe after another on one model, and measures what comes out.
+
+Fidelity grows only as a recipe deserves it. Its steps run (those that an earlier recipe began with are taken from
+`Prefixes`); then a look at `QUICK` samples stops what is plainly too inaccurate (the 95% interval of its drop lies
+above the limit); what is left is scored on all samples of the search, and timed.
+
+Data are kept apart: what calibrates and trains, what the search measures on, and what is *held out* for the verdict.
+Times are taken while nothing else computes: every recipe holds a lock of the machine, shared with others while it
+computes, alone while it is timed.
+
+A laboratory is plain data, so it travels to other processes and machines; models and data are opened where it works.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from pumice.errors import PumiceError
+from pumice.ledger import Ledger
+from pumice.progress import Silent
+from pumice.recipe import Recipe
+from pumice.registry import registry
+from pumice.search.machine import computing, measuring
+from pumice.search.prefixes import Prefix, Prefixes
+from pumice.search.trial import Figures, Trial, cost, violation
+from pumice.steps import Auto
+from pumice.strategy import Metric, Need, Runtime
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.data import Dataset
+    from pumice.measure import Evaluation
+    from pumice.pipeline import RunContext
+    from pumice.steps import Step
+
+QUICK = 128
+"""Samples of the first look."""
+LATENCY_SECONDS = 1.0
+"""Time to spend on the latency of each model."""
+FEWEST_TO_HALVE = 200
+"""Samples below which nothing is held out: half of them would tell nothing."""
+
+
+@attrs.frozen(kw_only=True)
+class Laboratory:
+    """What recipes are tried on."""
+
+    model: Path
+    """The original."""
+    source: Any
+    """Data, as for `compress`."""
+    test: Any
+    limits: Auto
+    folder: Path
+    """For the models of trials, and for prefixes."""
+    runtime: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...]
+    threads: int
+    seed: int
+
+    def run(self, number: int, values: Mapping[str, Any], recipe: Mapping[str, Any], origin: str) -> Trial:
+        """Try one recipe. What is wrong with it is in the trial; nothing is raised for it."""
+        began = time.perf_counter()
+        trial = Trial(number=number, values=values, recipe=recipe, origin=origin, state="failed")
+        try:
+            trial = self._measured(trial)
+        except PumiceError as error:
+            trial = attrs.evolve(trial, reason=str(error))
+        except Exception as error:  # a plugin's defect must not end the search
+            trial = attrs.evolve(trial, reason=f"{type(error).__name__}: {error}")
+        return attrs.evolve(trial, seconds=time.perf_counter() - began)
+
+    def _measured(self, trial: Trial) -> Trial:
+        from pumice.model import save
+
+        recipe = Recipe.from_dict(trial.recipe, "the proposed recipe").resolved()
+        trial = attrs.evolve(trial, recipe=recipe.to_dict())
+        with computing():
+            model = self.compressed(recipe)
+            drop, low, high, samples = self._drop(model, QUICK)
+            if low > self.limits.max_drop:
+                found = f"on {samples} samples it loses {drop:.4f}, {low:.4f} at least"
+                return attrs.evolve(trial, state="stopped", reason=found)
+            drop, low, high, samples = self._drop(model, None)
+            name = f"{number_of(recipe)}.onnx"
+            save(model, self.folder / "models" / name)
+        figures = self._timed(self.folder / "models" / name, self.evidence.search)
+        figures = attrs.evolve(figures, drop=drop, low=low, high=high, samples=samples)
+        return attrs.evolve(
+            trial,
+            state="measured",
+            figures=figures,
+            cost=cost(self.limits, figures),
+            violation=violation(self.limits, figures),
+            model=name,
+        )
+
+    # --- running a recipe ---------------------------------------------------------------------------------------------
+
+    def compressed(self, recipe: Recipe) -> ir.Model:
+        """The model after the steps of a recipe."""
+        from pumice.model import clone, simplify
+        from pumice.pipeline import run_steps
+
+        steps, trains = recipe.steps, _trains(recipe.steps)
+        kept = Prefixes(self.folder / "prefixes", self.origin)
+        context = self._context(trains)
+        for first in range(len(steps), 0, -1):
+            found = kept.get(kept.key(steps[:first], _trains(steps[first:])))
+            if found is not None:
+                context.ledger.extend(found.ledger)
+                context.notes.extend(found.notes)
+                model = found.model
+                break
+        else:
+            first, model = 0, clone(self.original)
+            simplify(model, context.ledger, fold=not trains)
+        if first == len(steps):
+            return model
+
+        def keep(count: int, changed: ir.Model) -> None:
+            key = kept.key(steps[:count], _trains(steps[count:]))
+            kept.put(key, Prefix(changed, context.ledger, context.notes))
+
+        return run_steps(steps, model, self.model.name, context, first=first, after=keep)
+
+    def _context(self, trains: bool) -> RunContext:
+        from pumice.pipeline import RunContext
+
+        return RunContext(
+            calibration=self.evidence.calibration[trains],
+            test=self.evidence.search,
+            training=self.evidence.training,
+            original=self.original,
+            metrics=self.scored_by,
+            runtime=self.engine,
+            ledger=Ledger(),
+            seed=self.seed,
+            threads=self.threads,
+            progress=Silent(),
+        )
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def verify(self, trial: Trial) -> tuple[Figures, float]:
+        """The figures of a trial's model on the data held out, and the p value of what it lost."""
+        path = self.folder / "models" / trial.model
+        with computing():
+            before, after = self._scored(path, self.evidence.held_out, None)
+        drop, low, high, p = _lost(before, after)
+        figures = self._timed(path, self.evidence.held_out)
+        return attrs.evolve(figures, drop=drop, low=low, high=high, samples=after.samples), p
+
+    def _drop(self, model: ir.Model, limit: int | None) -> tuple[float, float, float, int]:
+        before, after = self._scored(model, self.evidence.search, limit)
+        return *_lost(before, after)[:3], after.samples
+
+    def _scored(self, model: Any, data: Dataset, limit: int | None) -> tuple[Evaluation, Evaluation]:
+        from pumice.measure import evaluate_many
+
+        sessions = {"before": self.engine.open(self.model), "after": self.engine.open(model)}
+        found = evaluate_many(sessions, data, self.scored_by, reference="before", limit=limit)
+        return found["before"], found["after"]
+
+    def _timed(self, path: Path, data: Dataset) -> Figures:
+        """Size, speed and, if there is a limit on it, memory; what was lost is for others to fill in."""
+        from pumice.measure import compare
+
+        with measuring():
+            found = compare(
+                self.model,
+                path,
+                data.select([0]),
+                runtime=self.engine,
+                threads=self.threads,
+                metrics=["cosine"],
+                memory=bool(self.limits.memory),
+                seconds=LATENCY_SECONDS,
+            )
+        assert found.speedup is not None
+        assert found.after.latency is not None
+        return Figures(
+            drop=0.0,
+            low=0.0,
+            high=0.0,
+            latency=found.after.latency.median,
+            speedup=found.speedup.median,
+            file_bytes=found.after.file_bytes,
+            compression=found.compression,
+            memory=None if found.after.memory is None else found.after.memory.model,
+        )
+
+    # --- what is opened where it works --------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def evidence(self) -> Evidence:
+        return Evidence.of(self.source, self.model, self.test)
+
+    @functools.cached_property
+    def original(self) -> ir.Model:
+        from pumice.model import load
+
+        return load(self.model)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """A hash of what every recipe starts from."""
+        from pumice.model import fingerprint
+
+        parts = fingerprint(self.original), self.evidence.fingerprint, str(self.seed)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
+    def engine(self) -> Runtime:
+        return registry().make(Runtime, self.runtime)
+
+    @property
+    def scored_by(self) -> tuple[Metric, ...]:
+        return tuple(registry().make(Metric, metric) for metric in self.metrics)
+
+
+def number_of(recipe: Recipe) -> str:
+    """A short name for a recipe, by its content."""
+    return hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16]
+
+
+def _trains(steps: tuple[Step, ...]) -> bool:
+    return any(Need.TRAINING in used.needs for step in steps for used in (step, *step.strategies()))
+
+
+def _lost(before: Evaluation, after: Evaluation) -> tuple[float, float, float, float]:
+    """What was lost of the score that counts, the ends of its 95% interval, and the p value of the change.
+
+    With labels it is the difference of the scores, of an error without upper end the relative one. Without, it is what
+    is missing to full agreement.
+    """
+    from pumice.measure import mcnemar
+
+    counts = after.primary
+    if counts is None:
+        raise PumiceError("nothing measures what a recipe costs: give data, with labels if there are any")
+    known = before.scores.get(counts.name)
+    if known is None:
+        ends = sorted((1.0 - counts.low, 1.0 - counts.high))
+        return 1.0 - counts.mean, ends[0], ends[1], 1.0
+    test = mcnemar(known, counts)
+    scale = -1.0 if counts.metric.higher_is_better else 1.0 / (abs(known.mean) or 1.0)
+    low, high = sorted((scale * test.low, scale * test.high))
+    return scale * test.difference, _number(low, test.difference), _number(high, test.difference), test.p
+
+
+def _number(end: float, otherwise: float) -> float:
+    return float(otherwise if np.isnan(end) else end)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Evidence:
+    """The parts of the data."""
+
+    calibration: Mapping[bool, Dataset]
+    """What calibrates recipes, by whether they train: the same samples that `compress` would take."""
+    training: Dataset
+    search: Dataset
+    held_out: Dataset
+    notes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        parts = (self.calibration[False], self.calibration[True], self.training)
+        return " ".join(part.fingerprint() for part in parts)
+
+    @classmethod
+    def of(cls, source: Any, model: Path, test: Any) -> Evidence:
+        from pumice.data import open_splits
+        from pumice.data.dataset import Selection
+        from pumice.data.splits import CALIBRATION_SAMPLES, Splits, split
+
+        trained = open_splits(source, model, test=test, training=True)
+        plain, unseen = trained.calibration, trained.test
+        if not isinstance(source, Splits) and isinstance(unseen, Selection) and _halves(trained.training, unseen):
+            plain = split(unseen.base, CALIBRATION_SAMPLES).calibration
+            calibrates = plain.indices if isinstance(plain, Selection) else ()
+            unseen = unseen.base.select(np.setdiff1d(unseen.indices, calibrates))
+        notes = list(trained.notes)
+        search = held_out = unseen
+        if unseen.count() >= FEWEST_TO_HALVE:
+            search, held_out = unseen.split(unseen.count() // 2)
+        else:
+            notes.append(f"only {unseen.count()} samples measure accuracy: the verdict is on those of the search")
+        return cls(
+            calibration={False: plain, True: trained.calibration},
+            training=trained.training,
+            search=search,
+            held_out=held_out,
+            notes=tuple(notes),
+        )
+
+
+def _halves(one: Dataset, other: Dataset) -> bool:
+    """Whether two datasets are parts of one."""
+    return getattr(one, "base", None) is getattr(other, "base", one)

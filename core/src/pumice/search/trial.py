@@ -1,0 +1,160 @@
+"""Trials: recipes that were run, and what makes one better than another.
+
+A recipe is *feasible* if it keeps every limit. By how much it breaks them is its `violation`:
+
+    max(0, (drop - max_drop) / max_drop) + sum over the other limits of max(0, ln(figure / limit))
+
+and among recipes that keep them the one with the lowest `cost` is best: the logarithm of the time an inference takes,
+of the file's size, or of both, each as a share of the original's. Times are rounded to what a measurement can tell
+apart, so that noise does not choose between recipes that are equally fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from pumice.steps import Auto
+
+RESOLUTION = 0.05
+"""Logarithm of the ratio of two times below which they count as equal."""
+
+
+@attrs.frozen(kw_only=True)
+class Figures:
+    """What was measured of one compressed model, against the original in the same process."""
+
+    drop: float
+    """What it lost of the score that counts; without labels the share of decisions that changed."""
+    low: float
+    """Ends of the 95% interval of the drop."""
+    high: float
+    latency: float
+    """Milliseconds of one inference."""
+    speedup: float
+    file_bytes: int
+    compression: float
+    """File bytes of the original over those of this one."""
+    memory: int | None = None
+    """Peak bytes, where there is a limit on them."""
+    samples: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Trial:
+    """One recipe that was tried."""
+
+    number: int
+    values: Mapping[str, Any]
+    """The point of the space, by the names that `Space.walk` gives; empty for recipes that advice or a user gave."""
+    recipe: Mapping[str, Any]
+    origin: str
+    """Who proposed it, and why."""
+    state: str
+    """`measured`, `stopped` (plainly too inaccurate on a part of the data) or `failed`."""
+    reason: str = ""
+    """Why it was stopped or failed."""
+    figures: Figures | None = None
+    cost: float = math.inf
+    violation: float = math.inf
+    seconds: float = 0.0
+    finished: float = 0.0
+    """Seconds from the start of the search."""
+    model: str = ""
+    """Name of its file in the study's folder; empty if it was not kept."""
+
+    @property
+    def shape(self) -> str:
+        """The recipe in a few words: its steps and what they put to work."""
+        words = []
+        for step in self.recipe["step"]:
+            used = [value["name"] for value in step.values() if isinstance(value, Mapping) and "name" in value]
+            ratio = f" {step['ratio']:.2f}" if "ratio" in step else ""
+            words.append(f"{step['use']}{ratio}" + (f" ({', '.join(used)})" if used else ""))
+        return " > ".join(words)
+
+    @property
+    def told(self) -> str:
+        """Its figures in a few words."""
+        if self.figures is None:
+            return self.reason
+        found = self.figures
+        return f"loses {found.drop:.4f}, {found.speedup:.2f}x faster, {found.compression:.2f}x smaller"
+
+    @property
+    def feasible(self) -> bool:
+        return self.state == "measured" and self.violation <= 0.0
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """Lower is better: limits first, then the cost, then who came first."""
+        return self.violation, self.cost, self.number
+
+    def to_json(self) -> dict[str, Any]:
+        return attrs.asdict(self)
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Trial:
+        figures = table["figures"]
+        return cls(**{**table, "figures": None if figures is None else Figures(**figures)})
+
+
+def violation(limits: Auto, figures: Figures) -> float:
+    """How far the figures are from keeping the limits; 0 if they do."""
+    broken = max(0.0, figures.drop - limits.max_drop) / max(limits.max_drop, 1e-3)
+    for limit, ratio in (
+        (limits.latency, figures.latency / (limits.latency or 1.0)),
+        (limits.speedup, limits.speedup / figures.speedup),
+        (limits.size, limits.size / figures.compression),
+        (limits.memory, (figures.memory or 0) / (limits.memory * 1e6 or 1.0)),
+    ):
+        if limit and ratio > 0:
+            broken += max(0.0, math.log(ratio))
+    return broken
+
+
+def cost(limits: Auto, figures: Figures) -> float:
+    """What is to be made small."""
+    time = -round(math.log(figures.speedup) / RESOLUTION) * RESOLUTION
+    size = -math.log(figures.compression)
+    return {"latency": time + 1e-3 * size, "size": size, "balanced": time + size}[limits.goal]
+
+
+def broken_limits(limits: Auto, figures: Figures) -> list[str]:
+    """The limits that the figures break, as parts of a sentence."""
+    said = []
+    if figures.drop > limits.max_drop:
+        said.append(f"loses {figures.drop:.4f} where {limits.max_drop:g} is allowed")
+    if limits.latency and figures.latency > limits.latency:
+        said.append(f"takes {figures.latency:.3g} ms where {limits.latency:g} ms is allowed")
+    if limits.speedup and figures.speedup < limits.speedup:
+        said.append(f"is {figures.speedup:.2f}x faster where {limits.speedup:g}x is asked")
+    if limits.size and figures.compression < limits.size:
+        said.append(f"is {figures.compression:.2f}x smaller where {limits.size:g}x is asked")
+    if limits.memory and (figures.memory or 0) > limits.memory * 1e6:
+        said.append(f"needs {(figures.memory or 0) / 1e6:.3g} MB where {limits.memory:g} MB is allowed")
+    return said
+
+
+def front(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that no other beats in accuracy, speed and size at once, the most accurate first."""
+    measured = sorted((t for t in trials if t.figures is not None and t.state == "measured"), key=lambda t: t.number)
+    best = [t for t in measured if not any(_dominates(other, t) for other in measured)]
+    return sorted(best, key=lambda t: (_objectives(t), t.number))
+
+
+def _objectives(trial: Trial) -> tuple[float, float, float]:
+    """To be made small."""
+    figures = trial.figures
+    assert figures is not None
+    return figures.drop, -figures.speedup, -figures.compression
+
+
+def _dominates(one: Trial, other: Trial) -> bool:
+    ours, theirs = _objectives(one), _objectives(other)
+    alike = ours == theirs
+    return all(a <= b for a, b in zip(ours, theirs, strict=True)) and (not alike or one.number < other.number)

@@ -1,0 +1,149 @@
+"""The search on a small real problem: a verdict on unseen samples, resumed, in processes, and honest when it fails."""
+
+import attrs
+import numpy as np
+import pytest
+
+from pumice.errors import PumiceError
+from pumice.pipeline import compress
+from pumice.search import laboratory, search
+from pumice.search.laboratory import Evidence, Laboratory
+from pumice.steps import Auto
+from pumice.testing.models import random_feeds, serialized, tiny_cnn
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+LIMITS = {"searcher": "random", "trials": 4, "budget": 0.0, "max_drop": 0.1}
+
+
+class FeedsThatStay(dict):
+    def __reduce__(self):
+        raise TypeError("not to be pickled")
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    """A model on disk, and samples labelled by the model itself."""
+    from pumice.measure import pick_runtime
+    from pumice.model import save
+
+    folder = tmp_path_factory.mktemp("problem")
+    save(tiny_cnn(), folder / "model.onnx")
+    (feeds,) = random_feeds(1, size=600)
+    (scores,) = pick_runtime("reference").open(tiny_cnn()).run(feeds).values()
+    np.savez(folder / "data.npz", **feeds, labels=scores.reshape(600, -1).argmax(axis=1))
+    return folder / "model.onnx", folder / "data.npz"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Times decide nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laboratory, "LATENCY_SECONDS", 0.05)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(problem):
+    return search(*problem, LIMITS)
+
+
+def test_the_winner_keeps_the_limits_on_samples_that_the_search_did_not_see(found):
+    winner = found.verdict.winner
+    assert winner is not None
+    assert not winner.broken
+    assert winner.figures.samples >= 50
+    assert found.recipe is not None
+    assert "did not see" in found.summary()
+
+
+def test_it_begins_with_what_compress_would_do(found):
+    assert [step["use"] for step in found.trials[0].recipe["step"]] == ["quantize"]
+    assert found.trials[0].origin.startswith("opening")
+
+
+def test_the_winning_recipe_gives_the_same_bytes_again(found, problem, tmp_path):
+    again = compress(*problem, found.recipe, measure=False)
+    once_more = compress(*problem, found.recipe.to_dict(), measure=False)
+    assert serialized(again.model) == serialized(once_more.model)
+
+
+def test_the_parts_of_the_data_do_not_overlap(problem):
+    (feeds,) = random_feeds(1, size=2000)
+    evidence = Evidence.of({**feeds, "labels": np.zeros(2000, np.int64)}, problem[0], None)
+
+    def samples(part):
+        return {next(iter(sample.feeds.values())).tobytes() for sample in part.samples()}
+
+    searched, held_out = samples(evidence.search), samples(evidence.held_out)
+    assert not searched & held_out
+    for used in (*evidence.calibration.values(), evidence.training):
+        assert not (searched | held_out) & samples(used)
+
+
+def test_limits_that_nothing_can_keep_are_an_answer(problem):
+    found = search(*problem, {**LIMITS, "size": 500.0, "trials": 2})
+    assert found.recipe is None
+    assert "no recipe meets the limits; the nearest" in found.verdict.sentence()
+    assert "500x is asked" in found.verdict.sentence()
+
+
+def test_a_search_that_was_stopped_goes_on(problem, tmp_path):
+    first = search(*problem, {**LIMITS, "trials": 2, "study": str(tmp_path)})
+    second = search(*problem, {**LIMITS, "trials": 3, "study": str(tmp_path)})
+    assert [t.recipe for t in second.trials[:2]] == [t.recipe for t in first.trials]
+    assert [t.figures for t in second.trials[:2]] == [t.figures for t in first.trials]
+    assert len(second.trials) == 3
+
+
+def test_two_workers_search_as_one_does(problem):
+    found = search(*problem, {**LIMITS, "trials": 3, "workers": 2})
+    assert sorted(t.number for t in found.trials) == [1, 2, 3]
+    assert found.verdict.winner is not None
+
+
+def test_data_in_memory_cannot_travel_to_workers(problem):
+    samples = [FeedsThatStay(feed) for feed in random_feeds(300, size=1)]
+    with pytest.raises(PumiceError, match="cannot travel to other workers"):
+        search(problem[0], samples, {**LIMITS, "workers": 2})
+
+
+def test_a_search_without_an_end_is_refused(problem):
+    with pytest.raises(PumiceError, match="nothing ends the search"):
+        search(*problem, {"budget": 0.0})
+
+
+def test_a_plugin_that_breaks_costs_its_trial_and_no_more(problem, monkeypatch):
+    def broken(self, recipe):
+        raise ZeroDivisionError("a plugin's defect")
+
+    monkeypatch.setattr(Laboratory, "compressed", broken)
+    found = search(*problem, {**LIMITS, "trials": 2})
+    assert {t.state for t in found.trials} == {"failed"}
+    assert "ZeroDivisionError: a plugin's defect" in found.trials[0].reason
+    assert found.verdict.sentence() == "no recipe meets the limits: none could be measured"
+
+
+def test_what_is_plainly_too_inaccurate_is_stopped_early(problem):
+    found = search(*problem, {**LIMITS, "max_drop": 0.0, "trials": 6})
+    assert all(trial.figures is None for trial in found.trials if trial.state == "stopped")
+
+
+def test_as_a_step_of_a_recipe_it_applies_the_winner(problem):
+    recipe = {"step": [{"use": "auto", **LIMITS}]}
+    result = compress(*problem, recipe, measure=False)
+    assert any("the winner is trial" in note for note in result.notes)
+    assert result.ledger.of("auto", "applied")
+    assert result.measurements.compression > 1.0
+
+
+def test_every_limit_is_a_flag_that_takes_its_unit():
+    knobs = Auto.knobs()
+    typed = {"max_drop": "1%", "latency": "5ms", "size": "10x", "budget": "30min", "memory": "1.5GB"}
+    values = {name: knobs[name].parse(text) for name, text in typed.items()}
+    assert attrs.asdict(Auto(**values)) | {
+        "max_drop": 0.01,
+        "latency": 5.0,
+        "size": 10.0,
+        "budget": 30.0,
+        "memory": 1500.0,
+    } == attrs.asdict(Auto(**values))

@@ -1,0 +1,6 @@
+from pumice.testing import SearcherContract
+from pumice_search_grid import Grid
+
+
+class TestGrid(SearcherContract):
+    strategy = Grid
