@@ -13,25 +13,25 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+import fashion
 import numpy as np
 from kernel_peers import Peer, PeerError, environment
-from models import networks, pictures
+from models import networks
 from peers.isolation import Failed, isolated
 from tables import Table, measurement, write_json
 
 from pumice.data import Batch, open_dataset
-from pumice.measure.metrics import Top1
-from pumice.model import load
+from pumice.model import load, save
 from pumice.registry import registry
 from pumice.steps import Train
 from pumice.strategy import Loss
-from pumice.train import Fit, Parameters, Trainer
-from pumice.train.application import judge, split, trainable_plan
+from pumice.train import Parameters, Trainer
+from pumice.train.application import trainable_plan
 from pumice.train.feeding import Feeder, Portion
 
 SETTINGS = Train(loss=None, lr=1e-4, weight_decay=1e-2, epochs=1_000_000, schedule="constant")
@@ -149,24 +149,41 @@ def one_step(path: Path, x: np.ndarray, labels: np.ndarray, segments: int, budge
     return min(times), peak.peak(tape.cuts(feeds)) / 1e6, digest
 
 
-def memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
-    path = networks.deep(folder / "deep.onnx")
+SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def memory(folder: Path, figures: Path | None, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Residuals and time of a step against the number of segments."""
     draws = np.random.default_rng(0)
-    count = 64 if quick else 256
-    x, labels = draws.standard_normal((count, 1, 28, 28)).astype(np.float32), draws.integers(0, 10, count)
+    count, texts = (64, 1) if quick else (256, 4)
+    pictures = draws.standard_normal((count, 1, 28, 28)).astype(np.float32), draws.integers(0, 10, count)
+    words = draws.integers(0, 1000, (texts, 128)), draws.integers(0, 2, texts)
+    large = networks.bert(folder / "bert.onnx", **(SMALL if quick else LARGE))
+    for name, path, batch in (
+        (f"50 layers, {count} pictures", networks.deep(folder / "deep.onnx"), pictures),
+        (f"BERT-{'small' if quick else 'large'}, {texts} x 128 words", large, words),
+    ):
+        found = list(against_segments(name, path, *batch))
+        if figures:
+            draw(found, name, figures / f"checkpointing_{path.stem}.svg")
+        yield from found
+
+
+def against_segments(name: str, path: Path, x: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
     whole, digests = None, set()
-    for segments in (1, 2, 3, 4, 6, 8, 12, 16):
-        finished = isolated(one_step, path, x, labels, segments, 0.0)
+    for segments in SEGMENTS:
+        finished = isolated(one_step, path, x, labels, segments, 0.0, gigabytes=64)
         seconds, residuals, digest = finished.value
         digests.add(digest)
-        whole = whole or (seconds, residuals, finished.peak_megabytes)
+        whole = whole or (seconds, residuals)
         yield {
-            "case": f"50 layers, {segments} segments",
+            "case": f"{name}, {segments} segments",
             "metric": "memory",
             "ours": residuals,
             "peers": {"1 segment": whole[1]},
             "ratio": whole[1] / residuals,
             "spread": 0.0,
+            "segments": segments,
             "seconds": seconds,
             "time against 1 segment": seconds / whole[0],
             "peak MB of the process": finished.peak_megabytes,
@@ -174,21 +191,45 @@ def memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     assert len(digests) == 1, "checkpointing changed the gradients"
 
 
+def draw(found: Sequence[Mapping[str, Any]], name: str, target: Path) -> None:
+    """Both curves as a picture."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "pumice"
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    segments = [row["segments"] for row in found]
+    axes.plot(segments, [1 / row["ratio"] for row in found], marker="o", label="memory of the residuals")
+    axes.plot(segments, [row["time against 1 segment"] for row in found], marker="s", label="time of a step")
+    axes.set(xlabel="segments", ylabel="relative to one segment", title=name, ylim=(0, None), xticks=segments)
+    axes.legend(frameon=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Date": None})
+    plt.close(figure)
+
+
+SMALL = {"width": 256, "layers": 12, "heads": 8}
+LARGE = {"width": 1024, "layers": 24, "heads": 16}
+
+
 def out_of_memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     """A step that a limit on the process makes impossible, and that a budget makes possible again."""
-    width, layers, texts, limit, budget = (256, 12, 8, 0.9, 150.0) if quick else (1024, 24, 4, 6.0, 900.0)
-    path = networks.bert(folder / "bert.onnx", width=width, layers=layers, heads=16)
+    shape, texts, limit, budget = (SMALL, 8, 0.9, 150.0) if quick else (LARGE, 8, 7.0, 900.0)
+    path = networks.bert(folder / "bert.onnx", **shape)
     draws = np.random.default_rng(0)
     x, labels = draws.integers(0, 1000, (texts, 128)), draws.integers(0, 2, texts)
-    for name, allowed in (("everything kept", 0.0), (f"a budget of {budget:.0f} MB", budget)):
+    for name, allowed, gigabytes in (
+        ("everything kept, no limit", 0.0, 64.0),
+        (f"everything kept, limit {limit:g} GB", 0.0, limit),
+        (f"budget {budget:.0f} MB, limit {limit:g} GB", budget, limit),
+    ):
         try:
-            finished = isolated(one_step, path, x, labels, 1, allowed, gigabytes=limit)
-            answer = f"{finished.value[0]:.1f} s, {finished.value[1]:.0f} MB of residuals"
-            held = finished.value[1]
+            finished = isolated(one_step, path, x, labels, 1, allowed, gigabytes=gigabytes)
+            seconds, held, _ = finished.value
+            answer = f"{seconds:.1f} s, {finished.peak_megabytes:.0f} MB in all"
         except Failed as failure:
             answer, held = str(failure), float("nan")
         yield {
-            "case": f"BERT, width {width}, {layers} layers, {texts} texts of 128, limit {limit:g} GB, {name}",
+            "case": f"BERT-{'small' if quick else 'large'}, {texts} x 128, {name}",
             "metric": "out of memory", "ours": held, "peers": {}, "ratio": None, "spread": 0.0, "answer": answer,
         }  # fmt: skip
 
@@ -196,46 +237,27 @@ def out_of_memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
 # --- from scratch -----------------------------------------------------------------------------------------------------
 
 RECIPES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], float]] = {
-    "resnet": (networks.resnet, {"epochs": 6, "batch": 128, "lr": 4e-3, "augment": ("flip",)}, 0.92),
-    "vit": (networks.vit, {"epochs": 6, "batch": 128, "lr": 2e-3, "augment": ("flip",)}, 0.87),
+    "resnet": (networks.resnet, {"epochs": 5, "batch": 128, "lr": 4e-3, "augment": ("flip",)}, 0.92),
+    "vit": (networks.vit, {"epochs": 4, "batch": 128, "lr": 2e-3, "augment": ("flip",)}, 0.87),
     "lstm": (networks.lstm, {"epochs": 6, "batch": 128, "lr": 4e-3, "clip": 1.0}, 0.88),
 }
 """Network, knobs of the training, and the accuracy that it should reach."""
 
 
-def from_scratch(name: str, folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def from_scratch(name: str, folder: Path, keep: Path | None, *, quick: bool) -> Iterator[dict[str, Any]]:
     build, knobs, target = RECIPES[name]
     if quick:
         knobs = {**knobs, "epochs": 1}
-    pixels, labels = pictures.fashion_training()
-    chosen = slice(6000 if quick else None)
-    fit, plan, seconds = trained(build(folder / f"{name}.onnx"), pixels[chosen], labels[chosen], knobs)
-    test, right = pictures.fashion(), 0
-    for at in range(0, len(test.test), 250):
-        (scores,) = plan.run({"x": test.test[at : at + 250], **fit.values}).values()
-        right += int((scores.argmax(axis=1) == test.labels[at : at + 250]).sum())
-    accuracy = right / len(test.test)
+    trained = fashion.train(build(folder / f"{name}.onnx"), knobs, 6000 if quick else None)
+    if keep:
+        save(trained.model, keep / f"fashion_{name}.onnx")
+    reached = fashion.accuracy(trained.model, folder)
     yield {
-        **measurement(name, "scratch", accuracy, {}, spread=0.0, higher_is_better=True),
+        **measurement(name, "scratch", reached, {}, spread=0.0, higher_is_better=True),
         "target": None if quick else target,
-        "minutes": seconds / 60,
+        "minutes": trained.minutes,
         "epochs": knobs["epochs"],
     }
-
-
-def trained(path: Path, pixels: np.ndarray, labels: np.ndarray, knobs: dict[str, Any]) -> tuple[Fit, Any, float]:
-    model = load(path)
-    dataset = open_dataset({"x": pixels, "labels": labels}, model)
-    plan = trainable_plan(model)
-    loss = registry().make(Loss, {"name": "cross-entropy", "label_smoothing": 0.05})
-    settings = Train(**{"schedule": "one-cycle", "weight_decay": 0.05, **knobs})
-    training, held_out = split(dataset, 0.02)
-    assert held_out is not None
-    feeder = Feeder(training, settings.batch, 0, settings.augment)
-    score = judge(plan, held_out, loss, (Top1(),))
-    began = time.perf_counter()
-    fit = Trainer(plan, Parameters.of(plan), loss.value_and_grad, feeder, settings, judge=score).fit()
-    return fit, plan, time.perf_counter() - began
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
@@ -243,18 +265,19 @@ def trained(path: Path, pixels: np.ndarray, labels: np.ndarray, knobs: dict[str,
 PARTS = ("step", "gradients", "memory", "scratch")
 
 
-def rows(wanted: set[str], folder: Path, threads: int, *, quick: bool) -> Iterator[dict[str, Any]]:
+def rows(wanted: set[str], options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    quick = options.quick
     if wanted & {"step", "gradients"}:
         for shape in SHAPES:
             if shape.quick or not quick:
-                found = against_pytorch(shape, folder, threads, 2.0 if quick else 10.0)
+                found = against_pytorch(shape, folder, options.threads, 2.0 if quick else 10.0)
                 yield from (row for row in found if row["metric"] in wanted)
     if "memory" in wanted:
-        yield from memory(folder, quick=quick)
+        yield from memory(folder, options.figures, quick=quick)
         yield from out_of_memory(folder, quick=quick)
     if "scratch" in wanted:
-        for name in RECIPES:
-            yield from from_scratch(name, folder, quick=quick)
+        for name in options.networks.split(","):
+            yield from from_scratch(name, folder, options.keep, quick=quick)
 
 
 def shown(row: dict[str, Any]) -> list[str]:
@@ -269,13 +292,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small cases, a minute or two")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--networks", default=",".join(RECIPES), help="that `scratch` trains, separated by commas")
+    parser.add_argument("--keep", type=Path, help="folder for the networks that `scratch` trained")
+    parser.add_argument("--figures", type=Path, help="folder for the curves of `memory`")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; ours takes what the process may use")
     options = parser.parse_args()
     cases = []
     with tempfile.TemporaryDirectory() as folder:
         table = Table({"case": 44, "metric": 13, "ours": -9, "peers": 18, "ratio": -6, "also": 34})
         try:
-            for row in rows({*options.only.split(",")}, Path(folder), options.threads, quick=options.quick):
+            for row in rows({*options.only.split(",")}, options, Path(folder)):
                 table.row(shown(row))
                 cases.append(row)
         except PeerError as error:

@@ -51,6 +51,18 @@ def _test_set() -> tuple[np.ndarray, np.ndarray]:
     return text[:whole].reshape(-1, LENGTH)[::STRIDE], text[1 : whole + 1].reshape(-1, LENGTH)[::STRIDE]
 
 
+def stretches(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Characters (count, 128) spread over the training text, and the characters that follow each of them."""
+    text = _books()[0]
+    starts = np.linspace(0, len(text) - LENGTH - 1, count).astype(np.int64)[:, None]
+    return text[starts + np.arange(LENGTH)], text[starts + np.arange(1, LENGTH + 1)]
+
+
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    """The same of the two books that no network was trained on."""
+    return _test_set()
+
+
 def _calibrate() -> list[Feed]:
     stretches = _books()[0][: CALIBRATION * LENGTH].reshape(CALIBRATION, LENGTH)
     return [{"ids": stretches[start : start + 8]} for start in range(0, CALIBRATION, 8)]

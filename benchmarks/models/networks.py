@@ -83,10 +83,10 @@ def resnet(path: Path, widths: tuple[int, ...] = (24, 48, 64), seed: int = 0) ->
     return net.save(path, 1, SIDE, SIDE)
 
 
-def deep(path: Path, blocks: int = 8, widths: tuple[int, ...] = (12, 24, 48), seed: int = 0) -> Path:
-    """2 * blocks * 3 + 2 layers deep: 50 with the default."""
+def deep(path: Path, blocks: int = 8, widths: tuple[int, ...] = (12, 24, 48), stride: int = 1, seed: int = 0) -> Path:
+    """2 * blocks * 3 + 2 layers deep: 50 with the default. `stride` is that of the first."""
     net = Network("deep", seed)
-    y = net.conv_norm("x", "in", 1, widths[0])
+    y = net.conv_norm("x", "in", 1, widths[0], stride=stride)
     channels = widths[0]
     for stage, width in enumerate(widths):
         if width != channels:
@@ -105,13 +105,16 @@ def _block(net: Network, x: str, name: str, width: int) -> str:
     return net.graph.node("Relu", [total], f"{name}.relu")
 
 
-def resnet50(path: Path, classes: int = 1000, seed: int = 0) -> Path:
-    """The shape of ResNet-50 (He et al., CVPR 2016), 25.6 million weights, any picture of at least 32 x 32."""
+def resnet50(path: Path, classes: int = 1000, seed: int = 0, base: int = 64) -> Path:
+    """The shape of ResNet-50 (He et al., CVPR 2016), 25.6 million weights, any picture of at least 32 x 32.
+
+    `base` is the width of the first convolution, which all others are multiples of.
+    """
     net = Network("resnet50", seed)
-    y = net.conv_norm("x", "in", 3, 64, kernel=7, stride=2)
+    y = net.conv_norm("x", "in", 3, base, kernel=7, stride=2)
     y = net.graph.node("MaxPool", [y], "in.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    channels = 64
-    for stage, (width, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+    channels = base
+    for stage, (width, count) in enumerate(((base, 3), (2 * base, 4), (4 * base, 6), (8 * base, 3))):
         for i in range(count):
             name, stride = f"stage{stage}.{i}", 2 if stage and not i else 1
             skip = (
@@ -124,6 +127,36 @@ def resnet50(path: Path, classes: int = 1000, seed: int = 0) -> Path:
             channels = 4 * width
     net.head(y, channels, classes)
     return net.save(path, 3, "H", "W", output=("N", classes))
+
+
+MOBILENET_V2 = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3),
+                (6, 160, 3, 2, 3), (6, 320, 1, 1, 3))  # fmt: skip
+EFFICIENTNET_LITE0 = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
+                      (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))  # fmt: skip
+"""Stages of inverted residuals: expansion, width, blocks, first stride, kernel."""
+
+
+def inverted_residuals(path: Path, stages: tuple[tuple[int, ...], ...], classes: int = 1000, seed: int = 0) -> Path:
+    """The shape of MobileNetV2 (Sandler et al., CVPR 2018) or EfficientNet-Lite0, ReLU6 throughout."""
+    net = Network("inverted_residuals", seed)
+    y, channels = _relu6(net, net.conv_norm("x", "in", 3, 32, stride=2, relu=False), "in"), 32
+    for stage, (expansion, width, count, first, kernel) in enumerate(stages):
+        for i in range(count):
+            name, inner, stride, x = f"stage{stage}.{i}", channels * expansion, first if not i else 1, y
+            if expansion > 1:
+                y = _relu6(net, net.conv_norm(y, f"{name}.up", channels, inner, kernel=1, relu=False), f"{name}.up")
+            y = net.conv_norm(y, f"{name}.deep", inner, inner, kernel=kernel, stride=stride, groups=inner, relu=False)
+            y = net.conv_norm(_relu6(net, y, f"{name}.deep"), f"{name}.down", inner, width, kernel=1, relu=False)
+            y = net.graph.node("Add", [x, y], f"{name}.add") if stride == 1 and channels == width else y
+            channels = width
+    y = _relu6(net, net.conv_norm(y, "out", channels, 1280, kernel=1, relu=False), "out")
+    net.head(y, 1280, classes)
+    return net.save(path, 3, "H", "W", output=("N", classes))
+
+
+def _relu6(net: Network, x: str, name: str) -> str:
+    limits = [net.vector("zero", (), 0.0), net.vector("six", (), 6.0)]
+    return net.graph.node("Clip", [x, *limits], f"{name}.relu6")
 
 
 def vit(path: Path, width: int = 96, layers: int = 4, heads: int = 4, seed: int = 0) -> Path:
@@ -213,3 +246,18 @@ def lstm(path: Path, hidden: int = 128, layers: int = 2, seed: int = 0) -> Path:
     w = net.weight("head.w", (hidden, CLASSES), hidden, 1.0)
     net.graph.node("Gemm", [last, w, net.vector("head.b", CLASSES)], "head", output="y")
     return net.save(path, 1, SIDE, SIDE)
+
+
+def states(path: Path, hidden: int = 256, layers: int = 2, inputs: int = 256, seed: int = 0) -> Path:
+    """LSTM layers over a sequence (steps, batch, inputs), to the states of the last one."""
+    net = Network("states", seed)
+    y = net.graph.node("Transpose", ["x"], "steps_first", perm=[1, 0, 2])
+    for i in range(layers):
+        w = net.weight(f"layer{i}.w", (1, 4 * hidden, inputs), inputs, 1.0)
+        r = net.weight(f"layer{i}.r", (1, 4 * hidden, hidden), hidden, 1.0)
+        b = net.graph.constant(f"layer{i}.b", np.zeros((1, 8 * hidden)), np.float32)
+        y = net.graph.node("LSTM", [y, w, r, b], f"layer{i}", hidden_size=hidden)
+        y = net.graph.node("Squeeze", [y, net.integers("direction", 1)], f"layer{i}_states")
+        inputs = hidden
+    net.graph.node("Identity", [y], "all", output="y")
+    return net.save(path, "T", 256, output=("T", "N", hidden))

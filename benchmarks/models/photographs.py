@@ -64,6 +64,11 @@ def _on_white(stamp: str) -> Image.Image:
     return square
 
 
+def on_white(stamp: str) -> np.ndarray:
+    """The network's input (3, 224, 224) for a stamp."""
+    return _input(_on_white(stamp))
+
+
 @functools.cache
 def _test_set() -> Photographs:
     stamps = stamp_classes()

@@ -98,6 +98,17 @@ def _feed(texts: list[str], length: int | None = None) -> Feed:
     return {"input_ids": identifiers, "attention_mask": mask}
 
 
+def unlabelled(count: int, length: int) -> Feed:
+    """Tokens of texts that neither fit nor judge anything: half verses in modern wording, half snippets."""
+    used = {*_sentences().modern_verses, *_sentences().fitted[0], *_sentences().judged[0]}
+    kinds = (
+        [text for text in source if text not in used] for source in (_verses("engWEB").values(), _rated_snippets()[1])
+    )
+    rng = np.random.default_rng(1)
+    chosen = [texts[i] for texts in kinds for i in rng.permutation(len(texts))[: count // 2]]
+    return _feed(chosen, length)
+
+
 def _embeddings(run: Run, texts: list[str]) -> np.ndarray:
     """(n, 384) unit vectors; batches hold texts of like length."""
     order = np.argsort([len(text) for text in texts])

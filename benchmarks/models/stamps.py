@@ -25,6 +25,15 @@ def stamp_classes() -> dict[str, tuple[int, ...]]:
     }
 
 
+@functools.cache
+def stamp_names() -> list[str]:
+    """Every other stamp: pictures that nobody gave a class."""
+    folder = package_folder("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
+    known = stamp_classes()
+    found = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.png"))
+    return [name for name in found if name not in known]
+
+
 def cut_out(stamp: str) -> Image.Image:
     """The stamp, RGBA."""
     folder = package_folder("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"

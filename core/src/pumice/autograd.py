@@ -28,10 +28,13 @@ from typing import Any
 import attrs
 import numpy as np
 
+from pumice.dispatch import implementation
 from pumice.errors import DataError, ModelError, UnsupportedOp, nearest
+from pumice.ops import OpTable
 from pumice.ops.gradient import zeros
-from pumice.ops.record import ghost
-from pumice.plan import ABSENT, Plan, Step, compute
+from pumice.ops.record import Kernel, Node, Outputs, ghost
+from pumice.plan import Plan
+from pumice.program import ABSENT, Step, compute
 
 Slots = dict[int, Any]
 Gradients = dict[str, Any]
@@ -245,12 +248,36 @@ def _slot_of(plan: Plan, name: str) -> int:
 
 
 def _in_training(step: Step) -> Step:
-    """Batch normalisation with the statistics of the batch; it then runs on NumPy or a kernel made for training."""
-    if (step.node.domain, step.node.op_type) != ("", "BatchNormalization"):
+    """Batch normalisation with the statistics of the batch, as the step's operator computes it."""
+    if not _normalises_batches(step):
         return step
-    node = attrs.evolve(step.node, attributes={**step.node.attributes, "training_mode": 1})
     assert step.op.forward is not None
-    return attrs.evolve(step, node=node, call=step.op.forward)
+    return attrs.evolve(step, node=_training_node(step), call=step.op.forward)
+
+
+def with_training_kernel(step: Step, table: OpTable, kernels: Sequence[Kernel]) -> Step:
+    """Batch normalisation whose operator, when it trains, is computed by the best kernel that takes it.
+
+    The kernel that a plan chooses for the step itself is one for stored statistics. Table and kernels are those of
+    `dispatch.implementation`.
+    """
+    if not _normalises_batches(step):
+        return step
+    op, training = implementation(_training_node(step), [None] * len(step.inputs), table, kernels)
+
+    def forward(node: Node, *arrays: Any) -> Outputs:
+        assert op.forward is not None
+        return (training if node.get("training_mode", 0) else op.forward)(node, *arrays)
+
+    return attrs.evolve(step, op=attrs.evolve(step.op, forward=forward))
+
+
+def _normalises_batches(step: Step) -> bool:
+    return (step.node.domain, step.node.op_type) == ("", "BatchNormalization")
+
+
+def _training_node(step: Step) -> Node:
+    return attrs.evolve(step.node, attributes={**step.node.attributes, "training_mode": 1})
 
 
 def _activity(steps: Sequence[Step], sources: set[int], ends: set[int], plan: Plan) -> dict[int, Active]:

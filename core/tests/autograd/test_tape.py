@@ -1,5 +1,6 @@
 """The reverse pass over a plan: whole graphs, refusals, memory, checkpointing."""
 
+import attrs
 import numpy as np
 import pytest
 
@@ -148,6 +149,36 @@ def test_training_normalises_by_the_batch_and_gives_the_running_statistics(plan,
     trained = plan(graph.format(training=", training_mode=1"))
     for name, found in pull({"y": dy}).items():
         np.testing.assert_allclose(found, numeric(trained, feeds, name, dy), rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_for_the_statistics_of_the_batch_runs_in_training_and_nowhere_else():
+    import onnx.parser
+    import onnx_ir as ir
+
+    from pumice.autograd import with_training_kernel
+    from pumice.ops import Kernel, core_table
+    from pumice.plan import compile_plan
+
+    seen = []
+
+    def run(node, *inputs):
+        seen.append(node.get("training_mode", 0))
+        return core_table().resolve("", "BatchNormalization", 21).forward(node, *inputs)
+
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[4, 2] x, float[2] s, float[2] b, float[2] m, float[2] v) => (float[4, 2] y) {
+        y = BatchNormalization(x, s, b, m, v)
+    }"""
+    trains = Kernel(op_type="BatchNormalization", run=run, accepts=lambda n: None if n.get("training_mode", 0) else "")
+    plan = compile_plan(ir.from_proto(onnx.parser.parse_model(text)), kernels=[trains])
+    steps = tuple(with_training_kernel(step, core_table(), [trains]) for step in plan.steps)
+    plan = attrs.evolve(plan, program=attrs.evolve(plan.program, steps=steps))
+    feeds = {"x": np.eye(4, 2, dtype=np.float32)} | {name: np.ones(2, np.float32) for name in "sbmv"}
+    plan.run(feeds)
+    Tape(plan, ["s"]).forward(feeds)
+    assert not seen
+    Tape(plan, ["s"], training=True).forward(feeds)
+    assert seen == [1]
 
 
 def test_quantization_passes_the_gradient_straight_through_inside_its_range(plan):

@@ -2,13 +2,18 @@
 
 import attrs
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper, parser
 
 from pumice import compress
 from pumice.data import open_dataset
 from pumice.model import constant, size
 from pumice.plan import compile_plan
 from pumice.quantize.engine import Scheme, quantize_layers
+from pumice.quantize.simulation import compare_integers, simulate
+from pumice.registry import registry
+from pumice.strategy import Runtime
 from pumice.testing import QuantizerContract
 from pumice_quant_qat import Qat
 from pumice_quant_qat.student import Student
@@ -79,3 +84,67 @@ def test_without_labels_there_is_nothing_to_train_on(parts):
     recipe = {"step": [{"use": "quantize", "quantizer": {"name": "qat", "smallest": 1}}]}
     with pytest.raises(Exception, match="needs labelled data"):
         compress(model, samples, recipe, measure=False)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onnxruntime_computes_what_the_simulation_computes_bit_for_bit(bits):
+    case = TestFourBits() if bits == 4 else TestQat()
+    quantized, runtime = case.quantized(), registry().make(Runtime, "ort")
+    differences = compare_integers(quantized, case.samples(), runtime)
+    assert differences
+    assert not any(found.steps for found in differences)
+    session, simulated = runtime.open(quantized), simulate(quantized)
+    for feeds in case.samples():
+        exact = simulated.run(feeds)
+        for name, array in session.run(feeds).items():
+            np.testing.assert_array_equal(array, exact[name])
+
+
+def activation_scales(model):
+    return {
+        str(node.inputs[1].name): float(constant(node.inputs[1]))
+        for node in model.graph
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+def test_fixed_scales_are_measured_once_more_after_the_warm_up_and_then_freeze():
+    case = TestFixedScales()
+    model = case.model()
+
+    def scales(**knobs):
+        return activation_scales(Qat(**SETTINGS | {"scales": "fixed", "lr": 0.05} | knobs).quantize(model, context))
+
+    context = case.context(model)
+    calibrated = activation_scales(Qat(smallest=1).quantize(model, case.context(model, draft=True)))
+    assert scales(epochs=2, warmup=0) == calibrated
+    context = case.context(model)
+    measured = scales(epochs=2, warmup=1)
+    assert measured != calibrated
+    context = case.context(model)
+    assert scales(epochs=3, warmup=1) == measured
+
+
+def test_a_normalisation_is_folded_before_the_rounding_is_trained():
+    graph = parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        net (float[N,2,6,6] x) => (float[N,3] y) {
+            c = Conv<kernel_shape = [3, 3]>(x, w) n = BatchNormalization(c, s, b, m, v) r = Relu(n)
+            g = GlobalAveragePool(r) y = Flatten(g)
+        }""")
+    draws = np.random.default_rng(0)
+    held = {"w": draws.normal(size=(3, 2, 3, 3)), "s": [1, 2, 3], "b": [0, 1, 0], "m": [0, 0, 1], "v": [1, 4, 1]}
+    graph.graph.initializer.extend(numpy_helper.from_array(np.array(a, np.float32), name) for name, a in held.items())
+    data = {"x": draws.normal(size=(16, 2, 6, 6)).astype(np.float32), "labels": draws.integers(0, 3, 16)}
+    step = {"use": "quantize", "quantizer": {"name": "qat", **SETTINGS}, "max_drop": 1.0}
+    found = compress(ir.from_proto(graph), data, {"step": [step]}, measure=False).model
+    assert "BatchNormalization" not in {node.op_type for node in found.graph}
+    assert "QuantizeLinear" in {node.op_type for node in found.graph}
+
+
+def test_training_begins_with_what_post_training_quantization_gives(parts):
+    model, quantized, samples = parts
+    begun, before = (compile_plan(each) for each in (Student.of(quantized, model, 8).model, quantized))
+    for feeds in samples:
+        for name, array in before.run(feeds).items():
+            noise = np.square(begun.run(feeds)[name] - array).mean()
+            assert noise < 1e-3 * np.square(array).mean()

@@ -11,8 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
+from pumice.autograd import with_training_kernel
 from pumice.errors import DataError
 from pumice.model import clone, fingerprint, nodes
 from pumice.ops.record import Array
@@ -56,19 +58,23 @@ def train(settings: Train, model: ir.Model, context: RunContext) -> ir.Model:
         Feeder(training, min(settings.batch, training.count()), context.seed, settings.augment),
         settings,
         judge=None if held_out is None else judge(plan, held_out, loss, context.metrics),
-        run=_run_of(settings, loss, model, dataset, context.seed),
+        run=run_of(settings, loss, model, dataset, context.seed),
         progress=context.progress,
     )
     fit = trainer.fit()
     trained = clone(model)
     parameters.write(trained, fit.values)
-    _account(context.ledger, trained, parameters, before, fit, loss)
+    account(context.ledger, trained, parameters, before, fit, loss, settings.name)
     return trained
 
 
 def trainable_plan(model: ir.Model, outputs: list[str] | None = None) -> Plan:
-    """The model compiled with every operator and kernel installed."""
-    return compile_plan(model, outputs, ops=registry().ops, kernels=registry().kernels)
+    """The model compiled with every operator and kernel installed, those of training included."""
+    table = registry().ops
+    kernels = sorted((k for k in registry().kernels if k.available() is None), key=lambda k: -k.rank)
+    plan = compile_plan(model, outputs, ops=table, kernels=kernels)
+    steps = tuple(with_training_kernel(step, table, kernels) for step in plan.steps)
+    return attrs.evolve(plan, program=attrs.evolve(plan.program, steps=steps))
 
 
 def _dataset(context: RunContext) -> Dataset:
@@ -101,7 +107,7 @@ def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
 
 def judge(plan: Plan, dataset: Dataset, loss: Loss, metrics: tuple[Metric, ...]) -> Judge:
     """Scores values of the initializers by the first metric that labels suffice for, or by the loss, negated."""
-    metric = next((m for m in metrics if not m.fidelity), None)
+    metric = next((m for m in metrics if dataset.labelled and not m.fidelity), None)
 
     def score(values: Mapping[str, Array]) -> float:
         total, count = 0.0, 0
@@ -118,22 +124,28 @@ def judge(plan: Plan, dataset: Dataset, loss: Loss, metrics: tuple[Metric, ...])
     return score
 
 
-def _run_of(settings: Train, loss: Loss, model: ir.Model, dataset: Dataset, seed: int) -> str:
+def run_of(settings: Train, loss: Loss, model: ir.Model, dataset: Dataset, seed: int) -> str:
     """Identifies a training: everything that its result depends on."""
     knobs = {key: value for key, value in settings.settings().items() if not key.startswith("snapshot")}
     text = json.dumps([knobs, loss.name, loss.settings(), seed, fingerprint(model), dataset.fingerprint()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _account(
-    ledger: Ledger, model: ir.Model, parameters: Parameters, before: Mapping[str, Array], fit: Fit, loss: Loss
+def account(
+    ledger: Ledger,
+    model: ir.Model,
+    parameters: Parameters,
+    before: Mapping[str, Array],
+    fit: Fit,
+    loss: Loss,
+    step: str,
 ) -> None:
     """A line about the whole, with the curves, and one a node."""
     history = fit.history
     ended = "stopped early" if fit.stopped_early else "ended"
     scores = f", best of {len(history.scores)} epochs the {fit.best_epoch}." if history.scores else ""
     ledger.note(
-        "train",
+        step,
         f"trained {sum(map(np.size, parameters.values.values())):,} weights for {len(history.losses):,} steps "
         f"with the loss {loss.name}, from {history.losses[0]:.4g} to {_end(history.losses):.4g}; {ended}{scores}",
         **{"losses": history.curve(), "scores": list(history.scores), "steps left out": history.left_out},
@@ -145,11 +157,11 @@ def _account(
             moved = norm(fit.values[name].astype(np.float64) - before[name] for name in trained)
             length = norm(before[name] for name in trained)
             share = f"{moved / length:.1%} of their length" if length else "from zero"
-            ledger.applied("train", node.name or "", node.op_type, f"its weights moved by {share}")
+            ledger.applied(step, node.name or "", node.op_type, f"its weights moved by {share}")
         elif any(name in parameters.frozen for name in names):
-            ledger.declined("train", node.name or "", node.op_type, "its weights are frozen, as the recipe says")
+            ledger.declined(step, node.name or "", node.op_type, "its weights are frozen, as the recipe says")
         else:
-            ledger.skipped("train", node.name or "", node.op_type, "it has no weights")
+            ledger.skipped(step, node.name or "", node.op_type, "it has no weights")
 
 
 def _end(losses: list[Any]) -> float:

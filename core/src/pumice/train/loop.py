@@ -132,6 +132,11 @@ class Trainer:
         """Steps of the whole training."""
         return self.settings.epochs * self.feeder.steps
 
+    @property
+    def done(self) -> float:
+        """The share of the steps that are behind, in [0, 1]."""
+        return len(self._history.losses) / self.total
+
     def fit(self) -> Fit:
         """Train to the end, from the snapshot if there is one.
 

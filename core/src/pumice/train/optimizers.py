@@ -13,7 +13,7 @@ are in place. Gradients may first be clipped to a common Euclidean norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -25,6 +25,7 @@ from pumice.train.parameters import Parameters
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 _EPSILON = 1e-8
+_BLOCK = 1 << 16
 
 
 @attrs.define(kw_only=True)
@@ -62,6 +63,16 @@ class Optimizer:
 
     def _adaptive(self, name: str, w: Any, g: Any, decay: float, rate: float) -> None:
         p, q = self._state(name, w, 2)
+        if self.name == "lamb":
+            u = self._direction(w, g, p, q, decay)
+            weight, length = norm([w]), norm([u])
+            w -= rate * (weight / length if weight and length else 1.0) * u
+            return
+        for each_w, each_g, each_p, each_q in _blocks(w, g, p, q):
+            each_w -= rate * self._direction(each_w, each_g, each_p, each_q, decay)
+
+    def _direction(self, w: Any, g: Any, p: Any, q: Any, decay: float) -> Any:
+        """u, with the decay of adamw and lamb; moves the moments."""
         if self.name == "adam" and decay:
             g = g + decay * w
         p *= self.momentum
@@ -72,10 +83,17 @@ class Optimizer:
         u = (p / first) / (np.sqrt(q / second) + _EPSILON)
         if self.name != "adam" and decay:
             u += decay * w
-        if self.name == "lamb":
-            weight, length = norm([w]), norm([u])
-            rate *= weight / length if weight and length else 1.0
-        w -= rate * u
+        return u
+
+
+def _blocks(w: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
+    """Views of equal parts of all arrays, small enough for what is computed on the way to stay in a cache."""
+    if w.size <= _BLOCK or not w.flags.c_contiguous:
+        yield w, *others
+        return
+    flat = [x.reshape(-1) for x in (w, *others)]
+    for start in range(0, w.size, _BLOCK):
+        yield tuple(x[start : start + _BLOCK] for x in flat)
 
 
 def norm(arrays: Any) -> float:
@@ -102,7 +120,7 @@ class LossScale:
 
     def unscaled(self, grads: dict[str, Any]) -> dict[str, Any] | None:
         """The gradients of the loss itself; None if they overflowed and the step should be left out."""
-        if not all(bool(np.isfinite(g).all()) for g in grads.values()):
+        if not all(map(_is_finite, grads.values())):
             self.scale, self.good = self.scale / 2, 0
             return None
         found = grads if self.scale == 1 else {name: wide(g) / self.scale for name, g in grads.items()}
@@ -110,3 +128,9 @@ class LossScale:
         if self.dynamic and self.good >= 1000:
             self.scale, self.good = self.scale * 2, 0
         return found
+
+
+def _is_finite(g: Any) -> bool:
+    """Infinities and NaN survive in a sum, which is quicker to take than to look at every element."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(g.sum())) or bool(np.isfinite(g).all())

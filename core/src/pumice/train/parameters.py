@@ -26,7 +26,8 @@ from pumice.ops.record import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pumice.plan import Plan, Step
+    from pumice.plan import Plan
+    from pumice.program import Step
 
 WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "FusedMatMul": (0, 1),

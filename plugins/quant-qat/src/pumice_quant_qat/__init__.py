@@ -37,10 +37,11 @@ class Qat(Quantizer):
 
     weight_bits: int = knob(8, Choice(8, 4), help="bits of a weight; activations have eight")
     scales: str = knob("learned", Choice("learned", "fixed"), help="whether the scales are trained with the weights")
+    warmup: int = knob(1, Int(0, 100_000), help="epochs after which fixed scales are measured once more, and freeze")
     loss: Loss | None = knob(None, Use("loss"), help="what to minimise; chosen by the labels if left open")
     epochs: int = knob(3, Int(1, 100_000), help="passes over the training data")
     batch: int = knob(64, Int(1, 1_000_000, log=True), help="samples in a step")
-    lr: float = knob(5e-4, Float(1e-9, 1.0, log=True), help="learning rate at its highest")
+    lr: float = knob(2e-4, Float(1e-9, 1.0, log=True), help="learning rate at its highest")
     smallest: int = knob(64, Int(1, 1_000_000), help="layers with fewer weights stay in floating point")
 
     def accepts(self, model: ir.Model) -> str | None:

@@ -7,10 +7,12 @@ is not trained anew. A draft, by which the guard only compares layers, is not tr
 from __future__ import annotations
 
 import glob
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pumice.distil.application import by_teacher
+from pumice.distil.loss import DistillationLoss
 from pumice.errors import DataError
 from pumice.model import weight_of
 from pumice.quantize.engine import Scheme, quantize_layers
@@ -28,8 +30,16 @@ if TYPE_CHECKING:
     from pumice_quant_qat import Qat
 
 
-class Learned(dict[str, Array]):
-    """Values of initializers of the training graph, by name."""
+@attrs.define
+class Learned:
+    """What the first attempt learned."""
+
+    values: dict[str, Array] = attrs.field(factory=dict)
+    """Of initializers of the training graph, by name."""
+    warm: ir.Model | None = None
+    """The model in floating point behind the warm-up: fixed ranges are those of its values."""
+    memory: dict[type, Any] = attrs.field(factory=dict)
+    """What the data taught about it."""
 
 
 def trained(qat: Qat, model: ir.Model, context: QuantizeContext) -> ir.Model:
@@ -38,37 +48,43 @@ def trained(qat: Qat, model: ir.Model, context: QuantizeContext) -> ir.Model:
     Raises:
         DataError: there is no labelled data to train on.
     """
-    target = attrs.evolve(context.target, weight_bits=qat.weight_bits, channel_scales="none")
-    scheme = Scheme(modes=("static",), equalize=False, compensate=False, correct_bias=False, smallest=qat.smallest)
-    quantized = quantize_layers(model, scheme, attrs.evolve(context, target=target))
-    student = Student.of(quantized, model, qat.weight_bits)
-    if not student.weights:
-        return quantized
-    dataset = _dataset(context)
-    sample = next(iter(dataset.samples([0]))).feeds
     learned = context.recall(Learned)
-    if not context.draft and not learned:
-        fit = _fit(qat, student, dataset, context)
-        learned.update(fit.values)
-        steps, losses = len(fit.history.losses), fit.history.curve()
-        context.ledger.note(
-            "quantize",
-            f"trained {len(student.weights)} layers with their rounding for {steps:,} steps, "
-            f"loss {losses[0]:.4g} to {losses[-1]:.4g}",
-            losses=losses,
-            scores=list(fit.history.scores),
-        )
-    known = {name: value for name, value in learned.items() if name in student.model.graph.initializers}
+    target = attrs.evolve(context.target, weight_bits=qat.weight_bits, channel_scales="none")
+    context = attrs.evolve(context, target=target)
+    student = _student(qat, model, learned, context)
+    if not student.weights:
+        return student.quantized
+    dataset = _dataset(qat, context)
+    if isinstance(qat.loss, DistillationLoss):
+        qat = attrs.evolve(qat, loss=by_teacher(qat.loss, student.model, model, context.runtime))
+    sample = next(iter(dataset.samples([0]))).feeds
+    if not context.draft and not learned.values:
+        epochs = qat.epochs
+        if warmup := min(qat.warmup, qat.epochs - 1) if qat.scales == "fixed" else 0:
+            learned.warm = student.original(model, _fit(qat, warmup, student, dataset, context).values)
+            student, epochs = _student(qat, model, learned, context), epochs - warmup
+        learned.values.update(_fit(qat, epochs, student, dataset, context).values)
+    known = {name: value for name, value in learned.values.items() if name in student.model.graph.initializers}
     return student.finished(known, sample)
 
 
-def _dataset(context: QuantizeContext) -> Dataset:
-    if context.training is None or not context.training.labelled:
+def _student(qat: Qat, model: ir.Model, learned: Learned, context: QuantizeContext) -> Student:
+    """The training graph with the ranges that calibration sees: those of the model as it is behind the warm-up."""
+    scheme = Scheme(modes=("static",), equalize=False, compensate=False, correct_bias=False, smallest=qat.smallest)
+    if learned.warm is not None:
+        model, context = learned.warm, attrs.evolve(context, recalled=learned.memory)
+    return Student.of(quantize_layers(model, scheme, context), model, qat.weight_bits)
+
+
+def _dataset(qat: Qat, context: QuantizeContext) -> Dataset:
+    """Labelled, unless the model in floating point is the teacher."""
+    taught = isinstance(qat.loss, DistillationLoss)
+    if context.training is None or not (taught or context.training.labelled):
         raise DataError("quantizer 'qat' trains, so it needs labelled data: give it with --data (data=)")
     return context.training
 
 
-def _fit(qat: Qat, student: Student, dataset: Dataset, context: QuantizeContext) -> Fit:
+def _fit(qat: Qat, epochs: int, student: Student, dataset: Dataset, context: QuantizeContext) -> Fit:
     plan = trainable_plan(student.model)
     loss = qat.loss or default_loss(dataset)
     training, held_out = split(dataset, 0.1)
@@ -79,14 +95,14 @@ def _fit(qat: Qat, student: Student, dataset: Dataset, context: QuantizeContext)
         also=list(trainable(student, scales=qat.scales == "learned")),
     )
     settings = Train(
-        epochs=qat.epochs,
+        epochs=epochs,
         batch=qat.batch,
         lr=qat.lr,
         weight_decay=0.0,
         warmup=0.05,
         batch_statistics=False,
     )
-    return Trainer(
+    fit = Trainer(
         plan,
         parameters,
         loss.value_and_grad,
@@ -95,3 +111,12 @@ def _fit(qat: Qat, student: Student, dataset: Dataset, context: QuantizeContext)
         judge=None if held_out is None else judge(plan, held_out, loss, context.metrics),
         progress=context.progress,
     ).fit()
+    steps, losses = len(fit.history.losses), fit.history.curve()
+    context.ledger.note(
+        "quantize",
+        f"trained {len(student.weights)} layers with their rounding for {steps:,} steps, "
+        f"loss {losses[0]:.4g} to {losses[-1]:.4g}",
+        losses=losses,
+        scores=list(fit.history.scores),
+    )
+    return fit
