@@ -88,6 +88,20 @@ def test_a_model_over_its_own_mapped_data_can_be_saved(model, out):
     assert fingerprint(mapped) == before == fingerprint(load(out / "m.onnx"))
 
 
+def test_a_model_does_not_replace_the_file_that_holds_its_own_weights(model, out):
+    save_model(model, out / "m.onnx", external_data=True)
+    (data,) = (path for path in out.iterdir() if path.suffix == ".data")
+    before = data.read_bytes()
+    with pytest.raises(PumiceError, match=r"holds the weights of the model that was read: choose another name"):
+        save_model(clone(load(out / "m.onnx")), data)
+    assert data.read_bytes() == before
+
+
+def test_types_that_initializers_state_are_not_stated_twice(model, out):
+    save_model(model, out / "m.onnx")
+    assert not onnx.load(out / "m.onnx").graph.value_info
+
+
 def test_external_data_starts_on_aligned_offsets(stored, out, rng):
     weights = {name: rng.standard_normal((17, 17), np.float32) for name in "ab"}
     text = "g (float[1,17] x) => (float[1,17] y) { t = MatMul(x, a)  y = MatMul(t, b) }"

@@ -26,6 +26,7 @@ def positive(rng, *shape):
 
 
 BN = "BatchNormalization(t, gamma, beta, mean, var)"
+BN_PARAMETERS = ("gamma", "beta", "mean", "var")
 IMAGE = "float[N,4,5,5] x"
 FOLDS = {
     "BN into Conv": (IMAGE, "t = Conv(x, w)  y = " + BN, dict(w=(6, 4, 3, 3)), ["Conv"]),
@@ -95,7 +96,7 @@ FOLDS = {
 def test_channel_arithmetic_folds_into_the_layer_or_stays(stored, run, rng, case):
     declared, body, shapes, expected = FOLDS[case]
     if "gamma" in body:
-        shapes = shapes | dict.fromkeys(("gamma", "beta", "mean", "var"), (6,))
+        shapes = shapes | dict.fromkeys(BN_PARAMETERS, (6,))
     path = stored(f"g ({declared}) => (float y) {{ {body} }}", **{k: positive(rng, *v) for k, v in shapes.items()})
     model, ledger = simplified(path)
     assert operators(model) == expected
@@ -104,6 +105,68 @@ def test_channel_arithmetic_folds_into_the_layer_or_stays(stored, run, rng, case
     np.testing.assert_allclose(run(model, x=x)[0], run(path, x=x)[0], rtol=2e-5, atol=1e-5)
     assert model.graph.outputs[0].name == "y"
     assert len(ledger.of("simplify", "applied")) == len(load(path).graph) - len(expected)
+
+
+HARD = dict(three=np.float32(3), zero=np.float32(0), six=np.float32(6))
+
+
+@pytest.mark.parametrize(("body", "constants", "expected"), [
+    ("a = Add(x, three)  b = Clip(a, zero, six)  c = Mul(x, b)  y = Div(c, six)", HARD, ["HardSwish"]),
+    ("a = Add(three, x)  b = Clip(a, zero, six)  c = Mul(b, x)  y = Div(c, six)", HARD, ["HardSwish"]),
+    ("a = Add(x, three)  b = Clip(a, zero, six)  c = Div(b, six)  y = Mul(c, x)", HARD, ["HardSwish"]),
+    ("a = Add(x, three)  b = Clip(a, zero, six)  c = Div(b, six)  y = Mul(c, x)",
+     HARD | dict(three=np.float32(2)), ["Add", "Clip", "Div", "Mul"]),
+    ("a = Add(x, three)  b = Clip(a, zero, six)  c = Mul(x, b)  y = Div(c, six)",
+     HARD | dict(three=np.full((1, 1, 1, 1), 3, np.float32)), ["Add", "Clip", "Mul", "Div"]),
+    ("a = Add(x, three)  b = Clip(a, zero, six)  c = Mul(z, b)  y = Div(c, six)  z = Neg(x)",
+     HARD, ["Add", "Clip", "Neg", "Mul", "Div"]),
+])  # fmt: skip
+def test_hard_swish_in_parts_becomes_one_operator(stored, run, rng, body, constants, expected):
+    parts = sorted(body.split("  "), key=lambda part: part[0] != "z")
+    path = stored(f"g (float[2,3,4] x) => (float y) {{ {'  '.join(parts)} }}", **constants)
+    model, _ = simplified(path)
+    assert sorted(operators(model)) == sorted(expected)
+    x = rng.uniform(-5, 5, (2, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(model, x=x)[0], run(path, x=x)[0], rtol=1e-6, atol=1e-6)
+
+
+INTO_THE_NEXT = {
+    "a scalar product": ("t = Mul(s, r)", dict(s=()), ["Relu", "Conv"]),
+    "a quotient along the channels": ("t = Div(r, s)", dict(s=(4, 1, 1)), ["Relu", "Conv"]),
+    "a sum without padding": ("t = Add(r, s)", dict(s=(4, 1, 1)), ["Relu", "Conv"]),
+    "a normalisation without padding": (
+        "t = " + BN.replace("(t,", "(r,"), dict.fromkeys(BN_PARAMETERS, (4,)), ["Relu", "Conv"],
+    ),
+    "a sum under padding stays": ("t = Add(r, s)", dict(s=()), ["Relu", "Add", "Conv"]),
+    "a product before a sum that stays": (
+        "u = Mul(r, s)  t = Add(u, c)", dict(s=(4, 1, 1), c=()), ["Relu", "Add", "Conv"],
+    ),
+    "a quotient of a constant stays": ("t = Div(s, r)", dict(s=()), ["Relu", "Div", "Conv"]),
+    "a product along rows stays": ("t = Mul(r, s)", dict(s=(5, 1)), ["Relu", "Mul", "Conv"]),
+    "the factor of a GELU stays": (
+        "u = Erf(r)  v = Mul(r, u)  t = Mul(v, s)", dict(s=()), ["Relu", "Erf", "Mul", "Mul", "Conv"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("case", INTO_THE_NEXT)
+def test_channel_arithmetic_folds_into_the_convolution_after_it(stored, run, rng, case, groups):
+    body, shapes, expected = INTO_THE_NEXT[case]
+    pads = "[1, 1, 1, 1]" if "stays" in case or "product" in case else "[0, 0, 0, 0]"
+    text = f"g ({IMAGE}) => (float y) {{ r = Relu(x)  {body}  y = Conv<pads = {pads}, group = {groups}>(t, w, b) }}"
+    constants = {k: positive(rng, *v) for k, v in (shapes | dict(w=(6, 4 // groups, 3, 3), b=(6,))).items()}
+    path = stored(text, **constants)
+    model, _ = simplified(path)
+    assert operators(model) == expected
+    x = positive(rng, 2, 4, 5, 5)
+    np.testing.assert_allclose(run(model, x=x)[0], run(path, x=x)[0], rtol=2e-5, atol=1e-5)
+
+
+def test_what_others_read_too_is_not_folded_into_the_next(stored, rng):
+    text = f"g ({IMAGE}) => (float y, float z) {{ r = Relu(x)  t = Mul(r, s)  y = Conv(t, w)  z = Neg(t) }}"
+    model, _ = simplified(stored(text, w=positive(rng, 6, 4, 3, 3), s=positive(rng)))
+    assert operators(model) == ["Relu", "Mul", "Conv", "Neg"]
 
 
 def test_a_folded_weight_keeps_its_name(stored, rng):

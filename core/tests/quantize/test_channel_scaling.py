@@ -100,6 +100,17 @@ def test_values_that_only_floats_read_are_restored(lab):
     assert len(ledger)
 
 
+@pytest.mark.parametrize(("kernel", "inputs", "operators"), [(1, 1, set()), (3, 64, {"Mul"})])
+def test_a_pass_behind_a_small_convolution_must_bring_more(lab, kernel, inputs, operators):
+    text = f"""(float[N,{inputs},6,6] x) => (float[N,8,h,w2] y) {{
+        a = Conv <kernel_shape=[{kernel},{kernel}]> (x, w, c)  y = Tanh (a) }}"""
+    gains = np.where(np.arange(8) < 4, 1.0, 0.4).reshape(-1, 1, 1, 1)  # half of the channels would gain a little
+    weights = (np.random.default_rng(3).uniform(-1, 1, (8, inputs, kernel, kernel)) * gains).astype(np.float32)
+    model = lab.build(text, w=weights, c=np.zeros(8, np.float32))
+    result, _ = lab.quantized(model, lab.normal(1, inputs, 6, 6))
+    assert {node.op_type for node in result.graph} & {"Mul", "Add"} == operators
+
+
 def test_a_bounded_activation_keeps_its_range(lab):
     text = f"(float[N,3,6,6] x) => (float[N,8,6,6] y) {{ a = {CONV} (x, w)  b = Clip (a, l, h)  y = {CONV} (b, v) }}"
     model = lab.build(text, w=uneven(8, 3, 3, 3), v=(8, 8, 3, 3), l=np.float32(0), h=np.float32(6))
@@ -132,7 +143,7 @@ def test_unknown_shapes_have_no_factors(lab):
 
 
 def test_running_ranges_have_factors_along_the_last_axis(lab):
-    model = lab.build("(float[N,4,16] x) => (float[N,4,8] y) { s = Abs (x)  y = MatMul (s, w) }", w=(16, 8))
+    model = lab.build("(float[N,4,16] x) => (float[N,4,64] y) { s = Abs (x)  y = MatMul (s, w) }", w=(16, 64))
     gains = 2.0 ** -np.linspace(0, 7, 16, dtype=np.float32)
     feeds = [{"x": feed["x"] * gains} for feed in lab.normal(1, 4, 16, count=16)]
     placement, _ = lab.placed(model)
@@ -143,6 +154,21 @@ def test_running_ranges_have_factors_along_the_last_axis(lab):
     assert factors.shape == (16,)
     assert factors[0] == 1.0
     assert factors[-1] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("columns", "before", "count"), [(8, "s = Abs (x)", 0), (512, "s = Abs (x)", 1), (8, "s = Mul (x, k)", 1)]
+)
+def test_a_pass_over_the_input_must_pay_for_the_product_it_serves(lab, columns, before, count):
+    text = f"(float[N,4,16] x) => (float[N,4,{columns}] y) {{ {before}  y = MatMul (s, w) }}"
+    numbers = {"k": np.float32(1.0)} if "k" in before else {}
+    model = lab.build(text, w=(16, columns), **numbers)
+    placement, _ = lab.placed(model)
+    spread = np.repeat(np.linspace(1.0, 0.25, 2, dtype=np.float32), 8)  # less error, if it is evened out
+    running = {"s": ChannelStatistics(axis=-1)}
+    for feed in lab.normal(1, 4, 16, count=16):
+        running["s"].update(np.clip(feed["x"], -1, 1) * spread)
+    assert len(dynamic_factors(placement.layers, running)) == count
 
 
 def test_values_never_seen_have_no_factors(lab):

@@ -31,6 +31,7 @@ def error(weights, integers, scale, second):
     return float(np.trace(difference @ second @ difference.T))
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(st.integers(0, 10_000))
 def test_compensated_rounding_disturbs_the_output_less_than_rounding_to_the_nearest(seed):
     weights, scale, second = problem(seed, outputs=8)

@@ -3,7 +3,7 @@ import onnx_ir as ir
 import pytest
 
 from pumice.model import add_initializer, replace_input
-from pumice.quantize.folding import folded_into_producers
+from pumice.quantize.folding import folded_into_producers, read_by_none_but
 
 CHANNELS = np.array([0.5, 2.0, 8.0]).reshape(3, 1, 1)
 LAST = np.array([0.5, 2.0, 8.0, 1.0])
@@ -59,6 +59,7 @@ def test_folding_is_multiplying(lab, body, factor):
         ("v = Add (x, k)  y = Identity (v)", CHANNELS),  # x is the caller's
         ("a = Mul (x, k)  v = Add (a, c)  y = Add (v, a)", CHANNELS),  # `a` is read elsewhere, too
         ("v = Mul (x, g)  y = Identity (v)", CHANNELS),  # 4 and 3 numbers would become 12
+        ("u = Erf (x)  a = Mul (x, u)  v = Mul (a, k)  y = Identity (v)", CHANNELS),  # the end of a GELU
         ("v = LayerNormalization (x, g, h)  y = Identity (v)", CHANNELS),
         ("v = LayerNormalization <axis=2> (x, full)  y = Identity (v)", LAST),
     ],
@@ -77,3 +78,10 @@ def test_constants_that_a_caller_may_replace_are_left_alone(lab):
     model.graph.inputs.append(model.graph.initializers["c"])
     assert isinstance(model.graph.initializers["c"], ir.Value)
     assert not fold(model, "v", CHANNELS)
+
+
+def test_a_value_whose_shape_alone_others_read_is_read_by_none_but_the_layers(lab):
+    model = lab.build("(float[2,3] x) => (float[2,3] y, int64[2] s) { v = Neg (x)  y = Exp (v)  s = Shape (v) }")
+    assert read_by_none_but(value(model, "v"), {model.graph[1]})
+    assert not read_by_none_but(value(model, "v"), set())
+    assert not read_by_none_but(value(model, "y"), set())

@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -51,6 +52,19 @@ def test_a_product_between_integers_becomes_one_operator_that_computes_the_same(
     expected = compile_plan(model, outputs).run(x)  # the scales are powers of two: real arithmetic is exact as well
     for name, array in compile_plan(result, outputs).run(x).items():
         np.testing.assert_array_equal(array, expected[name])
+
+
+def test_weights_of_four_bits_that_are_widened_count_as_those_of_eight():
+    head = HEAD.replace("(w, w_s, w_z)", "(w_8, w_s, w_z)").replace("w_d =", "w_8 = Cast <to=3> (narrow)  w_d =")
+    proto = parser.parse_model(head + "h = MatMul (x_d, w_d)" + TAIL)
+    held = CONSTANTS | {"narrow": CONSTANTS["w"].astype(ml_dtypes.int4)}
+    read = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(held[name], name) for name in held if name in read)
+    result = fused(infer_shapes(ir.from_proto(proto)))
+    assert operators(result) == ["QuantizeLinear", "QLinearMatMul", "DequantizeLinear"]
+    x = {"x": np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)}
+    (exact,), (found,) = (compile_plan(m).run(x).values() for m in (graph("h = MatMul (x_d, w_d)"), result))
+    np.testing.assert_array_equal(found, exact)
 
 
 def test_the_model_itself_stays_as_it_is():

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from pumice.errors import BudgetExceeded, PluginError
+from pumice.measure.budget import Drift, Verdict
 from pumice.measure.metrics import Agreement, Mse, Top1
 from pumice.model import add_initializer, clone, replace_input
-from pumice.quantize.context import Drift
-from pumice.quantize.guard import Verdict, judge, within_budget
+from pumice.quantize.guard import judge, within_budget
 from pumice.strategy import Quantizer
 
 LAYERS = [f"at_h{n}" for n in range(6)]

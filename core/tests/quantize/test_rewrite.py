@@ -56,6 +56,8 @@ def test_names_are_kept(lab):
     assert [v.name for v in (*result.graph.inputs, *result.graph.outputs)] == ["x", "y"]
     every = [v.name for node in result.graph for v in node.outputs] + list(result.graph.initializers)
     assert len(set(every)) == len(every)
+    made = {node.name for node in result.graph} - {node.name for node in model.graph}
+    assert all(name.startswith("q/") for name in made)  # never that of a node which the original had, and lost
 
 
 def test_no_floating_point_weights_are_left(lab):
@@ -93,6 +95,27 @@ def test_nodes_that_are_no_layers_can_be_excluded(lab, target):
     for name in ("at_s", "at_p"):
         assert not any(reader.op_type == "QuantizeLinear" for reader in by_name[name].outputs[0].consumers())
     assert by_name["at_r"].op_type == "Relu"
+
+
+@pytest.mark.parametrize(
+    ("sum_of", "shape", "sums"),
+    [("m, b", (32,), 1), ("b, m", (1, 1, 32), 1), ("m, b", (4, 32), 2), ("m, b", (1,), 2), ("m, m", (32,), 2)],
+)
+def test_the_sum_after_a_matrix_product_is_its_bias(lab, sum_of, shape, sums):
+    text = f"(float[N,4,8] x) => (float[N,4,32] y) {{ m = MatMul (x, w)  s = Add ({sum_of})  y = Tanh (s) }}"
+    model, feeds = lab.build(text, w=(8, 32), b=shape), lab.normal(1, 4, 8)
+    result, ledger = lab.quantized(model, feeds)
+    assert operators(result).count("Add") == sums
+    assert lab.noise_db(lab.outputs(model, feeds), lab.outputs(result, feeds)) > 30
+    (line,) = (entry for entry in ledger if entry.node == "at_s")
+    assert ("is the bias" in line.reason) == (sums == 1)
+
+
+def test_a_sum_that_is_excluded_stays_apart(lab):
+    text = "(float[N,4,8] x) => (float[N,4,32] y) { m = MatMul (x, w)  s = Add (m, b)  y = Tanh (s) }"
+    result, _ = lab.quantized(lab.build(text, w=(8, 32), b=(32,)), lab.normal(1, 4, 8), exclude=("at_s",))
+    assert [node.op_type for node in result.graph if node.name == "at_s"] == ["Add"]
+    assert operators(result).count("Add") == 2
 
 
 def test_the_weights_of_an_unrolled_loop_are_stored_once(lab):

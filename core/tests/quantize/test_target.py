@@ -1,9 +1,9 @@
 import pytest
 
 from pumice.errors import PluginError
+from pumice.knobs import Choice
 from pumice.quantize.target import Target, names
 from pumice.steps import Quantize
-from pumice.strategy import Choice
 
 KNOWN_MODES = {"static", "dynamic", "weight-only"}
 

@@ -113,6 +113,25 @@ def test_an_opset_that_cannot_be_reached_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("b.h:66: adapt: Assertion `false` failed: No Adapter From Version $14 for Mul", "cannot take Mul back from"),
+        ("b.h:23: adapt: Assertion `false` failed: No Previous Version of Gelu exists", "it has no operator Gelu yet"),
+        ("b.h:99: adapt: Assertion `x > 0` failed: x was negative", "(x was negative)"),
+    ],
+)
+def test_what_the_converter_asserts_is_said_in_words(tmp_path, monkeypatch, said, meant):
+    def convert(model, opset):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", convert)
+    with pytest.raises(ModelError) as caught:
+        Qdq(opset=13).export(tiny_cnn(), tmp_path / "m.onnx", Account())
+    assert meant in str(caught.value)
+    assert "Assertion" not in str(caught.value)
+
+
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(PumiceError, match="choose a writable folder"):
         Qdq().export(tiny_cnn(), tmp_path / "missing" / "m.onnx", Account())

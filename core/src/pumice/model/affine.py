@@ -8,6 +8,10 @@ normalisations alike; arithmetic is in float64 and rounded once to the type of t
 
 A `MatMul` has no bias: with t = 0 only its matrix changes; otherwise it becomes a `Gemm`, if its input is a matrix.
 Padding does not matter, since s and t act after the layer.
+
+What no layer before it takes, convolutions that read it may: W (s x + t) + b = (W s) x + (b + W t), along their input
+channels. There padding matters: t, unlike s, would be padded with, so convolutions that pad take only products. What
+runtimes know as one operator stays whole: the factor at the end of a GELU, the gain of a decomposed normalisation.
 """
 
 from __future__ import annotations
@@ -42,12 +46,17 @@ class Affine:
 
 
 def fold_affines(model: ir.Model, ledger: Ledger, step: str = "simplify") -> bool:
-    """Fold every per-channel affine node into the layer before it; each fold or refusal is a line in the ledger."""
+    """Fold every per-channel affine node into the layer before it, else into the convolutions after it.
+
+    Each fold, and each refusal by the layer before, is a line in the ledger.
+    """
     changed = False
     for layer in tuple(model.graph):
         if layer.domain == "" and layer.op_type in _CHANNEL_AXIS and _weight(layer) is not None:
             while _fold_next(model, layer, ledger, step):
                 changed = True
+    for node in reversed(tuple(model.graph)):
+        changed |= _fold_ahead(model, node, ledger, step)
     return changed
 
 
@@ -85,6 +94,96 @@ def _fold_next(model: ir.Model, layer: ir.Node, ledger: Ledger, step: str) -> bo
     return True
 
 
+def _fold_ahead(model: ir.Model, node: ir.Node, ledger: Ledger, step: str) -> bool:
+    """Fold an affine node into the convolutions that read it, if all can take it; else a product before it."""
+    source, layers = _varying_input(node), _convolutions(node.outputs[0])
+    if source is None or not layers or closes_a_pattern(source):
+        return False
+    affine = _affine_of(node, source, _inputs_of(layers[0]), _rank(layers[0]), 1)
+    if affine is None:
+        return False
+    if affine.shift.any() and any(_pads(layer) for layer in layers):
+        gone = _fold_product_before(model, node, affine, layers)
+    else:
+        gone = node if _premultiply(model, layers, affine) else None
+        if gone is not None:
+            node.outputs[0].replace_all_uses_with(source)
+    if gone is None:
+        return False
+    model.graph.remove(gone, safe=True)
+    names = ", ".join(f"'{layer.name}'" for layer in layers)
+    ledger.applied(step, gone.name or "", gone.op_type, f"folded into the convolutions that read it: {names}")
+    return True
+
+
+def _fold_product_before(model: ir.Model, node: ir.Node, affine: Affine, layers: tuple[ir.Node, ...]) -> ir.Node | None:
+    """The product before a sum goes into the convolutions behind it: s x + t = s (x + t / s).
+
+    Returns the product, which nobody reads any more, or None if there is none.
+    """
+    source = _varying_input(node)
+    product = None if source is None else source.producer()
+    factor = None if product is None else _varying_input(product)
+    if source is None or product is None or factor is None or len(source.uses()) > 1:
+        return None
+    channels, rank = _inputs_of(layers[0]), _rank(layers[0])
+    before = _affine_of(product, factor, channels, rank, 1)
+    if before is None or before.shift.any() or not before.scale.all() or (affine.scale != 1).any():
+        return None
+    if not _premultiply(model, layers, Affine(before.scale, np.zeros(channels))):
+        return None
+    shift = (affine.shift / before.scale).astype(constant(layers[0].inputs[1]).dtype)  # type: ignore[union-attr]
+    operand = shift[:1] if (shift == shift[0]).all() else shift.reshape(-1, *(1,) * ((rank or 2) - 2))
+    node.op_type = "Add"
+    replace_input(node, 0, factor)
+    replace_input(node, 1, add_initializer(model, f"{node.name}/shift", operand))
+    return product
+
+
+def _convolutions(value: ir.Value) -> tuple[ir.Node, ...]:
+    """The readers of a value, if all are convolutions with weights of their own that may change."""
+    readers = consumers(value)
+    if value.is_graph_output() or any(reader.graph is not value.producer().graph for reader in readers):  # type: ignore[union-attr]
+        return ()
+    for reader in readers:
+        weight = reader.inputs[1] if reader.op_type == "Conv" and reader.domain == "" else None
+        if weight is None or reader.inputs[0] is not value or len(weight.uses()) > 1 or _weight(reader) is None:
+            return ()
+    return readers
+
+
+def _premultiply(model: ir.Model, layers: tuple[ir.Node, ...], affine: Affine) -> bool:
+    """Let convolutions do the affine map of their input; False if one of them leaves the range of its type."""
+    folds = [_folded_ahead(layer, affine) for layer in layers]
+    if any(folded is None for folded in folds):
+        return False
+    for layer, (weight, bias) in zip(layers, folds, strict=True):  # type: ignore[misc]
+        _set_input(model, layer, 1, weight)
+        if bias is not None:
+            _set_input(model, layer, 2, bias)
+    return True
+
+
+def _varying_input(node: ir.Node) -> ir.Value | None:
+    """The one input of a node of arithmetic that is not constant."""
+    if node.domain != "" or node.op_type not in ("Add", "Sub", "Mul", "Div", "BatchNormalization"):
+        return None
+    varying = [value for value in node.inputs if not is_constant(value)]
+    return varying[0] if len(varying) == 1 else None
+
+
+def closes_a_pattern(value: ir.Value) -> bool:
+    """Whether a value is, up to constants, a product or a quotient of two others, as GELU and normalisations are."""
+    node = value.producer()
+    while node is not None and (source := _varying_input(node)) is not None:
+        node = source.producer()
+    return node is not None and node.op_type in ("Mul", "Div")
+
+
+def _pads(layer: ir.Node) -> bool:
+    return attribute(layer, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(attribute(layer, "pads", ()))
+
+
 def _weight(layer: ir.Node) -> Array | None:
     """The constant floating-point weight (input 1), if the layer has one and its bias is constant or absent."""
     if len(layer.inputs) < 2 or layer.inputs[1] is None or not layer.inputs[1].is_initializer():
@@ -105,6 +204,12 @@ def _channels(layer: ir.Node) -> int:
     if layer.op_type == "ConvTranspose":
         return shape[1] * int(attribute(layer, "group", 1))
     return shape[0] if attribute(layer, "transB", 0) else shape[1]
+
+
+def _inputs_of(convolution: ir.Node) -> int:
+    """Number of its input channels."""
+    shape: tuple[int, ...] = convolution.inputs[1].shape.numpy()  # type: ignore[union-attr]
+    return shape[1] * int(attribute(convolution, "group", 1))
 
 
 def _rank(layer: ir.Node) -> int | None:
@@ -200,6 +305,21 @@ def _folded(layer: ir.Node, affine: Affine) -> tuple[Array, Array | None] | None
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
         return None
     return scaled, shifted if layer.op_type != "MatMul" or (affine.shift != 0).any() else None
+
+
+def _folded_ahead(layer: ir.Node, affine: Affine) -> tuple[Array, Array | None] | None:
+    """Weight and bias (None if it stays) of a convolution that is handed what the affine map read; None as above."""
+    weight, bias, groups = constant(layer.inputs[1]), _bias(layer), int(attribute(layer, "group", 1))
+    if weight is None or bias is None:
+        return None
+    grouped = weight.astype(np.float64).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    with np.errstate(over="ignore"):
+        scaled = (grouped * affine.scale.reshape(groups, 1, -1, 1)).reshape(weight.shape).astype(weight.dtype)
+        shift = np.einsum("goik,gi->go", grouped, affine.shift.reshape(groups, -1)).reshape(-1)
+        shifted = (bias + shift).astype(weight.dtype)
+    if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
+        return None
+    return scaled, shifted if affine.shift.any() else None
 
 
 def _shaped(scale: Array, layer: ir.Node, weight: Array) -> Array:

@@ -29,6 +29,9 @@ from pumice.model.tensors import materializer, replace_tensors
 LEDGER = "pumice.ledger"
 """Where `load` keeps its ledger in `model.meta` when it is not given one."""
 
+DATA_FILES = "pumice.data_files"
+"""Where `load` keeps the paths of the files, beside the model's, that its weights are mapped from."""
+
 LONGEST_RANGE = 1_000_000
 """Items of a constant Range that ONNX's inference may write out; it would do so whatever memory that takes."""
 
@@ -75,7 +78,8 @@ def _sentence(error: BaseException) -> str:
 def _normalised(model: ir.Model, source: Path, ledger: Ledger) -> ir.Model:
     settle_opset(model)
     check_wiring(model)
-    materialize = materializer(source)
+    files: set[Path] = set()
+    materialize = materializer(source, files)
     replace_tensors(model.graph, materialize)
     _sort(model, ledger)
     _name(model, ledger)
@@ -93,6 +97,7 @@ def _normalised(model: ir.Model, source: Path, ledger: Ledger) -> ir.Model:
     check_weights(model)
     infer_shapes(model, ledger)
     _report(model, ledger)
+    model.meta[DATA_FILES] = frozenset(files)
     return model
 
 

@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from pumice.errors import ModelError, PumiceError
 from pumice.model.graph import clone, nodes
+from pumice.model.loading import DATA_FILES
 from pumice.model.opset import ir_version_for
 from pumice.model.tensors import chunks, replace_tensors
 from pumice.model.weights import size
@@ -42,9 +43,12 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
 
     Raises:
         ModelError: the model does not pass ONNX's checker, or is too large for `external_data=False`.
-        PumiceError: the file cannot be written; the old file is whole and no temporary file is left.
+        PumiceError: the file cannot be written, or is one that the model's weights were read from; the old file is
+            whole and no temporary file is left.
     """
     target = Path(path).resolve()
+    if target in model.meta.get(DATA_FILES, ()):
+        raise PumiceError(f"'{path}' holds the weights of the model that was read: choose another name for the result")
     weight_bytes = size(model).total
     if external_data is False and weight_bytes > EXTERNAL_ABOVE:
         raise ModelError(
@@ -67,7 +71,13 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool |
 
 
 def _leave_out_derivable_types(model: ir.Model) -> None:
-    """Types and shapes inside the graph, which every reader infers; operators of other domains need theirs stated."""
+    """Types and shapes that every reader knows: those of initializers, and those inside the graph, which are inferred
+    (operators of other domains need theirs stated).
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if not value.is_graph_input():
+                value.type, value.shape = None, None
     if any(node.domain not in ("", "ai.onnx") for node in nodes(model)):
         return
     for node in model.graph:

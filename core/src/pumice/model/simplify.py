@@ -25,6 +25,7 @@ import onnx_ir.passes.common as passes
 from pumice.ledger import Ledger
 from pumice.model.affine import fold_affines
 from pumice.model.graph import forget_names, nodes, replace_value
+from pumice.model.hard_swish import hard_swish_rules
 from pumice.model.loading import infer_shapes
 from pumice.model.tensors import chunks
 
@@ -129,6 +130,7 @@ def _rules() -> Iterator[tuple[str, Sequence[RewriteRule]]]:
         rules.successive_clip_relu_rule,
     )  # fmt: skip
     yield "padding moved into the convolution", (rules.fuse_pad_into_conv_rule,)
+    yield "hard swish in one operator", hard_swish_rules().rules
 
 
 def _worth_folding(node: ir.Node) -> bool:

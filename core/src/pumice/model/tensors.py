@@ -81,9 +81,10 @@ def _attribute_tensor_name(node: ir.Node, attribute: str) -> str:
     return str(node.outputs[0].name) if node.op_type == "Constant" else f"{node.name}.{attribute}"
 
 
-def materializer(model: Path) -> Callable[[str, ir.TensorProtocol], ir.TensorProtocol]:
+def materializer(model: Path, files: set[Path]) -> Callable[[str, ir.TensorProtocol], ir.TensorProtocol]:
     """A function for `replace_tensors` that detaches a tensor from the protobuf, or maps its external data.
 
+    The data files that it maps go into `files`, with all links resolved.
     Names of data files are relative to the folder of the model's path. Where path and data are links, as in a cache of
     downloads, the data may also lie beside what the path links to.
 
@@ -92,7 +93,11 @@ def materializer(model: Path) -> Callable[[str, ir.TensorProtocol], ir.TensorPro
             shape says, or outside the model's folder.
     """
     roots = model.parent.resolve(), model.resolve().parent
-    map_once = functools.cache(_map_file)
+
+    @functools.cache
+    def map_once(path: Path) -> mmap.mmap:
+        files.add(path)
+        return _map_file(path)
 
     def detach(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if isinstance(tensor, ir.ExternalTensor):

@@ -42,6 +42,7 @@ def account_for_the_rest(model: ir.Model, placement: Placement, context: Quantiz
     target, ledger = context.target, context.ledger
     said = {entry.node for entry in ledger.of(STEP)}
     absorbed = set(placement.absorbed.values())
+    added = {layer.sum for layer in placement.layers}
     for node in nodes(model):
         name, kind = node.name or "", node.op_type
         if name in said:
@@ -52,6 +53,8 @@ def account_for_the_rest(model: ir.Model, placement: Placement, context: Quantiz
             ledger.declined(STEP, name, kind, reason)
         elif node in absorbed:
             ledger.applied(STEP, name, kind, "vanished into the range of the value it writes")
+        elif node in added:
+            ledger.applied(STEP, name, kind, "is the bias of the matrix product before it")
         elif node in placement.sums:
             ledger.applied(STEP, name, kind, "is computed by the convolution before it, whose other term is integer")
         elif node in placement.integer_nodes:

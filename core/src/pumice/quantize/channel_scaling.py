@@ -13,14 +13,18 @@ the stored tensor is x[c] / t[c], and every neighbour undoes or applies the fact
 ICML 2023, for layers that find their range while running; the third extends it over operators that stay in floating
 point.) How far to go is a trade: equal ranges round the activations best, but make the weights of the reading layer
 uneven. t[c] = (r[c] / max r) ** alpha, with r the range of the channel, and alpha minimises the expected squared error
-of the readers' outputs, rounding of activations and of weights together. Where a multiplication is needed the error
-must fall to WORTH of what it was. (An offset, the middle of the channel's range, is taken out of the writing layer's
-bias: x[c] = t[c] * q[c] + o[c].)
+of the readers' outputs, rounding of activations and of weights together.
+
+Where a multiplication is needed it is a pass over the values, and accuracy is bought with time. What is chosen has the
+least product of noise (the root of the error) and time: a bit is worth at most twice the time. Time is counted in
+products by weights for each number of the value, in the layers around it; a pass takes as long as about PASS of those.
+(An offset, the middle of the channel's range, is taken out of the writing layer's bias: x[c] = t[c] * q[c] + o[c]. It
+takes two.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -28,7 +32,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pumice.model import attribute, constant, consumers
-from pumice.quantize.placement import Layer, Placement, clip_bounds
+from pumice.quantize.folding import folded_into_producers, read_by_none_but
+from pumice.quantize.placement import Layer, Placement, clip_bounds, weight_shape
 from pumice.quantize.statistics import ChannelStatistics
 from pumice.quantize.target import ChannelScales
 
@@ -38,9 +43,7 @@ HEADROOM = 2.0
 SMALLEST_FACTOR = 1.0 / 256
 """A channel silent in calibration keeps at least this share of the widest channel's range."""
 AVERAGING = frozenset({"AveragePool", "GlobalAveragePool"})
-WORTH = 0.9
-WORTH_MOVING = 0.5
-"""The same for the addition that an offset needs besides."""
+PASS = 40
 CHANNELWISE = AVERAGING | {"MaxPool"}
 COMPENSATED = 0.25
 """Share of the weight-rounding error that compensated rounding leaves, roughly."""
@@ -78,11 +81,18 @@ class _Space:
     readers: list[Layer] = attrs.field(factory=list)
     float_readers: bool = False
     float_writers: bool = False
+    products: float = 0.0
+    """By weights, for each number of the values, in the convolutions that write and read them."""
 
     @property
-    def multiplies(self) -> bool:
-        """Whether factors cost a multiplication when the model runs."""
-        return self.float_readers or self.float_writers
+    def passes(self) -> int:
+        """Multiplications that factors cost when the model runs."""
+        return self.float_readers + self.float_writers
+
+
+def _price(products: float, passes: int) -> float:
+    """What an error is multiplied by for the time of `passes` beside the one that quantizes: the time squared."""
+    return (products + PASS * (1 + passes)) ** 2
 
 
 def channel_factors(
@@ -99,7 +109,7 @@ def channel_factors(
         space = _scalable(values, placement, layer_of)
         seen = [statistics[v.name or ""] for v in values]
         counts = {s.channels for s in seen}
-        if space is None or (space.multiplies and scales == "free") or len(counts) != 1 or 0 in counts:
+        if space is None or (space.passes and scales == "free") or len(counts) != 1 or 0 in counts:
             continue
         best = _best(space, seen)
         if best is not None:
@@ -152,6 +162,9 @@ def _writer_scales(space: _Space, value: ir.Value, placement: Placement, layer_o
     if producer is None or producer not in placement.integer_nodes:
         space.float_writers = True
         return True
+    if producer in layer_of:
+        shape = weight_shape(layer_of[producer])
+        space.products += float(np.prod(shape)) / shape[0]
     if producer in layer_of and value not in placement.writes_integers:
         # floating-point readers would read what the layer writes, straight
         return producer.op_type == "Conv" and all(reader in placement.integer_nodes for reader in consumers(value))
@@ -165,6 +178,7 @@ def _readers_scale(space: _Space, value: ir.Value, placement: Placement, layer_o
             if reader.op_type != "Conv" or layer.weight_value is value:
                 return False
             space.readers.append(layer)
+            space.products += _products(layer)
         elif reader not in placement.integer_nodes:
             space.float_readers = True
         elif reader.op_type not in CHANNELWISE:
@@ -172,10 +186,16 @@ def _readers_scale(space: _Space, value: ir.Value, placement: Placement, layer_o
     return True
 
 
+def _products(layer: Layer) -> float:
+    """Products by weights for each number that a convolution reads."""
+    shape, groups = weight_shape(layer), int(attribute(layer.node, "group", 1))
+    return float(np.prod(shape) / (shape[1] * groups) / np.prod(attribute(layer.node, "strides", (1,))))
+
+
 def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling | None:
     """The factors of the best exponent; None if all factors would be one."""
     if not space.readers:
-        return _for_floats(statistics[0], may_move=space.free_range) if space.float_readers else None
+        return _for_floats(space, statistics[0]) if space.float_readers else None
     ranges = np.max([s.largest for s in statistics], axis=0)
     widest = float(ranges.max(initial=0.0))
     if len(ranges) < 2 or widest <= 0.0:
@@ -183,28 +203,33 @@ def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling |
     share = np.clip(HEADROOM * ranges / widest, SMALLEST_FACTOR, 1.0)
     squares = np.max([s.mean_square for s in statistics], axis=0)
     weights = [_per_input_channel(layer) for layer in space.readers]
-    factors = _least_error(weights, share, ranges, squares, WORTH if space.multiplies else 1.0)
+    factors = _least_error(
+        weights, share, ranges, squares, _price(space.products, 0) / _price(space.products, space.passes)
+    )
     return None if factors is None else Rescaling(factors)
 
 
-def _for_floats(statistics: ChannelStatistics, *, may_move: bool) -> Rescaling | None:
+def _for_floats(space: _Space, statistics: ChannelStatistics) -> Rescaling | None:
     """For values that only floating-point operators read: nothing speaks against using the whole range everywhere."""
     assert statistics.low is not None
     assert statistics.high is not None
     low, high = np.minimum(statistics.low, 0.0), np.maximum(statistics.high, 0.0)
-    before = float((high.max() - low.min()) ** 2)
-    if len(low) < 2 or before <= 0.0:
+    if len(low) < 2 or high.max() <= low.min():
         return None
     factor = _shares(np.maximum(-low, high))
-    plain = float(np.mean((factor * _span(low / factor, high / factor)) ** 2))
-    offset = (statistics.low + statistics.high) / 2.0
+    choices: list[tuple[float, Rescaling | None]] = [
+        (_span(low, high) ** 2 * _price(space.products, 0), None),
+        (
+            float(np.mean((factor * _span(low / factor, high / factor)) ** 2)) * _price(space.products, 1),
+            Rescaling(factor),
+        ),
+    ]
     half = (statistics.high - statistics.low) / 2.0
-    if may_move and half.max() > 0.0:
+    if space.free_range and half.max() > 0.0:
         moved = _shares(half)
-        centred = float(np.mean((moved * _span(-half / moved, half / moved)) ** 2))
-        if centred <= WORTH_MOVING * min(plain, before):
-            return Rescaling(moved, offset)
-    return Rescaling(factor) if plain <= WORTH * before else None
+        error = float(np.mean((moved * _span(-half / moved, half / moved)) ** 2))
+        choices.append((error * _price(space.products, 2), Rescaling(moved, (statistics.low + statistics.high) / 2.0)))
+    return min(choices, key=lambda choice: choice[0])[1]
 
 
 def _shares(ranges: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -236,12 +261,15 @@ def dynamic_factors(
     None where the weights are read by layers of several values: they could not be stored once.
     """
     readers: dict[str, list[NDArray[np.float64]]] = {}
+    values: dict[str, ir.Value] = {}
+    dynamic = {layer.node for layer in layers if layer.mode == "dynamic"}
     several = _sharing_weights(layers)
     for layer in layers:
         weights = constant(layer.weight_value)
         if layer.mode == "dynamic" and weights is not None and weights.ndim == 2:
             matrix = weights if layer.axis == 0 else weights.T
             readers.setdefault(layer.data.name or "", []).append(matrix.astype(np.float64)[None, :, :, None])
+            values[layer.data.name or ""] = layer.data
     found = {}
     for name, weights_read in readers.items():
         seen = statistics[name]
@@ -251,10 +279,19 @@ def dynamic_factors(
         if widest <= 0.0:
             continue
         share = np.clip(seen.largest / widest, SMALLEST_FACTOR, 1.0)
-        factors = _least_error(weights_read, share, seen.largest, seen.mean_square, WORTH)
+        columns = sum(matrix.shape[1] for matrix in weights_read)
+        worth = 1.0 if _takes_factors(values[name], len(share), dynamic) else _price(columns, 0) / _price(columns, 1)
+        factors = _least_error(weights_read, share, seen.largest, seen.mean_square, worth)
         if factors is not None:
             found[name] = factors
     return found
+
+
+def _takes_factors(value: ir.Value, channels: int, readers: Collection[ir.Node]) -> bool:
+    """Whether constants before the value can take factors along its last axis."""
+    if not read_by_none_but(value, readers):
+        return False
+    return folded_into_producers(value, np.ones(channels), may_change=lambda _: True) is not None
 
 
 def _sharing_weights(layers: Sequence[Layer]) -> set[str]:

@@ -20,14 +20,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pumice.model import attribute
+from pumice.quantize.error_feedback import codes_with_feedback
+from pumice.quantize.grids import AffineGrid
 from pumice.quantize.parameters import QuantParams
 
 ROWS = 32768
 """Rows that the moments of a layer are made of, about: evenly spread over the samples and their positions."""
 DAMPING = 0.01
 """Least weight of an input in H, as a share of the mean input's."""
-BLOCK = 128
-"""Columns rounded between two updates of all those still to come."""
 WIDEST = 4800
 """Largest number of inputs per output for which H is kept (float64: 8 * WIDEST^2 bytes)."""
 
@@ -163,10 +163,7 @@ def conv_pads(node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]) 
 def compensated_rounding(
     weights: NDArray[np.float64], scale: NDArray[np.float64], second: NDArray[np.float64], limit: int
 ) -> NDArray[np.int8]:
-    """GPTQ, for all groups at once.
-
-    Columns are visited by falling H[j, j] (what matters most is rounded while there is most freedom left to repair it).
-    It is greedy: an output that is better off with the nearest integers gets those.
+    """GPTQ (`error_feedback`) to integers, for all groups at once.
 
     Args:
         weights: (groups, outputs, k).
@@ -174,52 +171,9 @@ def compensated_rounding(
         second: H, (groups, k, k), positive definite.
         limit: integers lie in [-limit, limit].
     """
-    order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
-    turned = np.take_along_axis(weights, order[:, None, :], axis=2)
-    upper = _upper_factors(np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2))
-    compensated = np.empty_like(turned)
-    np.put_along_axis(compensated, order[:, None, :], _rounded_in_turn(turned, scale, upper, limit), axis=2)
-    nearest = np.clip(np.rint(weights / scale[..., None]), -limit, limit)
-    errors = [_output_error(weights - integers * scale[..., None], second) for integers in (compensated, nearest)]
-    return np.where((errors[0] <= errors[1])[..., None], compensated, nearest).astype(np.int8)
-
-
-def _output_error(difference: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """d H d^T of every row, (groups, outputs)."""
-    return np.asarray(np.einsum("gok,gok->go", difference @ second, difference))
-
-
-def _rounded_in_turn(
-    weights: NDArray[np.float64], scale: NDArray[np.float64], upper: NDArray[np.float64], limit: int
-) -> NDArray[np.float64]:
-    """One column after the other, its error moved onto those still to come: at once in a block, then as a product."""
-    working, integers = weights.copy(), np.empty(weights.shape)
-    for start in range(0, working.shape[2], BLOCK):
-        stop = min(start + BLOCK, working.shape[2])
-        errors = np.empty((*working.shape[:2], stop - start))
-        for j in range(start, stop):
-            rounded = np.clip(np.rint(working[..., j] / scale), -limit, limit)
-            integers[..., j] = rounded
-            error = (working[..., j] - rounded * scale) / upper[:, j, j, None]
-            errors[..., j - start] = error
-            working[..., j + 1 : stop] -= error[..., None] * upper[:, None, j, j + 1 : stop]
-        working[..., stop:] -= errors @ upper[:, start:stop, stop:]
-    return integers
-
-
-def _upper_factors(second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """U upper triangular with H^-1 = U^T U: the inverse of R, where H = R R^T with R upper triangular.
-
-    R is the Cholesky factor of H with its axes reversed, reversed again.
-    """
-    from scipy.linalg.lapack import dtrtri
-
-    try:
-        lower = np.linalg.cholesky(second[:, ::-1, ::-1])
-    except np.linalg.LinAlgError:  # correlated up to rounding errors
-        damping = 1e-3 * np.einsum("gkk->g", second) / second.shape[1]
-        return _upper_factors(second + damping[:, None, None] * np.eye(second.shape[1]))
-    return np.stack([dtrtri(one[::-1, ::-1], lower=0)[0] for one in lower])
+    zero = np.zeros((1, 1, 1), np.int32)
+    grid = AffineGrid(scale=scale[..., None], zero=zero, low=-limit, high=limit, block=weights.shape[2])
+    return codes_with_feedback(weights, grid, second).astype(np.int8)
 
 
 @attrs.frozen(eq=False)

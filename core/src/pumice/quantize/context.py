@@ -7,16 +7,15 @@ are batched.
 from __future__ import annotations
 
 import fnmatch
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
-import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import DataError
 from pumice.ledger import Ledger
+from pumice.measure.budget import Drift, rows
 from pumice.model import clone
 from pumice.progress import Progress, Silent
 from pumice.quantize.target import Target
@@ -24,7 +23,7 @@ from pumice.quantize.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pumice.data import Batch, Dataset
+    from pumice.data import Dataset
     from pumice.pipeline import RunContext
     from pumice.steps import Quantize
     from pumice.strategy import Metric, Runtime
@@ -102,10 +101,8 @@ class QuantizeContext:
         """
         if self.calibration is None:
             raise DataError("quantization needs calibration data: give it with --data (data=)")
-        batches = self.calibration.batches(batch_size=1, limit=self.samples)
-        every = (row for batch in batches for row in _rows(batch, stacked=self.calibration.inputs.stacks))
         count = 0
-        for row in itertools.islice(every, min(limit or self.samples, self.samples)):
+        for row in rows(self.calibration, min(limit or self.samples, self.samples)):
             count += 1
             yield row
         if not count:
@@ -143,63 +140,3 @@ class QuantizeContext:
         for feeds in self.feeds(limit):
             drift.update(before.run(feeds), after.run(feeds))
         return drift
-
-
-def _rows(batch: Batch, *, stacked: bool) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
-    """The rows of a batch, if its first axis is one; else the batch as it is."""
-    feeds, labels = dict(batch.feeds), batch.labels
-    counts = {len(array) if array.ndim else 0 for array in feeds.values()}
-    count = counts.pop() if stacked and len(counts) == 1 else 1
-    if count < 2 or (labels is not None and len(labels) != count):
-        yield feeds, labels
-        return
-    for row in range(count):
-        part = slice(row, row + 1)
-        yield {name: array[part] for name, array in feeds.items()}, None if labels is None else labels[part]
-
-
-@attrs.define
-class Drift:
-    """Distance between the outputs of two models, streamed."""
-
-    noise: dict[str, float] = attrs.field(factory=dict)
-    signal: dict[str, float] = attrs.field(factory=dict)
-    """Squared deviations from the mean of the sample."""
-    single: dict[str, list[float]] = attrs.field(factory=dict)
-    """Outputs that are one number a sample: these vary from sample to sample only."""
-    agreeing: int = 0
-    decisions: int = 0
-
-    def update(self, before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:
-        for name, exact in before.items():
-            if exact.dtype.kind != "f" or not exact.size:
-                continue
-            known = np.isfinite(exact)  # a mask of minus infinities is no signal
-            wide = np.where(known, exact, 0.0).astype(np.float64)
-            self.noise[name] = self.noise.get(name, 0.0) + float(
-                np.sum((np.where(known, after[name], 0.0) - wide) ** 2)
-            )
-            self.signal[name] = self.signal.get(name, 0.0) + float(np.sum((wide - wide.mean()) ** 2))
-            if wide.size == 1:
-                self.single.setdefault(name, []).append(wide.item())
-            if exact.ndim > 1 and exact.shape[-1] > 1:
-                same = exact.argmax(axis=-1) == after[name].argmax(axis=-1)
-                self.agreeing += int(same.sum())
-                self.decisions += same.size
-
-    @property
-    def ratio(self) -> float:
-        """Worst noise-to-signal ratio of any output; infinite if one is NaN."""
-        signal = {name: self.signal[name] + _spread(self.single.get(name, ())) for name in self.noise}
-        ratios = [noise / max(signal[name], 1e-30) for name, noise in self.noise.items()]
-        return max((np.inf if np.isnan(ratio) else ratio for ratio in ratios), default=0.0)
-
-    @property
-    def agreement(self) -> float:
-        """Share of last-axis decisions that stayed the same; 1 if there are none."""
-        return self.agreeing / self.decisions if self.decisions else 1.0
-
-
-def _spread(numbers: Sequence[float]) -> float:
-    """Squared deviations from the mean; from zero if there is only one number."""
-    return float(np.sum((np.asarray(numbers) - (np.mean(numbers) if len(numbers) > 1 else 0.0)) ** 2))

@@ -4,12 +4,13 @@
     f (x + c)     = f x + f c            if f folds into x
     f LN(x; g, b) = LN(x; f g, f b)      layer normalisation, f along its axis
 
-A multiplication that costs a pass over the activations becomes one of a few constants, done once.
+A multiplication that costs a pass over the activations becomes one of a few constants, done once. The constant at the
+end of a GELU is not touched: a runtime that computes it in one operator no longer would, which costs more passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import attrs
 import numpy as np
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pumice.model import attribute, constant, consumers
+from pumice.model.affine import closes_a_pattern
 
 
 @attrs.frozen(eq=False)
@@ -52,10 +54,16 @@ def folded_into_producers(
             return None
 
 
+def read_by_none_but(value: ir.Value, readers: Collection[ir.Node]) -> bool:
+    """Whether only `readers` see what the numbers of the value are (its shape stays as it is)."""
+    others = [reader for reader in consumers(value) if reader not in readers and reader.op_type != "Shape"]
+    return not others and not value.is_graph_output()
+
+
 def _product(node: ir.Node, factor: NDArray[np.float64]) -> list[Constant] | None:
     for index in (1, 0) if node.op_type == "Mul" else (1,):
-        known = _known(node, index, factor)
-        if known is not None:
+        known, other = _known(node, index, factor), node.inputs[1 - index]
+        if known is not None and other is not None and not closes_a_pattern(other):
             return [_constant(node, index, known * factor if node.op_type == "Mul" else known / factor)]
     return None
 

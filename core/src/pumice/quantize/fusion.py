@@ -26,12 +26,13 @@ import numpy as np
 import onnx_ir as ir
 
 from pumice.ledger import Ledger
-from pumice.model import add_initializer, attribute, clone, constant, consumers, is_constant
+from pumice.model import add_initializer, attribute, clone, constant, consumers, is_constant, replace_value
 
 STEP = "export"
 MS = "com.microsoft"
 QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
+NARROW = frozenset(kind.numpy() for kind in (ir.DataType.INT4, ir.DataType.UINT4))
 MOVES = frozenset(
     "Expand Flatten Gather GatherElements MaxPool Reshape Slice Squeeze Tile Transpose Unsqueeze Split".split()
 )
@@ -120,6 +121,7 @@ def fused(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
             `skipped` if nothing around it is quantized.
     """
     result, ledger = clone(model), ledger if ledger is not None else Ledger()
+    _widen_constants(result)
     for node in list(result.graph):
         if node.op_type in QUANTIZING:
             continue
@@ -142,6 +144,18 @@ def fused(model: ir.Model, ledger: Ledger | None = None) -> ir.Model:
     if any(node.domain == MS for node in result.graph):
         result.opset_imports.setdefault(MS, 1)
     return result
+
+
+def _widen_constants(model: ir.Model) -> None:
+    """Integers of fewer than eight bits that a Cast widens, as a runtime does when it loads the model."""
+    for node in list(model.graph):
+        if node.op_type != "Cast" or node.outputs[0].is_graph_output():
+            continue
+        value, wide = constant(node.inputs[0]), ir.DataType(attribute(node, "to"))
+        if value is not None and value.dtype in NARROW and wide in BYTES:
+            stored = add_initializer(model, f"{node.outputs[0].name}/constant", value.astype(wide.numpy()))
+            replace_value(node.outputs[0], stored)
+            model.graph.remove(node, safe=True)
 
 
 def _nothing_to_do(unit: Unit) -> str | None:

@@ -2,12 +2,7 @@
 
 It stands around every quantizer: whatever leaves excluded nodes alone and tells the ledger what it changed is guarded.
 
-What counts as lost, on the calibration data: the labelled metrics, if there are labels; an error that has no upper end
-(`mse`) counts relative to what it was. If there are none, the outputs are compared with the original's: the budget is
-broken if their noise-to-signal ratio exceeds NOISE times `max_drop` and, where the model seems to make decisions, more
-than FIDELITY times `max_drop` of them changed. (Either alone says little: decisions between near-equals change under
-the least noise, and noise that changes no decision is harmless.) A loss must also be larger than chance would make it
-on that many samples (one-sided 95%).
+What counts as lost is told in `pumice.measure.budget`.
 
 If the budget is broken, every layer is quantized alone, the outputs are compared, and the layers that disturb them most
 are returned to floating point: one, two, four, ... until the budget holds, and then as many fewer as it still holds
@@ -21,84 +16,25 @@ from collections.abc import Mapping, Sequence
 import attrs
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from pumice.errors import BudgetExceeded, PluginError
 from pumice.ledger import Ledger
+from pumice.measure import budget
+from pumice.measure.budget import JUDGED, Drift, Verdict
 from pumice.model import clone, nodes, weight_of
 from pumice.progress import Silent
-from pumice.quantize.context import Drift, QuantizeContext
+from pumice.quantize.context import QuantizeContext
 from pumice.quantize.placement import STEP
-from pumice.strategy import Metric, Quantizer
+from pumice.strategy import Quantizer
 
-FIDELITY = 5.0
-NOISE = 10.0
-CONFIDENCE = 1.645
-"""Standard errors that a loss must exceed."""
-JUDGED = 256
-"""Samples used to judge a model."""
 RANKED = 8
 """Samples used to rank layers."""
 
 
-@attrs.frozen(kw_only=True)
-class Verdict:
-    """What a quantized model lost, and whether that is too much."""
-
-    measure: str
-    loss: float
-    budget: float
-    error: float
-    """Standard error of the loss."""
-
-    @property
-    def exceeded(self) -> bool:
-        """NaN is too much."""
-        return not (self.loss <= self.budget or self.loss <= CONFIDENCE * self.error)
-
-    def __str__(self) -> str:
-        return f"{self.measure} lost {self.loss:.4f} on the calibration data, the budget is {self.budget:.4f}"
-
-
 def judge(original: ir.Model, changed: ir.Model, context: QuantizeContext) -> Verdict:
     """Compare the two models on the calibration data."""
-    before, after = context.runtime.open(clone(original)), context.runtime.open(clone(changed))
-    labelled = [metric for metric in context.metrics if not metric.fidelity]
-    scores: list[list[tuple[float, float]]] = [[] for _ in labelled]
-    changes: list[float] = []
-    agreement = next((metric for metric in context.metrics if metric.name == "agreement"), None)
-    drift = Drift()
-    for feeds, labels in context.samples_with_labels(JUDGED):
-        exact, found = before.run(feeds), after.run(feeds)
-        drift.update(exact, found)
-        if agreement is not None:
-            changes += (1.0 - agreement.score(found, labels, exact)).tolist()
-        if labels is not None:
-            for metric, pairs in zip(labelled, scores, strict=True):
-                pair = metric.score(exact, labels, exact), metric.score(found, labels, exact)
-                pairs += zip(*(one.tolist() for one in pair), strict=True)
-    lost = [_lost(metric, pairs, context.max_drop) for metric, pairs in zip(labelled, scores, strict=True) if pairs]
-    if lost:
-        return max(lost, key=lambda verdict: np.nan_to_num(verdict.loss, nan=np.inf))
-    if changes:
-        decided = _verdict("agreement with the original", np.array(changes), FIDELITY * context.max_drop)
-        if not decided.exceeded:
-            return decided
-    measure = "output fidelity (noise to signal)"
-    return Verdict(measure=measure, loss=drift.ratio, budget=NOISE * context.max_drop, error=0.0)
-
-
-def _lost(metric: Metric, pairs: Sequence[tuple[float, float]], budget: float) -> Verdict:
-    """What a labelled metric lost, sample by sample, from (before, after)."""
-    before, after = np.array(pairs, np.float64).T
-    if metric.higher_is_better:
-        return _verdict(metric.name, before - after, budget)
-    return _verdict(metric.name, (after - before) / (abs(float(before.mean())) or 1.0), budget)
-
-
-def _verdict(measure: str, losses: NDArray[np.float64], budget: float) -> Verdict:
-    error = float(np.std(losses) / np.sqrt(len(losses)))
-    return Verdict(measure=measure, loss=float(np.mean(losses)), budget=budget, error=error)
+    samples = context.samples_with_labels(JUDGED)
+    return budget.judge(original, changed, samples, context.metrics, context.runtime, context.max_drop)
 
 
 def within_budget(model: ir.Model, quantizer: Quantizer, context: QuantizeContext) -> ir.Model:

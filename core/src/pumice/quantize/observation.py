@@ -26,7 +26,7 @@ from pumice.quantize.channel_scaling import Rescaling
 from pumice.quantize.compensation import ROWS, WIDEST, Moments, layer_columns
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.parameters import QuantParams, affine
-from pumice.quantize.placement import Layer, Placement
+from pumice.quantize.placement import Layer, Placement, weight_shape
 from pumice.quantize.saturation import pair_saturation
 from pumice.quantize.statistics import ChannelStatistics, Statistics
 
@@ -186,12 +186,6 @@ def moment_shape(layer: Layer) -> tuple[int, int]:
     if layer.node.op_type == "Conv":
         return int(attribute(layer.node, "group", 1)), int(np.prod(shape[1:]))
     return 1, shape[1 - layer.axis]
-
-
-def weight_shape(layer: Layer) -> tuple[int, ...]:
-    shape = layer.weight_value.shape
-    assert shape is not None
-    return tuple(int(n) for n in shape.numpy())
 
 
 def rounded_together(reading: Reading) -> tuple[ir.Value, object]:

@@ -38,6 +38,20 @@ class Layer:
     """Output-channel axis of the weights (the row axis of an embedding table)."""
     bias: int | None = None
     """Index of the bias input, if the operator has one here."""
+    sum: ir.Node | None = None
+    """The node after a MatMul that adds a vector: its bias. The integer layer adds it itself."""
+
+    @property
+    def last(self) -> ir.Node:
+        """The node whose output the layer writes."""
+        return self.sum or self.node
+
+    @property
+    def bias_value(self) -> ir.Value | None:
+        """The constant that is the bias, if there is one."""
+        if self.sum is not None:
+            return next(value for value in self.sum.inputs if is_constant(value))
+        return None if self.bias is None else self.node.inputs[self.bias]
 
     @property
     def data(self) -> ir.Value:
@@ -51,6 +65,12 @@ class Layer:
         value = self.node.inputs[self.weight]
         assert value is not None
         return value
+
+
+def weight_shape(layer: Layer) -> tuple[int, ...]:
+    shape = layer.weight_value.shape
+    assert shape is not None
+    return tuple(int(n) for n in shape.numpy())
 
 
 @attrs.define(eq=False)
@@ -100,7 +120,9 @@ def find_layers(
         if reason:
             ledger.declined(STEP, node.name or "", node.op_type, reason)
         else:
-            layers.append(attrs.evolve(layer, mode=choose_mode(rule.modes)))
+            mode = choose_mode(rule.modes)
+            added = _sum_after(layer) if mode == "dynamic" else None
+            layers.append(attrs.evolve(layer, mode=mode, sum=None if added is None or excluded(added) else added))
     return layers
 
 
@@ -130,6 +152,24 @@ def _layer_of(node: ir.Node) -> Layer | None:
         case _:
             axis = rank - 1
     return Layer(node, "static", weight=index, axis=axis, bias=bias)
+
+
+def _sum_after(layer: Layer) -> ir.Node | None:
+    """The sum that alone reads what a matrix product writes, and adds one number to each of its columns."""
+    output, weight = layer.node.outputs[0], layer.weight_value
+    readers = consumers(output)
+    if layer.node.op_type != "MatMul" or output.is_graph_output() or len(output.uses()) != 1:
+        return None
+    (reader,) = readers
+    other = next((value for value in reader.inputs if value is not output), None)
+    if reader.op_type != "Add" or not standard(reader) or reader.graph is not layer.node.graph or other is None:
+        return None
+    known = other.dtype == ir.DataType.FLOAT and is_constant(other) and not other.is_graph_input()
+    if not known or other.shape is None or output.shape is None or weight.shape is None or len(weight.shape) != 2:
+        return None
+    *before, last = other.shape.numpy() or (1,)
+    fits = last == weight.shape.numpy()[1] and all(n == 1 for n in before) and len(before) < len(output.shape)
+    return reader if fits else None
 
 
 def _refusal(layer: Layer, smallest: int) -> str | None:
@@ -403,6 +443,7 @@ QUANTIZED_OPS = frozenset(
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
         "MatMulInteger",
         "ConvInteger",
         "QGemm",

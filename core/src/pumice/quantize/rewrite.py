@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pumice.model import add_initializer, consumers, fresh_name, replace_input
 from pumice.quantize.channel_scaling import Rescaling
-from pumice.quantize.folding import folded_into_producers
+from pumice.quantize.folding import folded_into_producers, read_by_none_but
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
 
@@ -110,9 +110,10 @@ class _Rewriter:
         outputs: int = 1,
         **attributes: int,
     ) -> ir.Node:
-        made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=fresh_name(self.model, name))
-        for number, value in enumerate(made.outputs):
-            value.name = fresh_name(self.model, f"{made.name}_out" if outputs == 1 else f"{made.name}_out{number}")
+        """A node at the end of the graph; `name` is that of its outputs. Its own is short, and no node of a model's."""
+        made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=fresh_name(self.model, f"q/{op}"))
+        for value in made.outputs:
+            value.name = fresh_name(self.model, name)
             if dtype is not None:
                 value.dtype = dtype
         self.model.graph.append(made)
@@ -151,7 +152,7 @@ class _Rewriter:
         params = self.parameters[self.placement.space_of[value]]
         return [
             self.constant(f"{value.name}/scale", params.scale),
-            self.constant(f"{value.name}/zero_point", params.zero_point),
+            self.constant("zero_point", params.zero_point),
         ]
 
     def _factor(self, value: ir.Value) -> NDArray[np.float64] | None:
@@ -173,14 +174,14 @@ class _Rewriter:
         factor = None if self._writes_integers(value) else self._factor(value)
         if factor is not None and not self._fold(value, 1.0 / factor, self.placement.integer_nodes):
             source = self._combined("Mul", value, "divided", 1.0 / factor)
-        name = f"{value.name}/quantize"
+        name = f"{value.name}/quantized"
         node = self.node("QuantizeLinear", [source, *self._scales(value)], name, ir.DataType.from_numpy(dtype))
         node.outputs[0].shape = value.shape
         return node.outputs[0]
 
     def _fold(self, value: ir.Value, factor: NDArray[np.float64], readers: Collection[ir.Node]) -> bool:
         """Let the constants that compute the value multiply it by `factor`, if `readers` alone read it."""
-        if value.is_graph_output() or not all(reader in readers for reader in consumers(value)):
+        if not read_by_none_but(value, readers):
             return False
         found = folded_into_producers(value, factor, may_change=lambda inner: inner not in self.placement.space_of)
         for known in found or ():
@@ -189,7 +190,9 @@ class _Rewriter:
 
     def _dequantize(self, value: ir.Value, quantized: ir.Value, *, whole: bool) -> ir.Value:
         """The real value; `whole` with its factors multiplied back, otherwise as the integer layers want it."""
-        node = self.node("DequantizeLinear", [quantized, *self._scales(value)], f"{value.name}/dequantize", value.dtype)
+        node = self.node(
+            "DequantizeLinear", [quantized, *self._scales(value)], f"{value.name}/dequantized", value.dtype
+        )
         result = node.outputs[0]
         result.shape = value.shape
         factor = self._factor(value) if whole else None
@@ -250,9 +253,9 @@ class _Rewriter:
         params, name = quantized.params, weight.name or "weight"
         integers = add_initializer(self.model, f"{name}/quantized", quantized.integers)
         scale = self.constant(f"{name}/scale", params.scale)
-        zero = self.constant(f"{name}/zero_point", params.zero_point)
+        zero = self.constant("zero_point", params.zero_point)
         axis = {} if params.axis is None else {"axis": params.axis}
-        node = self.node("DequantizeLinear", [integers, scale, zero], f"{name}/dequantize", ir.DataType.FLOAT, **axis)
+        node = self.node("DequantizeLinear", [integers, scale, zero], f"{name}/dequantized", ir.DataType.FLOAT, **axis)
         node.outputs[0].shape = ir.Shape(quantized.integers.shape)
         self.dequantized_weights[key] = node.outputs[0]
         return node.outputs[0]
@@ -268,15 +271,14 @@ class _Rewriter:
         value = add_initializer(self.model, f"{name}/quantized", integers)
         self._keep_bias(layer, layer.node.outputs[0], value, scale)
         factor = self.constant(f"{name}/scale", scale)
-        zero = self.constant(f"{name}/zero_point", np.zeros(scale.shape, np.int32))
-        node = self.node("DequantizeLinear", [value, factor, zero], f"{name}/dequantize", ir.DataType.FLOAT, axis=0)
+        node = self.node("DequantizeLinear", [value, factor], f"{name}/dequantized", ir.DataType.FLOAT, axis=0)
         return node.outputs[0]
 
     def _keep_bias(
         self, layer: Layer, output: ir.Value, initializer: ir.Value, units: NDArray[np.float32] | None = None
     ) -> None:
         axis = 1 if layer.node.op_type == "Conv" else -1
-        self.biases[layer.node] = Bias(layer.node.outputs[0].name or "", output, axis, initializer, units)
+        self.biases[layer.node] = Bias(layer.last.outputs[0].name or "", output, axis, initializer, units)
 
     def remove_unread_weights(self) -> None:
         """Float weights and biases that nobody reads any more."""
@@ -301,14 +303,16 @@ class _Rewriter:
             value = add_initializer(self.model, f"{name}/bias", quantized.bias.astype(np.float32))
             result = self.node("Add", [result.outputs[0], value], f"{name}/biased", ir.DataType.FLOAT)
             self._keep_bias(layer, result.outputs[0], value)
-        self._take_over(node, result)
+        self._take_over(layer.last, result)
+        if layer.sum is not None:
+            self.model.graph.remove(node, safe=True)
 
     def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         if value not in self.dynamic_inputs:
             source, factors = value, self.running_factors.get(value.name or "")
             if factors is not None and not self._fold(value, 1.0 / factors, self.dynamic_nodes):
                 source = self._combined("Mul", value, "divided", 1.0 / factors)
-            made = self.node("DynamicQuantizeLinear", [source], f"{value.name}/quantize", None, outputs=3)
+            made = self.node("DynamicQuantizeLinear", [source], f"{value.name}/quantized", None, outputs=3)
             integer, scale, zero = made.outputs
             integer.dtype, scale.dtype, zero.dtype = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8
             self.dynamic_inputs[value] = (integer, scale, zero)

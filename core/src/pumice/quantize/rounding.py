@@ -27,10 +27,9 @@ from pumice.quantize.observation import (
     observe_moments,
     rounded_together,
     saturating,
-    weight_shape,
 )
 from pumice.quantize.parameters import QuantParams, symmetric_per_channel
-from pumice.quantize.placement import Layer
+from pumice.quantize.placement import Layer, weight_shape
 from pumice.quantize.rewrite import QuantizedWeights
 
 PORTION = 1 << 29
@@ -79,7 +78,7 @@ class Rounder:
         first: dict[object, QuantizedWeights] = {}
         for task in tasks:
             group = rounded_together(task.reading)
-            if group not in first or task.layer.bias is not None:
+            if group not in first or task.layer.bias_value is not None:
                 first[group] = self._rounded(task, moments.get(task.key))
             rounded[task.key] = first[group]
         if self.context.target.pair_saturation:
@@ -165,7 +164,7 @@ def _folded(task: _Task) -> tuple[NDArray[np.float64], NDArray[np.float64] | Non
     assert weights is not None
     if layer.mode == "weight-only":
         return weights.astype(np.float64), None
-    bias = constant(layer.node.inputs[layer.bias]) if layer.bias is not None else None
+    bias = constant(layer.bias_value)
     if bias is not None:
         bias = np.broadcast_to(bias.reshape(-1), (weight_shape(layer)[layer.axis],))
     folded, scaled = fold(layer, weights, bias, task.reading.rescaling, task.writing)

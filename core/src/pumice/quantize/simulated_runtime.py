@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from numpy.typing import NDArray
 
-from pumice.strategy import Runtime, Session, knob
+from pumice.knobs import knob
+from pumice.strategy import Runtime, Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -33,6 +33,7 @@ from pumice.ops.quantize import aligned_to
 from pumice.plan import Plan, compile_plan
 from pumice.quantize.fusion import MOVES, fused
 from pumice.quantize.saturation import saturating_kernels
+from pumice.registry import registry
 from pumice.strategy import Runtime
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -134,7 +135,9 @@ def _writes_integers(node: ir.Node) -> bool:
 
 
 def _compiled(model: ir.Model, outputs: Sequence[str] | None, pair_saturation: bool) -> Plan:
-    return compile_plan(model, outputs, kernels=saturating_kernels() if pair_saturation else ())
+    """With the kernels that compute exactly what the reference does: those of integers."""
+    exact = [kernel for kernel in registry().kernels if kernel.rtol == kernel.atol == 0]
+    return compile_plan(model, outputs, kernels=[*exact, *(saturating_kernels() if pair_saturation else ())])
 
 
 # --- one layer --------------------------------------------------------------------------------------------------------

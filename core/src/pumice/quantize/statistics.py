@@ -8,11 +8,25 @@ tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 1 << 16
+from pumice.dispatch import implementation
+from pumice.ops.calibration import BINS
+from pumice.ops.record import Node
+from pumice.registry import registry
+
+
+@cache
+def _histogram() -> Callable[..., Any]:
+    """Counts and extremes of an array, by the quickest kernel installed; all count alike."""
+    node = Node(op_type="Histogram", domain="pumice")
+    return partial(implementation(node, (), registry().ops, registry().usable_kernels)[1], node)
 
 
 def _bin_centres() -> NDArray[np.float64]:
@@ -105,9 +119,13 @@ class Statistics:
         if array.size == 0:
             return
         array = np.ascontiguousarray(array, np.float32)
-        self.counts += np.bincount(array.reshape(-1).view(np.uint16)[1::2], minlength=BINS)
-        rows = array.reshape(samples, -1) if array.ndim and array.shape[0] == samples else array.reshape(1, -1)
-        for low, high in zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True):
+        counts, extremes = _histogram()(array)
+        self.counts += counts
+        ranges = [tuple(extremes.tolist())]
+        if samples > 1 and array.shape[:1] == (samples,):
+            rows = array.reshape(samples, -1)
+            ranges = list(zip(rows.min(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True))
+        for low, high in ranges:
             self.low, self.high = min(self.low, low), max(self.high, high)
             keep = self.momentum if self.samples else 0.0
             self.average_low = keep * self.average_low + (1 - keep) * low

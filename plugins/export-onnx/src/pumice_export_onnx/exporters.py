@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pumice.errors import ModelError, NothingChanged, PumiceError
+from pumice.knobs import Choice, Int, knob
 from pumice.ledger import Ledger
-from pumice.strategy import Choice, Exporter, Int, Runtime, knob
+from pumice.strategy import Exporter, Runtime
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -103,10 +104,25 @@ def _converted(model: ir.Model, opset: int) -> ir.Model:
     try:
         return through(model, lambda proto: convert_version(proto, opset))
     except (RuntimeError, ConvertError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[-1]
         raise ModelError(
-            f"the model was not saved: it cannot be converted to opset {opset} ({reason}); leave knob 'opset' at 0"
+            f"the model was not saved: it cannot be converted to opset {opset} ({_obstacle(str(error))}); "
+            "leave knob 'opset' at 0"
         ) from error
+
+
+_OBSTACLES = {
+    r"No Previous Version of (\w+) exists": r"it has no operator \1 yet",
+    r"No Adapter From Version \$?(\d+) for (\w+)": r"ONNX's converter cannot take \2 back from version \1",
+}
+"""What ONNX's converter means by its assertions."""
+
+
+def _obstacle(message: str) -> str:
+    """Why a conversion failed, without the assertion that noticed it."""
+    for said, meant in _OBSTACLES.items():
+        if found := re.search(said, message):
+            return found.expand(meant)
+    return re.sub(r".*Assertion `.*?` failed: ", "", message.strip().splitlines()[-1])
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import ModelError, nearest
-from pumice.strategy import Choice, Int, Names, Runtime, knob
+from pumice.knobs import Choice, Int, Names, knob
+from pumice.strategy import Runtime
 from pumice_runtime_ort.source import ModelSource, operators, source_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class OrtRuntime(Runtime):
 
     name = "ort"
     rank = 100
+    channel_multiple = 8  # its blocked convolutions pad channels to the width of a vector: 8 floats, 16 with AVX-512
     providers: tuple[str, ...] = knob(
         ("CPUExecutionProvider",), Names(), help="execution providers, the preferred first; none falls back in silence"
     )
