@@ -1,15 +1,18 @@
 """The C kernels against NumPy, onnxruntime, OpenVINO and PyTorch on the CPU.
 
-    python benchmarks/bench_kernels.py [--quick] [--json FILE] [--only FAMILY,FAMILY] [--threads 1,2]
+    python benchmarks/bench_kernels.py [--quick] [--json FILE] [--only FAMILY,FAMILY] [--matching TEXT] [--threads 1,2]
+                                       [--weights hot,cold] [--seconds S] [--tests]
 
-Every row is one case at one number of threads. `hot` repeats the call on the same weights; `cold` goes round so many
-copies of them that no cache of the core's own holds any. All contestants take turns, round by round, each in its own
-process, the others stopped. Times are medians; the spread is half the distance of the quartiles, relative. `ratio` is
-the best peer's median over ours, above 1 is faster; `of peak` is our rate as a share of what multiply-adds on registers
-reach at the same moment; `!` marks a ratio below the case's target.
+The level in force is the machine's best, or what `PUMICE_CPU_ISA` names; `--tests` first runs the kernels' own tests
+at that level. Every row is one case at one number of threads. `hot` repeats the call on the same weights; `cold` goes
+round so many copies of them that no cache of the core's own holds any. All contestants take turns, round by round,
+each in its own process, the others stopped. Times are medians; the spread is half the distance of the quartiles,
+relative. `ratio` is the best peer's median over ours, above 1 is faster; `of peak` is our rate as a share of what
+multiply-adds on registers reach at the same moment; `!` marks a ratio below the case's target.
 """
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +23,13 @@ import attrs
 import numpy as np
 from kernel_cases import Case, Work, all_cases
 from kernel_peers import Peer, PeerError, environment
-from tables import Table, measurement, write_json
+from tables import Table, machine, measurement, write_json
 
 COLD_BYTES, MOST_COPIES = 64 << 20, 64
 BURST_SECONDS = 4e-3
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
 SECONDS, QUICK_SECONDS = 4.0, 0.8
+TESTS = Path(__file__).resolve().parent.parent / "native" / "cpu" / "tests"
 COLUMNS = {
     "case": 34, "threads": -7, "weights": 7, "ours µs": -10, "G/s": -7, "of peak": -7, "best peer": 20, "ratio": -7,
     "target": -6, "spread": -6,
@@ -108,11 +112,14 @@ def main() -> int:
     except PeerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    _print_level(arguments.tests)
+    cases = [case for case in all_cases(arguments.quick, arguments.only) if arguments.matching in case.name]
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
     table, rows, failures = Table(COLUMNS), [], []
     for threads in arguments.threads:
         with _Peers(python, threads) as peers:
-            for case in all_cases(arguments.quick, arguments.only):
-                for row in measured(case, threads, peers, QUICK_SECONDS if arguments.quick else SECONDS, failures):
+            for case in cases:
+                for row in measured(case, threads, arguments.weights, peers, seconds, failures):
                     table.row(row.cells())
                     rows.append(row)
     for line in failures:
@@ -148,9 +155,11 @@ class _Peers:
         return self.running[name]
 
 
-def measured(case: Case, threads: int, peers: _Peers, seconds: float, failures: list[str]) -> Iterator[Row]:
+def measured(
+    case: Case, threads: int, temperatures: Sequence[str], peers: _Peers, seconds: float, failures: list[str]
+) -> Iterator[Row]:
     """The case hot and, if it has weights, cold. Peers that cannot compute it are named in `failures`."""
-    for weights in ("hot", "cold") if case.weight_bytes else ("hot",):
+    for weights in temperatures if case.weight_bytes else ("hot",):
         copies = 1 if weights == "hot" else int(np.clip(-(-COLD_BYTES // case.weight_bytes), 2, MOST_COPIES))
         ours = Ours(threads)
         ours.build(case, copies)
@@ -199,6 +208,18 @@ def _row(case: Case, threads: int, weights: str, times: dict[str, list[float]], 
     )  # fmt: skip
 
 
+def _print_level(with_tests: bool) -> None:
+    """Which instructions are measured, on what, and what the tests of that level say."""
+    from pumice_cpu import native
+
+    level = native.level()
+    print(f"Level {level} on {machine()['processor']}\n")
+    if with_tests:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", level]
+        told = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, check=False).stdout
+        print(f"Tests of the level (native/cpu/tests -k {level}): {told.strip().splitlines()[-1]}\n", flush=True)
+
+
 def _print_means(rows: Sequence[Row]) -> None:
     """The geometric mean of the ratios of each family."""
     families: dict[str, list[float]] = {}
@@ -220,6 +241,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=lambda text: set(text.split(",")), default=set(), help="families of cases")
     numbers = lambda text: [int(part) for part in text.split(",")]
     parser.add_argument("--threads", type=numbers, default=[1, 2], help="numbers of threads")
+    parser.add_argument("--matching", default="", help="only cases with this in their names")
+    parser.add_argument("--weights", type=lambda text: text.split(","), default=["hot", "cold"], help="hot, cold")
+    parser.add_argument("--seconds", type=float, help="measuring time of a row")
+    parser.add_argument("--tests", action="store_true", help="first run the kernels' tests at the level in force")
     return parser
 
 

@@ -1,15 +1,20 @@
 """The plan with the installed kernels against the plan in NumPy alone, on real float models, end to end.
 
-    python benchmarks/bench_plan.py [--quick] [--json FILE] [--only ID,ID]
+    python benchmarks/bench_plan.py [--quick] [--json FILE] [--only ID,ID] [--threads 1,2]
 
-One row a model, on its own timing feed and all cores. Both plans take turns of a few runs; times are medians, the
-spread is half the distance of the quartiles, relative. `error` is the largest difference of an output, relative to the
-largest value of that output; `NumPy still` names the operators that took most of the time among those that no kernel
-computes.
+One row a model and number of threads, each in a process of its own that is bound to as many cores. Both plans take
+turns of a few runs on the model's timing feed; times are medians, the spread is half the distance of the quartiles,
+relative. `error` is the largest difference of an output, relative to the largest value of that output; `NumPy still`
+names the operators that took most of the time among those that no kernel computes. `resnet50` has that network's shape
+and random weights, a picture of 224 x 224.
 """
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +22,23 @@ from typing import Any
 
 import attrs
 import numpy as np
-from models import CASES, case
+from models import CASES, case, networks
 from tables import Table, measurement, write_json
 
 from pumice.model import load
 from pumice.plan import Plan, compile_plan
 from pumice.registry import registry
 
-DEFAULT = ("effnet_lite0", "minilm", "fashion_resnet", "fashion_mobile", "fashion_vit", "fashion_lstm", "crepe_tiny",
-           "silero_vad", "ocr_rec_v4", "char_lstm")  # fmt: skip
-QUICK = ("fashion_resnet", "fashion_mobile", "fashion_vit", "fashion_lstm")
+RESNET50 = "resnet50"
+DEFAULT = ("effnet_lite0", RESNET50, "minilm", "fashion_lstm", "char_lstm", "fashion_resnet", "fashion_mobile",
+           "fashion_vit", "crepe_tiny", "silero_vad", "ocr_rec_v4")  # fmt: skip
+QUICK = ("minilm", "fashion_lstm", "fashion_resnet", "fashion_mobile")
 TARGET = 5.0
 SECONDS, QUICK_SECONDS, FEWEST, MOST = 6.0, 1.0, 3, 100
 TURN, REST = 5, 0.15
 """Runs in a row, and seconds between two turns, in which threads that wait by spinning fall asleep."""
-COLUMNS = {"case": 16, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6, "error": -8, "NumPy still": 30}
+COLUMNS = {"case": 16, "threads": -7, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6, "error": -8,
+           "NumPy still": 30}  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)
@@ -48,8 +55,8 @@ class Compared:
 
 def compared(path: Path, feed: Mapping[str, np.ndarray], seconds: float) -> Compared:
     """Both plans of a model on one feed."""
-    model, known = load(path), registry()
-    plans = [compile_plan(model, ops=known.ops), compile_plan(model, ops=known.ops, kernels=known.kernels)]
+    model = load(path)
+    plans = [compile_plan(model, kernels=()), compile_plan(model)]
     truth, ours = (plan.run(feed) for plan in plans)
     once = sum(_timed(plan, feed) for plan in plans)
     times: list[list[float]] = [[], []]
@@ -100,24 +107,60 @@ def _left(plans: list[Plan], feed: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{kind} {t / whole:.0%}" for t, kind in slow)
 
 
+def measured(name: str, seconds: float) -> dict[str, Any]:
+    """The record of one model in this process."""
+    if name == RESNET50:
+        with tempfile.TemporaryDirectory() as folder:
+            path = networks.resnet50(Path(folder) / "resnet50.onnx")
+            feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}
+            return attrs.asdict(compared(path, feed, seconds))
+    return attrs.asdict(compared(case(name).path, case(name).feed, seconds))
+
+
+def in_process(name: str, threads: int, seconds: float) -> Compared:
+    """The record of one model in a process with so many threads and cores.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "--child", name, str(threads), str(seconds)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}")
+    return Compared(**json.loads(done.stdout))
+
+
+def child(name: str, threads: str, seconds: str) -> int:
+    """Print the record of one model as JSON."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
+    print(json.dumps(measured(name, float(seconds))))
+    return 0
+
+
 def main() -> int:
     """Print the table; 1 if a model failed."""
+    if sys.argv[1:2] == ["--child"]:
+        return child(*sys.argv[2:])
     arguments = _parser().parse_args()
     seconds = QUICK_SECONDS if arguments.quick else SECONDS
     table, record, failures = Table(COLUMNS), [], []
     for name in arguments.only or (QUICK if arguments.quick else DEFAULT):
-        try:
-            row = compared(case(name).path, case(name).feed, seconds)
-        except Exception as error:
-            failures.append(f"{name}: {error}")
-            continue
-        ratio = row.numpy / row.kernels
-        mark = "!" if ratio < TARGET else ""
-        milliseconds = [f"{row.numpy * 1e3:.2f}", f"{row.kernels * 1e3:.2f}"]
-        table.row([name, *milliseconds, f"{ratio:.1f}{mark}", f"{row.spread:.1%}", f"{row.error:.1e}", row.left])
-        peers = {"NumPy": row.numpy * 1e3}
-        found = measurement(name, "ms", row.kernels * 1e3, peers, spread=row.spread, higher_is_better=False)
-        record.append({**found, "error": row.error})
+        for threads in arguments.threads:
+            try:
+                row = in_process(name, threads, seconds)
+            except RuntimeError as error:
+                failures.append(f"{name}: {error}")
+                continue
+            ratio = row.numpy / row.kernels
+            mark = "!" if ratio < TARGET else ""
+            times = [f"{row.numpy * 1e3:.2f}", f"{row.kernels * 1e3:.2f}"]
+            figures = [f"{ratio:.1f}{mark}", f"{row.spread:.1%}", f"{row.error:.1e}"]
+            table.row([name, str(threads), *times, *figures, row.left])
+            peers, label = {"NumPy": row.numpy * 1e3}, f"{name}, {threads} threads"
+            found = measurement(label, "ms", row.kernels * 1e3, peers, spread=row.spread, higher_is_better=False)
+            record.append({**found, "error": row.error})
     for line in failures:
         print(f"\n{line}")
     if arguments.json:
@@ -129,8 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small models, little time each")
     parser.add_argument("--json", type=Path, help="also write the table as JSON")
-    names = lambda text: [name for name in text.split(",") if name in CASES]
+    names = lambda text: [name for name in text.split(",") if name in CASES or name == RESNET50]
     parser.add_argument("--only", type=names, default=[], help="identifiers of cases")
+    counts = lambda text: [int(count) for count in text.split(",")]
+    parser.add_argument("--threads", type=counts, default=[1, 2], help="numbers of threads")
     return parser
 
 

@@ -2,7 +2,8 @@
 
 project = "pumice"
 author = "pumice contributors"
-extensions = ["myst_parser"]
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # notebooks keep what they printed when they were run
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 html_theme = "furo"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pumice.testing
 from pumice import hookspecs
+from pumice.knobs import Knob
 from pumice.registry import BASES, STRATEGY_HOOKS, registry
 from pumice.steps import STEPS
-from pumice.strategy import Knob, Strategy
+from pumice.strategy import Strategy
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -11,6 +11,15 @@ use = "quantize"
 quantizer = { name = "template-int8-weights", smallest = 100 }
 """
 
+SPACE = """
+from pumice.search import Space
+from pumice.strategy import Need
+from pumice.testing.models import tiny_cnn
+
+found = Space.of(tiny_cnn(), frozenset({Need.CALIBRATION}), {}, {})
+print(*sorted(taker.name for takers in found.strategies.values() for taker in takers))
+"""
+
 
 def test_the_template_works_where_it_is_installed(fresh, tmp_path):
     fresh.pip("pumice-template", "pumice-export-onnx", "pumice-runtime-ort")
@@ -24,6 +33,8 @@ def test_the_template_works_where_it_is_installed(fresh, tmp_path):
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tests, tests
     )
     assert " passed" in ran
+
+    assert fresh.run("python", "-c", SPACE).split() == ["template-int8-weights", "template-magnitude"]
 
     (tmp_path / "recipe.toml").write_text(RECIPE)
     small = tmp_path / "small.onnx"

@@ -37,7 +37,7 @@ def ours(product: Literal["float", "bfloat", "integer"], m: int, k: int, n: int,
     import ml_dtypes
 
     from pumice_cpu.arrays import empty
-    from pumice_cpu.gemm import Epilogue, gemm, pack
+    from pumice_cpu.gemm import Epilogue, bound, pack
 
     rng = np.random.default_rng(seed)
     if product == "integer":
@@ -48,4 +48,4 @@ def ours(product: Literal["float", "bfloat", "integer"], m: int, k: int, n: int,
         a = a.astype(ml_dtypes.bfloat16) if product == "bfloat" else a
         output = ml_dtypes.bfloat16 if product == "bfloat" else np.float32
     packed, epilogue, out = pack(b, product), Epilogue(output=output), empty((m, n), output)
-    return lambda: gemm(a, packed, epilogue, a_zero=7 if product == "integer" else 0, out=out, threads=threads)
+    return bound(a, packed, epilogue, out, a_zero=7 if product == "integer" else 0, threads=threads)

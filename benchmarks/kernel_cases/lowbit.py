@@ -64,15 +64,15 @@ def four_bits(m: int, table: Any, group: int | None, threads: int, seed: int) ->
     scale = rng.uniform(0.01, 0.1, (SIZE, SIZE // group if group else 1))
     weights = lowbit.pack(rng.integers(0, 16, (SIZE, SIZE)), entries, scale, group=group, table_type=table)
     a, out = rng.standard_normal((m, SIZE), np.float32), empty((m, SIZE))
-    return lambda: lowbit.matmul(a, weights, out=out, threads=threads)
+    return lowbit.bound(a, weights, None, out, threads=threads)
 
 
 def dynamic(m: int, k: int, n: int, threads: int, seed: int) -> Work:
     from pumice_cpu.arrays import empty
-    from pumice_cpu.dynamic import matmul
+    from pumice_cpu.dynamic import bound
     from pumice_cpu.gemm import pack
 
     rng = np.random.default_rng(seed)
     weights = pack(rng.integers(-127, 128, (k, n)).astype(np.int8), "integer")
     scale, a, out = rng.uniform(0.01, 0.1, n).astype(np.float32), rng.standard_normal((m, k), np.float32), empty((m, n))
-    return lambda: matmul(a, weights, scale, out=out, threads=threads)
+    return bound(a, weights, scale, None, out, threads=threads)

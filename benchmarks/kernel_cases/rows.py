@@ -27,17 +27,23 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def ours(function: str, shape: list[int], threads: int, seed: int) -> Work:
-    from pumice_cpu import rows
-    from pumice_cpu.arrays import empty
+    """The call in C on arrays that it is bound to, as the peers are to theirs."""
+    from pumice_cpu.arrays import empty, pointer
+    from pumice_cpu.native import ffi, library
+    from pumice_cpu.rows import FUNCTIONS as NUMBERS
 
-    rng = np.random.default_rng(seed)
-    x, out = rng.standard_normal(shape, np.float32), empty(shape)
-    scale, bias = np.ones(shape[-1], np.float32), np.zeros(shape[-1], np.float32)
+    rng, (rows, columns) = np.random.default_rng(seed), shape
+    x, out, levels = rng.standard_normal(shape, np.float32), empty(shape), empty(shape, np.uint8)
+    scale, bias = np.full(columns, 0.02, np.float32), np.full(columns, 128, np.int32)
+    kernels, nothing = library(), ffi().NULL
+    source, target, stored, ones, zeros = (pointer(array) for array in (x, out, levels, scale, bias))
     calls: dict[str, Work] = {
-        "softmax": lambda: rows.softmax(x, out=out, threads=threads),
-        "layer norm": lambda: rows.layer_norm(x, scale, bias, out=out, threads=threads),
-        "gelu": lambda: rows.map_elements("gelu", x, out=out, threads=threads),
-        "tanh": lambda: rows.map_elements("tanh", x, out=out, threads=threads),
-        "quantize": lambda: rows.quantize(x, 0.02, 128, threads=threads),
+        "softmax": lambda: kernels.pumice_softmax(source, target, rows, columns, 0, threads),
+        "layer norm": lambda: kernels.pumice_layer_norm(
+            source, target, rows, columns, ones, ones, 1e-5, 0, nothing, nothing, threads
+        ),
+        "gelu": lambda: kernels.pumice_map(NUMBERS["gelu"], source, target, x.size, nothing, threads),
+        "tanh": lambda: kernels.pumice_map(NUMBERS["tanh"], source, target, x.size, nothing, threads),
+        "quantize": lambda: kernels.pumice_quantize(source, stored, 0, 1, 1, x.size, ones, zeros, 0, 255, threads),
     }
     return calls[function]

@@ -24,11 +24,13 @@ class PeerError(RuntimeError):
 
 
 def environment() -> Path:
-    """The interpreter of the peers' environment, made on first use.
+    """The interpreter of the peers' environment, made on first use; `PUMICE_PEERS_PYTHON` names one that is there.
 
     Raises:
         PeerError: the packages cannot be installed.
     """
+    if chosen := os.environ.get("PUMICE_PEERS_PYTHON"):
+        return Path(chosen)
     folder = cache_folder() / "kernel-peers"
     python, done = folder / "bin" / "python", folder / "packages"
     if done.exists() and done.read_text().split() == list(PACKAGES):

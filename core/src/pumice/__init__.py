@@ -17,8 +17,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "pumice.data": ("Batch", "Dataset", "open_dataset"),
+    "pumice.distil.loss": ("DistillationLoss",),
     "pumice.errors": ("PumiceError",),
     "pumice.hookspecs": ("hookimpl",),
+    "pumice.knobs": ("Choice", "Flag", "Float", "Int", "Names", "Several", "Text", "Use", "knob"),
     "pumice.ledger": ("Ledger",),
     "pumice.measure": ("compare", "evaluate"),
     "pumice.model": ("load", "save"),
@@ -26,27 +28,20 @@ _HOME = {
     "pumice.pipeline": ("Result", "compress"),
     "pumice.recipe": ("Recipe",),
     "pumice.strategy": (
-        "Choice",
         "Command",
         "Cost",
         "DatasetReader",
         "Exporter",
-        "Flag",
-        "Float",
         "ImportanceScorer",
-        "Int",
         "Loss",
         "Metric",
-        "Names",
         "Need",
         "Quantizer",
         "Runtime",
         "Searcher",
         "Session",
+        "Sparsifier",
         "Strategy",
-        "Text",
-        "Use",
-        "knob",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -54,8 +49,20 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:  # the alias is how a type checker is told that a name is public
     from pumice.data import Batch as Batch, Dataset as Dataset, open_dataset as open_dataset
+    from pumice.distil.loss import DistillationLoss as DistillationLoss
     from pumice.errors import PumiceError as PumiceError
     from pumice.hookspecs import hookimpl as hookimpl
+    from pumice.knobs import (
+        Choice as Choice,
+        Flag as Flag,
+        Float as Float,
+        Int as Int,
+        Names as Names,
+        Several as Several,
+        Text as Text,
+        Use as Use,
+        knob as knob,
+    )
     from pumice.ledger import Ledger as Ledger
     from pumice.measure import compare as compare, evaluate as evaluate
     from pumice.model import load as load, save as save
@@ -63,27 +70,20 @@ if TYPE_CHECKING:  # the alias is how a type checker is told that a name is publ
     from pumice.pipeline import Result as Result, compress as compress
     from pumice.recipe import Recipe as Recipe
     from pumice.strategy import (
-        Choice as Choice,
         Command as Command,
         Cost as Cost,
         DatasetReader as DatasetReader,
         Exporter as Exporter,
-        Flag as Flag,
-        Float as Float,
         ImportanceScorer as ImportanceScorer,
-        Int as Int,
         Loss as Loss,
         Metric as Metric,
-        Names as Names,
         Need as Need,
         Quantizer as Quantizer,
         Runtime as Runtime,
         Searcher as Searcher,
         Session as Session,
+        Sparsifier as Sparsifier,
         Strategy as Strategy,
-        Text as Text,
-        Use as Use,
-        knob as knob,
     )
 
 

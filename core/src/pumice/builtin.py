@@ -33,8 +33,9 @@ def pumice_datasets() -> Iterator[type[DatasetReader]]:
 
 @hookimpl
 def pumice_runtimes() -> Iterator[type[Runtime]]:
-    from pumice.measure.reference_runtime import ReferenceRuntime
+    from pumice.measure.plan_runtime import PlanRuntime, ReferenceRuntime
     from pumice.quantize.simulated_runtime import SimulatedRuntime
 
     yield ReferenceRuntime
+    yield PlanRuntime
     yield SimulatedRuntime

@@ -44,6 +44,8 @@ class Examination:
     """Distribution by entry point."""
     runtimes: dict[str, str]
     """`available`, or why not, by runtime."""
+    kernels: dict[str, str]
+    """By distribution, what of its kernels this machine runs."""
     advice: tuple[str, ...]
     """Nothing is broken, but this is worth knowing."""
     findings: tuple[Finding, ...]
@@ -57,6 +59,7 @@ def examine(installed: Registry | None = None) -> Examination:
     installed = installed or registry()
     versions, missing = _versions()
     runtimes, failing = _runtimes(installed)
+    kernels, unusable = _kernels(installed)
     broken = [
         Finding(what=f"plugin '{b.origin.entry_point}' ({b.origin}): {b.reason}", remedy=b.remedy, details=b.traceback)
         for b in installed.broken
@@ -68,8 +71,9 @@ def examine(installed: Registry | None = None) -> Examination:
         machine=machine,
         plugins={origin.entry_point: str(origin) for origin in installed.plugins},
         runtimes=runtimes,
+        kernels=kernels,
         advice=tuple(_advice(installed, runtimes, machine["cpu_features"])),
-        findings=(*missing, *broken, *clashes, *failing),
+        findings=(*missing, *broken, *clashes, *failing, *unusable),
     )
 
 
@@ -150,6 +154,18 @@ def _runtimes(installed: Registry) -> tuple[dict[str, str], list[Finding]]:
             )
         state[name] = reason or "available"
     return state, failing
+
+
+def _kernels(installed: Registry) -> tuple[dict[str, str], list[Finding]]:
+    from pumice.measure.plan_runtime import installed_kernels
+
+    try:
+        return installed_kernels(installed), []
+    except Exception as error:
+        import traceback
+
+        remedy = "pip install --upgrade the package that the traceback names, or PUMICE_DISABLE_PLUGINS=<its plugin>"
+        return {}, [Finding(what=f"kernels do not load: {error}", remedy=remedy, details=traceback.format_exc())]
 
 
 def _advice(installed: Registry, runtimes: dict[str, str], features: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ from pumice.strategy import (
     Quantizer,
     Runtime,
     Searcher,
+    Sparsifier,
 )
 
 if TYPE_CHECKING:
@@ -83,6 +84,19 @@ def pumice_importance_scorers() -> Iterable[type[ImportanceScorer]]:  # type: ig
         @hookimpl
         def pumice_importance_scorers():
             yield Fpgm
+    """
+
+
+@hookspec
+def pumice_sparsifiers() -> Iterable[type[Sparsifier]]:  # type: ignore[empty-body]
+    """Ways to choose single weights that become zero.
+
+    When: once, when the registry is built.
+    Return: subclasses of `Sparsifier`.
+    Example:
+        @hookimpl
+        def pumice_sparsifiers():
+            yield Wanda
     """
 
 

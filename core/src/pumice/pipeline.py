@@ -11,13 +11,14 @@ given; measurements compare the *original file* with the final model, interleave
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import BudgetExceeded, NothingChanged
+from pumice.errors import BudgetExceeded, NothingChanged, PumiceError
+from pumice.knobs import Int
 from pumice.ledger import Ledger
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
     from pumice.measure import Comparison
 
 
+THREADS = Int(1, 1024)
+SEED = Int(0, 2**63 - 1)
+
+
+def _within(domain: Int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """An attrs validator for what no knob declares."""
+
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        reason = domain.check(domain.convert(value))
+        if reason is not None:
+            raise PumiceError(f"{field.name}={value!r} {reason}")
+
+    return check
+
+
 @attrs.frozen(kw_only=True)
 class RunContext:
     """What every step of a run shares."""
@@ -42,11 +58,13 @@ class RunContext:
     metrics: tuple[Metric, ...]
     runtime: Runtime
     ledger: Ledger
-    seed: int
-    threads: int | None
+    seed: int = attrs.field(validator=_within(SEED))
+    threads: int | None = attrs.field(validator=attrs.validators.optional(_within(THREADS)))
     progress: Progress
     training: Dataset | None = None
     """What a model may be trained on."""
+    original: ir.Model | None = None
+    """The model that the run was given, before any step; left unchanged."""
     notes: list[str] = attrs.field(factory=list)
     """Sentences for the user, beside the ledger's lines about single nodes."""
 
@@ -159,6 +177,7 @@ def compress(
         calibration=splits.calibration if splits else None,
         test=splits.test if splits else None,
         training=splits.training if splits else None,
+        original=original,
         metrics=tuple(chosen.metrics),
         runtime=engine,
         ledger=ledger,
@@ -170,7 +189,7 @@ def compress(
     current = clone(original)
     simplify(current, ledger, fold=not any(Need.TRAINING in step.needs for step in recipe.steps))
     clock.lap("simplify")
-    current = _run_steps(recipe.steps, current, name, context, clock)
+    current = run_steps(recipe.steps, current, name, context, lap=clock.lap)
     comparison = compare(
         original if not isinstance(model, str | Path) else Path(model),
         current,
@@ -219,17 +238,35 @@ def _require_no_data(recipe: Recipe) -> None:
                 )
 
 
-def _run_steps(steps: Sequence[Step], model: ir.Model, name: str, context: RunContext, clock: _Clock) -> ir.Model:
+def run_steps(
+    steps: Sequence[Step],
+    model: ir.Model,
+    name: str,
+    context: RunContext,
+    *,
+    first: int = 0,
+    after: Callable[[int, ir.Model], None] | None = None,
+    lap: Callable[[str], Any] | None = None,
+) -> ir.Model:
     """The model after all steps but those that were rolled back.
 
+    Args:
+        steps: all of the recipe.
+        model: what the first of them that is left to run works on; left unchanged.
+        name: of the model, for people.
+        context: shared by the steps; its ledger and its notes grow.
+        first: steps that have run already.
+        after: told how many steps have run, and the model then, unless one was rolled back before.
+        lap: told the name of every step when it is over.
+
     Raises:
-        BudgetExceeded: every step was.
+        BudgetExceeded: every step was rolled back.
     """
     from pumice.model import simplify
 
     rolled_back = []
     training = [Need.TRAINING in step.needs for step in steps]
-    for number, step in enumerate(steps):
+    for number, step in enumerate(steps[first:], first):
         began = time.perf_counter()
         if any(training[:number]) and not any(training[number:]):
             simplify(model, context.ledger)  # what training needed apart is folded for those that come after it
@@ -239,9 +276,12 @@ def _run_steps(steps: Sequence[Step], model: ir.Model, name: str, context: RunCo
             rolled_back.append(error)
             context.ledger.declined(step.name, "model", "", str(error))
             context.notes.append(f"step '{step.name}' was rolled back: {error}")
-        clock.lap(step.name)
+        if lap is not None:
+            lap(step.name)
         seconds = time.perf_counter() - began
         registry().notify("pumice_step_finished", step=step.name, ledger=context.ledger, seconds=seconds)
+        if after is not None and not rolled_back:
+            after(number + 1, model)
     if len(rolled_back) == len(steps):
         raise rolled_back[0]
     return model
@@ -254,7 +294,10 @@ def _run_step(step: Step, model: ir.Model, name: str, context: RunContext) -> ir
     own = attrs.evolve(context, ledger=Ledger(), notes=[])
     changed = step.run(model, own)
     if not own.ledger.of(step.name, "applied"):
-        raise NothingChanged(f"step '{step.name}' changed nothing in '{name}': {_why(own.ledger)}")
+        raise NothingChanged(
+            f"step '{step.name}' changed nothing in '{name}': {_why(own.ledger)}; leave the step out, or change what "
+            "these reasons speak of"
+        )
     remove_unread(changed)
     context.ledger.extend(own.ledger)
     context.notes.extend(own.notes)

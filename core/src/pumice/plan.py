@@ -1,188 +1,29 @@
 """A plan: a model compiled once into plain callables over numbered slots.
 
-Compilation walks the graph in order and gives every value a slot. Each node becomes a `Step`: a callable, the slots it
-reads and writes, and the slots that die with it (their last use), which are freed at once, so that peak memory is what
-is alive and no more. Which implementation runs is settled here: the highest-ranked kernel that is available and fits,
-NumPy otherwise. Running asks no hook and changes nothing in the plan, so any number of threads may share one.
+Compilation walks the graph in order and gives every value a slot of a `program`. Each node becomes a step, and which
+implementation runs it is settled here (`dispatch`): the highest-ranked kernel that is available and fits, NumPy
+otherwise. Kernels may take over several nodes at once (`chains`): a plan holds both its steps one by one, for taps
+and gradients, and what runs when nobody looks inside. Running asks no hook and changes nothing in the plan, so any
+number of threads may share one.
 
-Slot 0 always holds None and stands for absent optional inputs. Slots of initializers are filled in advance; feeds may
-replace them by name, which is how training runs a plan on changed weights. Subgraphs (If, Loop, Scan) are programs of
-their own: values of an outer scope that they read are captured, passed by slot like inputs of the node.
+Feeds may replace the values of initializers by name, which is how training runs a plan on changed weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
-from pumice.errors import DataError, ModelError, PumiceError, UnsupportedOp, nearest
-from pumice.ops import OpTable, core_table
-from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Op, Outputs, Vjp, normal
-
-Tap = Callable[[str, Array], None]
-"""Called with the name and value of every value computed, in order; must not change the array."""
-
-ABSENT = 0
-
-
-@attrs.frozen(eq=False)
-class Step:
-    """One node, ready to run."""
-
-    node: Node
-    op: Op
-    call: Forward
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    """Slot of each output; `ABSENT` for one that the node leaves out."""
-    captures: tuple[int, ...] = ()
-    """Slots of the outer values that the node's subgraphs read, subgraph by subgraph."""
-    frees: tuple[int, ...] = ()
-    vjp: Callable[..., Any] | None = None
-    """The gradient, with the kernels that compute it; None if none is known."""
-
-
-@attrs.frozen(eq=False)
-class Program:
-    """The steps of one graph over one set of slots."""
-
-    steps: tuple[Step, ...]
-    names: tuple[str, ...]
-    """Name of the value in each slot."""
-    template: tuple[Any, ...]
-    """What each slot holds before a run: constants, else None."""
-    inputs: tuple[int, ...]
-    captured: tuple[int, ...]
-    """Slots to be filled from the outer scope, in the order of the parent step's `captures`."""
-    outputs: tuple[int, ...]
-
-    def run(self, filled: Iterable[tuple[int, Any]], tap: Tap | None = None) -> list[Any]:
-        slots = list(self.template)
-        for slot, value in filled:
-            slots[slot] = value
-        for step in self.steps:
-            for slot, value in zip(step.outputs, compute(step, slots, tap), strict=False):
-                if slot != ABSENT:
-                    slots[slot] = value
-                    if tap is not None and isinstance(value, np.ndarray):
-                        tap(self.names[slot], value)
-            for slot in step.frees:
-                slots[slot] = None
-        return [slots[i] for i in self.outputs]
-
-
-def compute(step: Step, slots: Sequence[Any], tap: Tap | None = None) -> list[Any]:
-    """All that a step returns for the values in the slots, scalars as arrays.
-
-    Raises:
-        ModelError: it cannot be computed on what it was given.
-    """
-    node = _bind(step, slots, tap) if step.captures or step.node.attributes.get(_HAS_GRAPHS) else step.node
-    arrays = [slots[i] for i in step.inputs]
-    try:
-        results = step.call(node, *arrays)
-    except PumiceError:
-        raise
-    except (ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise _failure(step, arrays, error) from error
-    return [
-        value if value is None or isinstance(value, list) or _is_array(value) else np.asarray(value)
-        for value in results
-    ]
-
-
-def _is_array(value: Any) -> bool:
-    """NumPy's, or one of a device that follows its protocols."""
-    return isinstance(value, np.ndarray) or hasattr(value, "__array_function__")
-
-
-@attrs.frozen(eq=False)
-class Subgraph:
-    """A graph attribute: bound to the values it captures, it runs like a function of its inputs."""
-
-    program: Program
-    results: tuple[Input, ...]
-    """What the graph declares about its outputs."""
-    captured: tuple[Any, ...] = ()
-    tap: Tap | None = None
-
-    def run(self, *inputs: Any) -> list[Any]:
-        """Outputs of the graph for positional inputs."""
-        program = self.program
-        pairs = [*zip(program.captured, self.captured, strict=True), *zip(program.inputs, inputs, strict=False)]
-        return program.run(pairs, self.tap)
-
-
-_HAS_GRAPHS = "pumice.graphs"
-"""Key among a node's attributes: names of its graph attributes in the order of the step's captures."""
-
-
-def _bind(step: Step, slots: Sequence[Any], tap: Tap | None) -> Node:
-    attributes, at = dict(step.node.attributes), 0
-    for key in attributes[_HAS_GRAPHS]:
-        count = len(attributes[key].program.captured)
-        captured = tuple(slots[i] for i in step.captures[at : at + count])
-        attributes[key] = attrs.evolve(attributes[key], captured=captured, tap=tap)
-        at += count
-    return attrs.evolve(step.node, attributes=attributes)
-
-
-def _failure(step: Step, arrays: Sequence[Any], error: Exception) -> ModelError:
-    shapes = ", ".join(map(_describe, arrays))
-    return ModelError(
-        f"{step.node} cannot be computed on inputs ({shapes}): {error}; check the shapes fed to the model"
-    )
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return "absent" if value is None else f"a sequence of {len(value)}"
-
-
-# --- the public plan --------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True)
-class Input:
-    """What the model says about one of its inputs."""
-
-    name: str
-    dtype: np.dtype[Any] | None = None
-    shape: tuple[int | str | None, ...] | None = None
-    """Numbers are fixed; names and None may be any size. None as a whole: any rank."""
-    required: bool = True
-    """False where an initializer of the same name is the default."""
-    tensor: bool = True
-    """False for sequences (lists of arrays) and optional values, which are passed on as they are."""
-
-    def check(self, value: Any) -> None:
-        """Raises DataError if the array cannot be this input."""
-        if not self.tensor:
-            return
-        if not _is_array(value):
-            raise DataError(f"input '{self.name}' must be a NumPy array, not {type(value).__name__}")
-        if (
-            self.dtype is not None
-            and value.dtype != self.dtype
-            and not (self.dtype.kind == "O" and value.dtype.kind in "USTO")
-        ):
-            raise DataError(
-                f"input '{self.name}' must have type {self.dtype} but the data has {value.dtype}; "
-                f"convert the data with .astype('{self.dtype}')"
-            )
-        if self.shape is None:
-            return
-        fits = len(self.shape) == value.ndim and all(
-            not isinstance(want, int) or want == have for want, have in zip(self.shape, value.shape, strict=True)
-        )
-        if not fits:
-            want = ", ".join("?" if d is None else str(d) for d in self.shape)
-            raise DataError(f"input '{self.name}' must have shape [{want}] but the data has {list(value.shape)}")
+from pumice.chains import fuse
+from pumice.dispatch import gradient, implementation
+from pumice.errors import DataError, ModelError, nearest
+from pumice.ops import OpTable
+from pumice.ops.record import Array, Kernel, Node, Op, normal
+from pumice.program import ABSENT, HAS_GRAPHS, Input, Program, Step, Subgraph, Tap, with_lifetimes
 
 
 @attrs.frozen(eq=False)
@@ -235,7 +76,7 @@ def compile_plan(
     outputs: Sequence[str] | None = None,
     *,
     ops: OpTable | Iterable[Op] | None = None,
-    kernels: Iterable[Kernel] = (),
+    kernels: Iterable[Kernel] | None = None,
 ) -> Plan:
     """Compile a model.
 
@@ -243,8 +84,9 @@ def compile_plan(
         model: left unchanged. Local functions are inlined in a copy.
         outputs: values to return, any of the main graph; None means the outputs of the graph. Only nodes that these
             depend on are compiled.
-        ops: the operators known; None means core's own.
-        kernels: candidates to replace the NumPy implementation.
+        ops: the operators known; None means all that are installed.
+        kernels: candidates to replace the NumPy implementation; None means all that are installed, and () none: the
+            reference, which is the definition of truth.
 
     Raises:
         UnsupportedOp: a needed operator has no `forward` here.
@@ -253,7 +95,7 @@ def compile_plan(
     if model.functions:
         model = _inlined(model)
     table = _table(ops)
-    usable = sorted((k for k in kernels if k.available() is None), key=lambda k: -k.rank)
+    usable = sorted((k for k in _candidates(kernels) if k.available() is None), key=lambda k: -k.rank)
     compiler = _GraphCompiler(model.graph, {normal(d): v for d, v in model.opset_imports.items()}, table, usable)
     program = compiler.compile(_wanted(model.graph, outputs))
     initializers = {v.name: s for v, s in compiler.slots.items() if v.name in model.graph.initializers}
@@ -267,8 +109,18 @@ def compile_plan(
 
 def _table(ops: OpTable | Iterable[Op] | None) -> OpTable:
     if ops is None:
-        return core_table()
+        from pumice.registry import registry
+
+        return registry().ops
     return ops if isinstance(ops, OpTable) else OpTable.merge(("the caller", op) for op in ops)
+
+
+def _candidates(kernels: Iterable[Kernel] | None) -> Iterable[Kernel]:
+    if kernels is None:
+        from pumice.registry import registry
+
+        return registry().kernels
+    return kernels
 
 
 def _inlined(model: ir.Model) -> ir.Model:
@@ -335,8 +187,10 @@ class _GraphCompiler:
                 self.template[slot] = _constant(value.const_value)
         steps = [step for node in self._needed(wanted) if (step := self._step(node)) is not None]
         outputs = tuple(self._slot(v) for v in wanted)
+        fused = fuse(steps, self.template, {*outputs}, self.kernels, self.table)
         return Program(
-            steps=tuple(_with_lifetimes(steps, keep={*outputs})),
+            steps=tuple(with_lifetimes(steps, keep={*outputs})),
+            fused=tuple(with_lifetimes(fused, keep={*outputs})),
             names=tuple(self.names),
             template=tuple(self.template),
             inputs=inputs,
@@ -388,12 +242,12 @@ class _GraphCompiler:
                 captures += map(self._slot, outer)
         inputs = tuple(map(self._slot, node.inputs))
         view = self._view(node, domain, programs)
-        op, call = self._callable(view, [self.template[slot] for slot in inputs])
+        op, call = implementation(view, [self.template[slot] for slot in inputs], self.table, self.kernels)
         if (domain, node.op_type) == ("", "Constant"):
             self._new_slot(node.outputs[0], *call(view))
             return None
         outputs = tuple(self._new_slot(v) if v.name else ABSENT for v in node.outputs)
-        return Step(view, op, call, inputs, outputs, tuple(captures), vjp=self._gradient(view, op))
+        return Step(view, op, call, inputs, outputs, tuple(captures), vjp=gradient(view, op, self.kernels))
 
     def _subgraph(self, graph: ir.Graph) -> tuple[Subgraph, list[ir.Value]]:
         compiler = _GraphCompiler(graph, self.opsets, self.table, self.kernels)
@@ -404,7 +258,7 @@ class _GraphCompiler:
         attributes = {a.name: _attribute(a) for a in node.attributes.values() if a.name not in programs}
         if programs:
             attributes |= programs
-            attributes[_HAS_GRAPHS] = tuple(programs)
+            attributes[HAS_GRAPHS] = tuple(programs)
         return Node(
             op_type=node.op_type,
             domain=domain,
@@ -413,46 +267,6 @@ class _GraphCompiler:
             opset=node.version or self.opsets.get(domain, 1),
             outputs=tuple(v.name or "" for v in node.outputs),
         )
-
-    def _callable(self, node: Node, constants: Sequence[Any]) -> tuple[Op, Forward]:
-        op = self.table.resolve(node.domain, node.op_type, node.opset)
-        if op is None or op.forward is None:
-            raise UnsupportedOp(
-                f"operator {node.op_type} of domain {node.domain or 'ai.onnx'}, opset {node.opset}, has no "
-                f"implementation here (node '{node.name or node.outputs[0]}'); install a plugin that gives it a "
-                f"`forward`, or run the model with another runtime"
-            )
-        call = op.forward
-        for kernel in reversed([k for k in self.kernels if k.part == "forward" and k.fits(node)]):
-            call = _guarded(kernel, call, kernel.bind(node, constants) if kernel.bind else kernel.run)
-        return op, call
-
-    def _gradient(self, node: Node, op: Op) -> Callable[..., Any] | None:
-        call = op.vjp
-        if call is not None:
-            for kernel in reversed([k for k in self.kernels if k.part == "vjp" and k.fits(node)]):
-                call = _guarded_gradient(kernel, call)
-        return call
-
-
-def _guarded(kernel: Kernel, otherwise: Forward, run: Forward) -> Forward:
-    """The kernel for the types it handles, whatever comes next for the rest."""
-    dtypes = frozenset(np.dtype(name) for name in kernel.dtypes)
-
-    def call(node: Node, *arrays: Any) -> Outputs:
-        return run(node, *arrays) if arrays[0].dtype in dtypes else otherwise(node, *arrays)
-
-    return call
-
-
-def _guarded_gradient(kernel: Kernel, otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_guarded`, for a gradient: it reads what the operator's own reads."""
-    run, dtypes = kernel.run, frozenset(np.dtype(name) for name in kernel.dtypes)
-
-    def call(node: Node, inputs: Arrays, *rest: Any) -> Sequence[Any]:
-        return run(node, inputs, *rest) if inputs[0].dtype in dtypes else otherwise(node, inputs, *rest)
-
-    return attrs.evolve(otherwise, run=call) if isinstance(otherwise, Vjp) else call
 
 
 def _outer_reads(node: ir.Node) -> Iterable[ir.Value]:
@@ -468,16 +282,6 @@ def _outer_reads(node: ir.Node) -> Iterable[ir.Value]:
 
 def _graphs(node: ir.Node) -> list[ir.Graph]:
     return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-
-
-def _with_lifetimes(steps: Sequence[Step], keep: set[int]) -> list[Step]:
-    """Steps that free each computed value, and each input, after its last use."""
-    done, result = {ABSENT, *keep}, []
-    for step in reversed(steps):
-        touched = dict.fromkeys((*step.inputs, *step.captures, *step.outputs))
-        result.append(attrs.evolve(step, frees=tuple(s for s in touched if s not in done)))
-        done.update(touched)
-    return result[::-1]
 
 
 def _constant(tensor: Any) -> Any:

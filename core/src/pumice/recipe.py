@@ -11,20 +11,17 @@ with the nearest known name. A recipe written by `to_toml` and read again is equ
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from pumice.errors import KnobError, PluginError, RecipeError, nearest
-from pumice.registry import STRATEGY_HOOKS, registry
+from pumice.registry import registry
 from pumice.steps import STEPS, Step
-from pumice.strategy import Use
 from pumice.toml import parse_table
-
-if TYPE_CHECKING:
-    from pumice.strategy import Strategy
 
 
 def _in_order(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -73,7 +70,21 @@ class Recipe:
         steps = table.get("step")
         if not isinstance(steps, list) or not steps:
             raise RecipeError(f'{where} has no [[step]]: add at least one, e.g. [[step]] with use = "quantize"')
-        return cls([_step(entry, f"{where}, step {number}") for number, entry in enumerate(steps, 1)])
+        found = cls([_step(entry, f"{where}, step {number}") for number, entry in enumerate(steps, 1)])
+        found.check_order(where)
+        return found
+
+    def check_order(self, where: str = "recipe") -> None:
+        """Refuse an order of steps that cannot work.
+
+        Raises:
+            RecipeError: says which step cannot come after which, and why.
+        """
+        for number, step in enumerate(self.steps):
+            for later in self.steps[number + 1 :]:
+                if later.name in step.ends:
+                    reason = step.ends[later.name]
+                    raise RecipeError(f"{where}: '{later.name}' cannot come after '{step.name}': {reason}")
 
     def resolved(self) -> Recipe:
         """The recipe with every strategy that was left open filled in with the installed default."""
@@ -81,6 +92,20 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return {"step": [{"use": step.name, **step.settings()} for step in self.steps]}
+
+    def write(self, path: Path) -> None:
+        """Write the TOML to a file, whole or not at all.
+
+        Raises:
+            RecipeError: it cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_text(self.to_toml(), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RecipeError(f"cannot write the recipe '{path}': {error.strerror}; choose another place") from None
 
     def to_toml(self) -> str:
         """TOML that reads back to an equal recipe; every knob is written out."""
@@ -98,22 +123,10 @@ def _step(entry: Any, where: str) -> Step:
     if name not in STEPS:
         raise RecipeError(f"{where}: there is no step '{name}'{nearest(name, STEPS)}")
     try:
-        return STEPS[name].configure({k: _value(STEPS[name], k, v) for k, v in entry.items() if k != "use"})
+        values = {key: value for key, value in entry.items() if key != "use"}
+        return STEPS[name].configure(registry().resolve(STEPS[name], values))
     except (KnobError, PluginError) as error:
         raise RecipeError(f"{where}: {error}") from None
-
-
-def _value(step: type[Step], key: str, value: Any) -> Any:
-    """Recipe values as knob values: a table or a name becomes the strategy it names."""
-    knob = step.knobs().get(key)
-    if knob is not None and isinstance(knob.domain, Use):
-        return registry().make(strategy_base(knob.domain.kind), value)
-    return value
-
-
-def strategy_base(kind: str) -> type[Strategy]:
-    """The base class of a kind of strategy."""
-    return next(base for base in STRATEGY_HOOKS.values() if base.kind == kind)
 
 
 def _toml(value: Any) -> str:

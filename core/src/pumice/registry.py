@@ -31,6 +31,7 @@ import pluggy
 
 from pumice import hookspecs
 from pumice.errors import PluginError, nearest
+from pumice.knobs import Use
 from pumice.strategy import (
     Command,
     DatasetReader,
@@ -41,8 +42,8 @@ from pumice.strategy import (
     Quantizer,
     Runtime,
     Searcher,
+    Sparsifier,
     Strategy,
-    Use,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ S = TypeVar("S", bound=Strategy)
 STRATEGY_HOOKS: Mapping[str, type[Strategy]] = MappingProxyType(
     {
         "pumice_importance_scorers": ImportanceScorer,
+        "pumice_sparsifiers": Sparsifier,
         "pumice_quantizers": Quantizer,
         "pumice_losses": Loss,
         "pumice_metrics": Metric,
@@ -191,11 +193,13 @@ class Registry:
 
     def resolve(self, strategy: type[Strategy], values: Mapping[str, Any]) -> dict[str, Any]:
         """Recipe values as knob values: for a knob that is a `Use`, the name or the table becomes the strategy."""
-        uses = {key: knob.domain.kind for key, knob in strategy.knobs().items() if isinstance(knob.domain, Use)}
-        return {
-            key: self.make(BASES[uses[key]], value) if key in uses and value is not None else value
-            for key, value in values.items()
-        }
+        uses = {key: BASES[knob.domain.kind] for key, knob in strategy.knobs().items() if isinstance(knob.domain, Use)}
+        return {key: self._made(uses[key], value) if key in uses else value for key, value in values.items()}
+
+    def _made(self, base: type[S], value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(self.make(base, each) for each in value)
+        return None if value is None else self.make(base, value)
 
     @functools.cached_property
     def ops(self) -> OpTable:
@@ -207,6 +211,16 @@ class Registry:
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         return tuple(cast("Kernel", p.record) for p in self._kernels)
+
+    @property
+    def usable_kernels(self) -> tuple[Kernel, ...]:
+        """Those that can run on this machine, the highest rank first."""
+        return tuple(sorted((k for k in self.kernels if k.available() is None), key=lambda k: -k.rank))
+
+    @property
+    def kernel_origins(self) -> tuple[tuple[Origin, Kernel], ...]:
+        """Every kernel with the distribution it came from."""
+        return tuple((p.origin, cast("Kernel", p.record)) for p in self._kernels)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Tell listeners; a listener that raises is warned about and does not disturb the run."""

@@ -9,252 +9,31 @@ the recipe keys and their validation, the documentation table, the web form and 
         name = "fpgm"
         norm: str = knob("l2", Choice("l1", "l2"), help="distance between filters")
 
-A value outside its domain cannot be constructed: the error names the strategy, the knob, the value and the domain. A
-domain knows four things: `convert` a value to the plain type it stands for (a list to a tuple, a NumPy integer to an
-int), `check` it, `parse` the text of a command line, and print itself. `parse(str(value))` is `value`.
+Domains and knobs themselves are in `pumice.knobs`.
 """
 
 from __future__ import annotations
 
 import enum
-import math
-import numbers
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
 
 from pumice.errors import KnobError, nearest
+from pumice.knobs import Knob
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from pumice.data import Dataset
+    from pumice.prune.sparsity import Pattern
+    from pumice.prune.trials import Trials
     from pumice.quantize.context import QuantizeContext
-
-T = TypeVar("T")
-
-
-# --- domains: what values a knob may take -----------------------------------------------------------------------------
-
-
-@attrs.frozen(init=False)
-class Choice:
-    """One of a few named values."""
-
-    options: tuple[Any, ...]
-
-    def __init__(self, *options: Any) -> None:
-        self.__attrs_init__(tuple(options))
-
-    def convert(self, value: Any) -> Any:
-        return next((o for o in self.options if _same(o, value)), value)
-
-    def check(self, value: Any) -> str | None:
-        if any(_same(option, value) for option in self.options):
-            return None
-        hint = nearest(value, [str(o) for o in self.options]) if isinstance(value, str) else ""
-        return f"must be one of {', '.join(map(repr, self.options))}" + (hint if hint.startswith("; did") else "")
-
-    def parse(self, text: str) -> Any:
-        return next((o for o in self.options if str(o) == text), text)
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.options))
-
-
-@attrs.frozen
-class Int:
-    """A whole number in [low, high]; `log` says that the search should sample it on a logarithmic scale."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def convert(self, value: Any) -> Any:
-        return int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else value
-
-    def check(self, value: Any) -> str | None:
-        if isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high:
-            return None
-        return f"must be a whole number from {self.low} to {self.high}"
-
-    def parse(self, text: str) -> Any:
-        return _number(text, int)
-
-    def __str__(self) -> str:
-        return f"{self.low} .. {self.high}"
-
-
-@attrs.frozen
-class Float:
-    """A finite number in [low, high]; `log` as for `Int`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def convert(self, value: Any) -> Any:
-        return float(value) if not isinstance(value, bool) and isinstance(value, numbers.Real) else value
-
-    def check(self, value: Any) -> str | None:
-        if isinstance(value, float) and math.isfinite(value) and self.low <= value <= self.high:
-            return None
-        return f"must be a number from {self.low:g} to {self.high:g}"
-
-    def parse(self, text: str) -> Any:
-        return _number(text, float)
-
-    def __str__(self) -> str:
-        return f"{self.low:g} .. {self.high:g}"
-
-
-@attrs.frozen
-class Flag:
-    """True or false."""
-
-    def convert(self, value: Any) -> Any:
-        return value
-
-    def check(self, value: Any) -> str | None:
-        return None if isinstance(value, bool) else "must be true or false"
-
-    def parse(self, text: str) -> Any:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
-
-    def __str__(self) -> str:
-        return "true | false"
-
-
-@attrs.frozen
-class Text:
-    """Free text, e.g. a node-name pattern. The search leaves it alone."""
-
-    pattern: str = ""
-    """What kind of text is meant, for the documentation."""
-
-    def convert(self, value: Any) -> Any:
-        return value
-
-    def check(self, value: Any) -> str | None:
-        return None if isinstance(value, str) else "must be text"
-
-    def parse(self, text: str) -> Any:
-        return text
-
-    def __str__(self) -> str:
-        return self.pattern or "text"
-
-
-@attrs.frozen
-class Names:
-    """A tuple of glob patterns over node names, e.g. `["head/*"]`. The search leaves it alone."""
-
-    def convert(self, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    def check(self, value: Any) -> str | None:
-        ok = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-        return None if ok else "must be a list of texts"
-
-    def parse(self, text: str) -> Any:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-
-    def __str__(self) -> str:
-        return "list of patterns"
-
-
-@attrs.frozen
-class Use:
-    """Another strategy of the given kind, e.g. the quantizer of the `quantize` step."""
-
-    kind: str
-
-    def convert(self, value: Any) -> Any:
-        return value
-
-    def check(self, value: Any) -> str | None:
-        if isinstance(value, Strategy) and value.kind == self.kind:
-            return None
-        return f"must be a {self.kind}"
-
-    def parse(self, text: str) -> Any:
-        return text
-
-    def __str__(self) -> str:
-        return f"a {self.kind}"
-
-
-Domain = Choice | Int | Float | Flag | Text | Names | Use
-
-
-def _same(option: Any, value: Any) -> bool:
-    """Equality that does not take True for 1, nor an array for a scalar."""
-    scalar = (str, int, float, type(None))
-    return isinstance(value, scalar) and isinstance(option, bool) == isinstance(value, bool) and option == value
-
-
-def _number(text: str, cast: Callable[[str], Any]) -> Any:
-    try:
-        return cast(text)
-    except ValueError:
-        return text
-
-
-# --- knobs ------------------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True)
-class Knob:
-    """The whole declaration of one parameter of a strategy."""
-
-    name: str
-    default: Any
-    domain: Domain
-    help: str
-    when: Callable[[Any], bool] | None = None
-    """Tells whether the knob matters for an instance; the search does not vary it where it does not."""
-
-    def parse(self, text: str) -> Any:
-        """The value that a command-line text stands for (still unchecked: construction checks)."""
-        return self.domain.parse(text)
-
-
-def knob(
-    default: T,
-    domain: Domain | None = None,
-    *,
-    help: str,
-    when: Callable[[Any], bool] | None = None,
-) -> T:
-    """Declare a parameter of a strategy. `domain` may be left out for a bool (`Flag`) or a tuple of names (`Names`)."""
-    if domain is None:
-        domain = Flag() if isinstance(default, bool) else Names() if isinstance(default, tuple) else None
-    if domain is None:
-        raise TypeError("knob() needs a domain (Choice, Int, Float, Flag, Text, Names or Use) for this default")
-    if not help.strip():
-        raise TypeError("knob() needs a help text: it is what every user of the knob reads")
-    complaint = None if isinstance(domain, Use) else domain.check(domain.convert(default))
-    if complaint:
-        raise TypeError(f"knob() default {default!r} is outside its own domain: it {complaint}")
-
-    def validate(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        wrong = None if isinstance(domain, Use) and value is None else domain.check(value)
-        if wrong:
-            raise KnobError(f"{instance.kind} '{instance.name}': knob '{attribute.name}' = {value!r} {wrong}")
-
-    return attrs.field(
-        default=default,
-        validator=validate,
-        converter=domain.convert,
-        metadata={"pumice.knob": (domain, help, when)},
-    )
-
-
-# --- strategies -------------------------------------------------------------------------------------------------------
+    from pumice.search import Proposal, Space, Trial
 
 
 class Need(enum.Enum):
@@ -290,8 +69,10 @@ class Strategy:
         found = {}
         for field in attrs.fields(cls):
             if "pumice.knob" in field.metadata:
-                domain, text, when = field.metadata["pumice.knob"]
-                found[field.name] = Knob(name=field.name, default=field.default, domain=domain, help=text, when=when)
+                domain, text, when, search = field.metadata["pumice.knob"]
+                found[field.name] = Knob(
+                    name=field.name, default=field.default, domain=domain, help=text, when=when, search=search
+                )
         return found
 
     @classmethod
@@ -312,9 +93,7 @@ class Strategy:
         found: dict[str, Any] = {}
         for key in self.knobs():
             value = getattr(self, key)
-            if isinstance(value, Strategy):
-                value = {"name": value.name, **value.settings()}
-            found[key] = list(value) if isinstance(value, tuple) else value
+            found[key] = [_told(each) for each in value] if isinstance(value, tuple) else _told(value)
         return found
 
     @classmethod
@@ -334,13 +113,47 @@ class Strategy:
         return Cost()
 
 
+def _told(value: Any) -> Any:
+    return {"name": value.name, **value.settings()} if isinstance(value, Strategy) else value
+
+
 class ImportanceScorer(Strategy):
     """Scores the channels of a group: the lowest are pruned first."""
 
     kind = "importance-scorer"
+    normalise: ClassVar[str] = "mean"
+    """What makes its scores of different layers comparable, unless the step says otherwise: they are divided by their
+    mean; `none` if they compare as they are."""
+    chooses: ClassVar[bool] = False
+    """Whether it stands for others, among which `settled` chooses."""
+
+    def settled(self, trials: Trials) -> ImportanceScorer:
+        """The scorer to prune with: itself, or what a scorer that stands for others chose after trying them.
+
+        `trials.candidates()` are the installed scorers that the data suffice for; `trials.of(scorer)` prunes the model
+        with one as the step would, and says what that cost.
+        """
+        return self
 
     def score(self, group: Any, context: Any) -> NDArray[Any]:
         """Scores of shape (channels,), higher means more important."""
+        raise NotImplementedError
+
+
+class Sparsifier(Strategy):
+    """Says which weights of a layer become zero, and what the others then are."""
+
+    kind = "sparsifier"
+
+    def sparsified(self, weights: NDArray[Any], moments: NDArray[Any] | None, pattern: Pattern) -> NDArray[Any]:
+        """The weights of a layer, (outputs, inputs) in float64, with zeros where the pattern of the step has them.
+
+        Args:
+            weights: as they are.
+            moments: second moments of the inputs, (inputs, inputs), positive definite; None where there are no data.
+            pattern: its `keep(scores)` says which of a matrix of scores stay, row by row; with `whole=True` they
+                compete over the whole matrix, unless the pattern is one of runs (N:M).
+        """
         raise NotImplementedError
 
 
@@ -415,6 +228,8 @@ class Runtime(Strategy):
     kind = "runtime"
     rank: ClassVar[int] = 0
     """The highest-ranked runtime that is available is the default; core's reference runtime has rank 0."""
+    channel_multiple: ClassVar[int] = 1
+    """Channels that its kernels compute at once: pruning keeps a multiple of it."""
 
     def available(self) -> str | None:
         """None if it can run here, else the reason and the remedy. Must be cheap."""
@@ -459,11 +274,19 @@ class DatasetReader(Strategy):
 
 
 class Searcher(Strategy):
-    """Proposes the next recipes to try from the trials so far."""
+    """Proposes the next recipe to try from the trials so far."""
 
     kind = "searcher"
 
-    def propose(self, space: Any, history: Sequence[Any]) -> Any:
+    def propose(self, space: Space, history: Sequence[Trial]) -> Proposal | None:
+        """The next point of the space, None if there is none left.
+
+        `space.walk(choose)` asks `choose(name, domain)` for every knob that matters and returns the proposal. A trial
+        has the `values` that were chosen, by those names, a `cost` to be made small, the `violation` of the limits (0
+        if it keeps them) and its `state`. A function of its knobs and its arguments alone, so that a search goes on
+        after a kill as it would have: randomness comes from a seed and the number of trials. A proposal that was tried
+        before comes back in the history as `repeated`.
+        """
         raise NotImplementedError
 
 

@@ -10,7 +10,7 @@ from pumice.errors import DataError, ModelError
 from pumice.measure import evaluate, evaluate_many, mcnemar
 from pumice.measure.accuracy import Score, interval
 from pumice.measure.metrics import Mse, Top1
-from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.measure.plan_runtime import ReferenceRuntime
 from pumice.model import clone
 from pumice.strategy import Metric
 

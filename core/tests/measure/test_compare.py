@@ -10,7 +10,7 @@ from pumice.data import ModelInputs
 from pumice.errors import DataError, ModelError, PumiceError
 from pumice.measure import compare, file_bytes, peak_memory, random_feeds
 from pumice.measure.latency import Latency
-from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.measure.plan_runtime import ReferenceRuntime
 from pumice.model import save, size
 
 REFERENCE = ReferenceRuntime()

@@ -12,6 +12,8 @@ from pumice.autograd import Tape
 from pumice.ops import core_table
 from pumice.ops.record import Node
 from pumice.plan import compile_plan
+from pumice.train import Parameters
+from pumice.train.optimizers import OPTIMIZERS, LossScale, Optimizer, clip
 
 
 class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
@@ -48,6 +50,12 @@ class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __len__(self):
         return len(self.held)
+
+    def __float__(self):
+        return float(self.held)  # a single number may be read
+
+    def __bool__(self):
+        return bool(self.held)
 
 
 def bare(value):
@@ -119,3 +127,20 @@ def test_a_whole_network_stays_on_its_device():
     assert isinstance(outputs["y"], Foreign)
     for name, got in pull({"y": Foreign(np.eye(3, 5))}).items():
         np.testing.assert_array_equal(got.held, host[name])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("size", [5, 70_000])
+def test_an_update_stays_on_its_device(name, size):
+    start, grads = DRAW((2, size)), [DRAW((2, size)) for _ in range(2)]
+
+    def updated(values, given):
+        parameters = Parameters({"w": values}, frozenset("w"), {}, (), {})
+        optimizer, scale = Optimizer(name=name, decay=0.1), LossScale()
+        for g in given:
+            optimizer.update(parameters, clip(scale.unscaled({"w": g}), 1.0), 0.1)
+        return parameters.values["w"]
+
+    found = updated(wrapped(start.copy()), map(wrapped, grads))
+    assert isinstance(found, Foreign)
+    np.testing.assert_array_equal(found.held, updated(start.copy(), grads))

@@ -6,7 +6,7 @@ import pytest
 
 import pumice
 from pumice import Quantizer, Recipe
-from pumice.errors import BudgetExceeded, KnobError, NothingChanged
+from pumice.errors import BudgetExceeded, KnobError, NothingChanged, PumiceError
 from pumice.model import add_initializer, clone, constant, nodes, replace_input, weight_of
 from pumice.steps import Quantize
 from pumice.testing.models import random_feeds, tiny_cnn, weightless
@@ -115,5 +115,11 @@ def test_what_the_user_excludes_stays_in_floating_point():
 
 
 def test_a_model_without_layers_changes_nothing_and_says_why():
-    with pytest.raises(NothingChanged, match=r"changed nothing in 'weightless': it has no weights \(2 nodes\)"):
+    with pytest.raises(NothingChanged, match=r"changed nothing in 'weightless': it has no weights \(2 nodes\); leave"):
         compress(GOOD, model=weightless(), data={"x": np.ones((8, 4), np.float32)})
+
+
+@pytest.mark.parametrize("option", [{"threads": 0}, {"threads": 2.5}, {"seed": -1}])
+def test_numbers_that_make_no_sense_are_refused(option):
+    with pytest.raises(PumiceError, match=f"{next(iter(option))}=.* must be a whole number"):
+        compress(GOOD, **option)

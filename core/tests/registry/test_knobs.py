@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from pumice.errors import KnobError
-from pumice.strategy import Choice, Flag, Float, Int, Loss, Names, Need, Strategy, Text, Use, knob
+from pumice.knobs import Choice, Flag, Float, Int, Names, Text, Use, knob
+from pumice.strategy import Loss, Need, Strategy
 
 
 @attrs.frozen(kw_only=True)

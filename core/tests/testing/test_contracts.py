@@ -1,5 +1,6 @@
 """The contracts themselves: core's own strategies keep them, and a strategy that breaks one is found out."""
 
+import itertools
 import typing
 
 import attrs
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 import pumice.testing
+from pumice.knobs import Choice, Int, knob
 from pumice.registry import BASES
-from pumice.strategy import Choice, ImportanceScorer, Int, Loss, Metric, Need, Quantizer, Runtime, Searcher, knob
+from pumice.strategy import ImportanceScorer, Loss, Metric, Need, Quantizer, Runtime, Searcher, Sparsifier
 from pumice.testing import (
     LossContract,
     MetricContract,
@@ -16,6 +18,7 @@ from pumice.testing import (
     RuntimeContract,
     ScorerContract,
     SearcherContract,
+    SparsifierContract,
 )
 
 
@@ -187,31 +190,73 @@ def test_a_runtime_that_answers_wrongly_is_found_out():
 
 
 @attrs.frozen(kw_only=True)
-class Halving(Searcher):
-    """Half of the last trial."""
+class Counting(Searcher):
+    """Bits counted down."""
 
-    name = "halving"
+    name = "counting"
 
     def propose(self, space, history):
-        return (history[-1] if history else space) / 2
+        return space.default(("quantize",), {"quantize.bits.bits": 2 + len(history) % 7})
 
 
-class Forgetful(Halving):
+class Forgetful(Counting):
     def propose(self, space, history):
+        proposal = super().propose(space, history)
         history.clear()
-        return space
+        return proposal
+
+
+class Fickle(Counting):
+    def propose(self, space, history):
+        return space.default(("quantize",), {"quantize.bits.bits": next(NUMBERS)})
+
+
+class Outside(Counting):
+    def propose(self, space, history):
+        return attrs.evolve(super().propose(space, history), values={"pipeline": "quantize > prune"})
+
+
+NUMBERS = itertools.cycle((2, 3, 4, 5, 6))
+
+
+def test_a_searcher_that_keeps_its_promises_passes():
+    assert broken_promises(SearcherContract, Counting) == []
 
 
 def test_a_searcher_that_edits_the_trials_is_found_out():
-    given = {"space": lambda self: 1.0, "history": lambda self: [0.5, 0.25]}
-    assert broken_promises(SearcherContract, Halving, **given) == []
-    assert broken_promises(SearcherContract, Forgetful, **given) == ["the_trials_are_left_unchanged"]
+    given = {"history": lambda self: list(range(3))}
+    assert "the_trials_are_left_unchanged" in broken_promises(SearcherContract, Forgetful, **given)
 
 
 def test_a_searcher_whose_proposals_change_is_found_out():
-    numbers = iter(range(10))
-    given = {"space": lambda self: next(numbers)}
-    assert broken_promises(SearcherContract, Halving, **given) == ["the_same_trials_lead_to_the_same_proposal"]
+    assert "the_same_trials_lead_to_the_same_proposal" in broken_promises(SearcherContract, Fickle)
+
+
+def test_a_searcher_that_leaves_the_space_is_found_out():
+    assert "what_it_proposes_lies_in_the_space" in broken_promises(SearcherContract, Outside)
+
+
+@attrs.frozen(kw_only=True)
+class Smallest(Sparsifier):
+    """The smallest weights become zero."""
+
+    name = "smallest"
+
+    def sparsified(self, weights, moments, pattern):
+        return np.where(pattern.keep(np.abs(weights)), weights, 0.0)
+
+
+class Everywhere(Smallest):
+    def sparsified(self, weights, moments, pattern):
+        return np.where(np.abs(weights) > np.median(np.abs(weights)), weights, 0.0)
+
+
+def test_a_sparsifier_that_keeps_its_promises_passes():
+    assert broken_promises(SparsifierContract, Smallest) == []
+
+
+def test_a_sparsifier_that_ignores_the_pattern_is_found_out():
+    assert broken_promises(SparsifierContract, Everywhere) == ["the_pattern_holds"]
 
 
 @pytest.mark.parametrize("kind", BASES)

@@ -7,7 +7,7 @@ import numpy as np
 from pumice.data.images import ImageFolderReader
 from pumice.data.npz import NpzFolderReader, NpzReader
 from pumice.measure.metrics import BUILTIN_METRICS
-from pumice.measure.reference_runtime import ReferenceRuntime
+from pumice.measure.plan_runtime import ReferenceRuntime
 from pumice.quantize.simulated_runtime import SimulatedRuntime
 from pumice.testing import DatasetReaderContract, MetricContract, RuntimeContract, StrategyContract
 from pumice.testing.metric import SAMPLES

@@ -137,6 +137,17 @@ def test_an_empty_batch_gives_an_empty_result():
     assert kernel.run(node, floats(0, 3, 5, 5), floats(4, 3, 3, 3))[0].shape == (0, 4, 3, 3)
 
 
+@pytest.mark.parametrize("attributes", GEOMETRIES)
+def test_an_empty_batch_has_gradients_of_zero(attributes):
+    gradient = next(k for k in CONVOLUTIONS if k.op_type == "Conv" and k.part == "vjp")
+    x, w = floats(0, 4, 9, 8), floats(6, 4, 3, 2)
+    node = TestConv().node(Example(x, w, **attributes))
+    (y,) = known("Conv", CONVOLUTIONS)[1].run(node, x, w)
+    dx, dw = gradient.run(node, (x, w), (y,), (y,), (True, True))
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal(dw, np.zeros_like(w))
+
+
 # --- in a plan --------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pumice_cpu import native
-from pumice_cpu.gemm import Epilogue, batched, gemm, pack
+from pumice_cpu.gemm import Epilogue, batched, bound, gemm, pack
 
 FLOAT_LEVELS = ("scalar", "avx2", "avx512", "neon")
 INTEGER_LEVELS = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni", "amx", "neon", "neon_dotprod", "i8mm")
@@ -90,6 +90,26 @@ def test_every_level_gives_the_same_integers(m, k, n, seed):
         with native.using_level(name):
             results.append(gemm(a, pack(b, "integer"), e, a_zero=11))
     assert all(r.tobytes() == results[0].tobytes() for r in results)
+
+
+@pytest.mark.parametrize("size", [(3, 2500, 900), (70, 2500, 900), (321, 1100, 96), (40, 4500, 70)])
+def test_operands_that_no_cache_holds_give_the_same_integers(level, rng, size):
+    """Several slices and blocks of k, of rows and of panels, whichever operand stays in cache."""
+    m, k, n = size
+    a, b = integers(rng, (m, k), np.uint8), integers(rng, (k, n), np.int8)
+    some = rng.integers(0, m, 3)  # what float64 multiplies exactly
+    found = gemm(a, pack(b, "integer"), S32, threads=2)
+    np.testing.assert_array_equal(found[some], a[some].astype(np.float64) @ b.astype(np.float64))
+    np.testing.assert_array_equal(found.sum(0, np.int64), a.sum(0, np.int64) @ b.astype(np.int64))
+
+
+def test_a_bound_product_reads_its_operands_anew_at_every_call(level, rng):
+    a, b, out = floats(rng, 5, 40), pack(floats(rng, 40, 21)), np.empty((5, 21), np.float32)
+    call = bound(a, b, Epilogue(), out)
+    for _ in range(2):
+        a[...] = floats(rng, 5, 40)
+        call()
+        np.testing.assert_array_equal(out, gemm(a, b))
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

@@ -147,10 +147,10 @@ JUMP = re.compile(r"^(j|b\b|b\.|cbn?z|tbn?z)")
 VECTOR_TO_STACK = re.compile(r"^(%[xyz]mm\d+,\S*\(%r(sp|bp)\)|q\d+, (q\d+, )?\[(sp|x29).*)$")
 SUMS = ("vfmadd", "vpdpbusd", "vdpbf16", "vpmaddwd", "fmla", "smlal", "sdot", "smmla")
 FEWEST_SUMS = 8
-"""A loop with as many multiply-adds is the k loop of a tile, or a polynomial."""
-MOST_SPILLS = 3
-"""One store in three multiply-adds is borne (polynomials and table decoding have temporaries); where gcc spills the
-accumulators, nearly every multiply-add is followed by one."""
+"""A loop with as many multiply-adds is the k loop of a tile, or evaluates a function."""
+OF_FUNCTIONS = ("vdiv", "vround", "vrndscale", "vscalef", "vcvtps2dq", "fdiv", "frint", "fcvt")
+"""What exp, tanh and their like have in their loops and no k loop has: their polynomials keep temporaries on the stack,
+not sums."""
 
 
 def functions():
@@ -180,10 +180,11 @@ def test_no_accumulator_is_stored_inside_a_k_loop():
     checked = 0
     for name, instructions in functions():
         for body in loops(instructions):
-            sums = sum(mnemonic.startswith(SUMS) for mnemonic, _ in body)
-            if sums < FEWEST_SUMS:
+            names = [mnemonic for mnemonic, _ in body]
+            sums = sum(mnemonic.startswith(SUMS) for mnemonic in names)
+            if sums < FEWEST_SUMS or any(mnemonic.startswith(OF_FUNCTIONS) for mnemonic in names):
                 continue
             checked += 1
             spills = [f"{mnemonic} {operands}" for mnemonic, operands in body if VECTOR_TO_STACK.match(operands)]
-            assert len(spills) * MOST_SPILLS <= sums, f"{name} keeps accumulators on the stack: {spills[:3]}"
+            assert not spills, f"{name} keeps accumulators on the stack: {spills[:3]}"
     assert checked >= 20

@@ -28,11 +28,15 @@ from pumice.errors import PumiceError, nearest
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "compress": "Compress one model and account for what was gained and lost.",
+        "auto": "Search for the best recipe from whatever is installed, and compress with it.",
         "train": "Train a model on labelled data.",
+        "distil": "Train a smaller network to do what a larger one does.",
         "batch": "Compress many models; one that fails does not stop the rest.",
         "inspect": "Show what is in a model and what would be worth compressing.",
         "evaluate": "Measure the accuracy of a model on data.",
+        "diagnose": "Tell where a quantized model lost precision, why, and what would help.",
         "compare": "Measure two models against each other, interleaved.",
+        "bench": "Measure how fast a model is on every runtime.",
         "recipe": "Write an example recipe, or check one.",
         "plugins": "List what is installed: strategies, their knobs, who provides them.",
         "doctor": "Check this installation and this machine.",

@@ -39,6 +39,7 @@ def as_text(found: Examination) -> str:
     }
     parts = [_section("versions", found.versions), _section("machine", facts), _section("plugins", found.plugins)]
     parts += [_section("runtimes", found.runtimes)]
+    parts += [_section("kernels", found.kernels)] if found.kernels else []
     if found.advice:
         parts.append("\n".join(["worth knowing", *(f"  {sentence}" for sentence in found.advice)]))
     for finding in found.findings:

@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from pumice.errors import KnobError, PumiceError
+from pumice.knobs import Flag, Knob, Names, Several, Use
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.steps import Quantize, default_quantizer
-from pumice.strategy import Flag, Knob, Names, Quantizer
+from pumice.strategy import Quantizer
 
 _STEP = "step"
 _OPTIONS, _GIVEN = f"{__name__}.options", f"{__name__}.given"
@@ -35,7 +36,7 @@ class KnobOption(click.Option):
             [flag, _parameter(flag)],
             metavar="LIST" if isinstance(one.domain, Names) else "VALUE",
             help=_help(owners),
-            multiple=isinstance(one.domain, Names),
+            multiple=isinstance(one.domain, Names | Several),
             default=None,
         )
 
@@ -155,7 +156,7 @@ def _help(owners: Mapping[str, Knob]) -> str:
 
 def shown_default(knob: Knob) -> str:
     """A knob's default as a person would type it."""
-    if knob.default is None:
+    if isinstance(knob.domain, Use):
         return "chosen"
     if isinstance(knob.domain, Flag):
         return str(knob.default).lower()

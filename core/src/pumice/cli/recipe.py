@@ -39,10 +39,11 @@ def command(example: bool, check: Path | None, as_json: bool, quiet: bool, log: 
 
 def example_recipe() -> str:
     """TOML that reads back as the default recipe, every knob with its meaning; what else there is, as comments."""
+    from pumice.knobs import Several, Use
     from pumice.recipe import Recipe
     from pumice.registry import registry
     from pumice.steps import STEPS, default_quantizer
-    from pumice.strategy import Quantizer, Strategy, Use
+    from pumice.strategy import Quantizer, Strategy
 
     def lines(strategy: type[Strategy], prefix: str = "") -> list[str]:
         return [
@@ -62,6 +63,7 @@ def example_recipe() -> str:
             chosen = default_quantizer().name if knob.domain.kind == Quantizer.kind else None
             for name, strategy in registry().strategies(knob.domain.kind).items():
                 comment = "" if name == chosen else "# "
-                found += ["", f"{comment}[step.{knob.name}]  # {strategy.summary()}", f'{comment}name = "{name}"']
+                table = f"[[step.{knob.name}]]" if isinstance(knob.domain, Several) else f"[step.{knob.name}]"
+                found += ["", f"{comment}{table}  # {strategy.summary()}", f'{comment}name = "{name}"']
                 found += lines(strategy, comment)
     return "\n".join(found) + "\n"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -11,30 +12,44 @@ from pumice.cli.compress import account_json, account_text, run
 from pumice.cli.console import Console, F, output_options
 from pumice.cli.knobs import KnobOption
 from pumice.cli.specs import configured
+from pumice.knobs import Knob, Several, Use
 from pumice.recipe import Recipe
-from pumice.steps import Train
-from pumice.strategy import Loss, Use
+from pumice.registry import BASES
+from pumice.steps import Step, Train
+
+T = TypeVar("T", bound=Step)
 
 
-def knob_flags(command: F) -> F:
-    """A flag for every knob of the step, in their order."""
-    for name, knob in reversed(Train.knobs().items()):
-        flag = f"--{name.replace('_', '-')}"
-        option = KnobOption(flag, name, {"step": knob})
-        vars(command).setdefault("__click_params__", []).append(option)  # where `click.option` puts what it makes
-    return command
+def training_options(step: type[Step], apart_from: Sequence[str] = ()) -> Callable[[F], F]:
+    """What commands that train have in common, and a flag for every knob of their step, in their order."""
+    path = click.Path(path_type=Path)
+    shared = (
+        click.option("--runtime", help="Runtime to measure with. [default: the best installed]"),
+        click.option("--metric", "metrics", multiple=True, help="May be repeated. [default: chosen by the data]"),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random."
+        ),
+        click.option("--report", type=path, help="Write the account as one HTML page (JSON beside it)."),
+        click.option("-o", "--output", required=True, type=path, help="The trained model to write."),
+        click.option("--test", type=path, help="Other samples to measure on (else part of --data)."),
+        click.option("--data", required=True, type=path, help="Samples to train on."),
+    )
+
+    def decorate(command: F) -> F:
+        for name, knob in reversed(step.knobs().items()):
+            if name not in apart_from:
+                option = KnobOption(f"--{name.replace('_', '-')}", name, {"step": knob})
+                vars(command).setdefault("__click_params__", []).append(option)  # where `click.option` puts its own
+        for add in shared:
+            command = add(command)
+        return command
+
+    return decorate
 
 
 @click.command("train")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled samples to train on.")
-@click.option("--test", type=click.Path(path_type=Path), help="Other samples to measure on (else part of --data).")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trained model to write.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write the account as one HTML page (JSON beside it).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random.")
-@click.option("--metric", "metrics", multiple=True, help="May be repeated. [default: chosen by outputs and labels]")
-@click.option("--runtime", help="Runtime to measure with. [default: the best installed]")
-@knob_flags
+@training_options(Train)
 @output_options
 def command(
     model: Path,
@@ -54,18 +69,24 @@ def command(
     Any ONNX model whose operators have gradients. A tenth of the data is held out to choose the best epoch by.
     """
     console = Console(as_json=as_json, quiet=quiet, log=log)
-    knobs = Train.knobs()
-    given = {name: options.pop(f"knob_{name}") for name in knobs}
-    step = Train.configure({name: _value(name, text) for name, text in given.items() if text not in (None, ())})
+    step = step_from(Train, options)
     result, files = run(console, model, Recipe([step]), output, report=report, measure=False, **options)
     console.answer(account_text(result, files), account_json(result, files))
 
 
-def _value(name: str, text: Any) -> Any:
+def step_from(step: type[T], options: dict[str, Any]) -> T:
+    """The step that the flags of its knobs describe; they are taken out of the options."""
+    knobs = step.knobs()
+    given = {name: options.pop(f"knob_{name}", None) for name in knobs}
+    return step.configure({name: _value(knobs[name], text) for name, text in given.items() if text not in (None, ())})
+
+
+def _value(knob: Knob, text: Any) -> Any:
     """A knob's value from the text (or texts) of its flag."""
-    knob = Train.knobs()[name]
+    if isinstance(knob.domain, Several):
+        return tuple(configured(BASES[knob.domain.kind], each) for each in text)
     if isinstance(knob.domain, Use):
-        return configured(Loss, text)
+        return configured(BASES[knob.domain.kind], text)
     if isinstance(text, tuple):
         return tuple(part for each in text for part in knob.parse(each))
     return knob.parse(text)

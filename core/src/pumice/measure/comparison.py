@@ -237,7 +237,7 @@ def compare(
         _require_same_inputs(inputs, ModelInputs.of(second))
         sessions = {"before": engine.open(first, threads=threads), "after": engine.open(second, threads=threads)}
         data = None if dataset is None else _dataset(dataset, first)
-        feeds, size, notes = _feeds(data, inputs, sessions["before"], batch)
+        feeds, size, notes = timing_feeds(data, inputs, sessions["before"], batch)
         times = {}
         if latency:
             twins = _twins(sessions, {"before": first, "after": second}, engine, threads)
@@ -318,10 +318,16 @@ def _require_same_inputs(first: ModelInputs, second: ModelInputs) -> None:
         raise ModelError(f"the models do not take the same inputs ({told}): compare models that can replace each other")
 
 
-def _feeds(
+def timing_feeds(
     data: Dataset | None, inputs: ModelInputs, session: Session, batch: int
 ) -> tuple[dict[str, Array], int, list[str]]:
-    """What the latency is taken on, how many samples that is, and what to tell about it."""
+    """What the latency is taken on, how many samples that is, and what to tell about it.
+
+    Without data it is random, with dynamic dimensions that the model accepts.
+
+    Raises:
+        DataError: the data is empty, or the model runs on no random input that was tried.
+    """
     if data is not None:
         found = next(data.batches(batch_size=batch, limit=batch), None)
         if found is None:

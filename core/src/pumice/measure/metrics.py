@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import DataError, nearest
-from pumice.strategy import Float, Int, Metric, Need, Text, knob
+from pumice.knobs import Float, Int, Text, knob
+from pumice.strategy import Metric, Need
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]

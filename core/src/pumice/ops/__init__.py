@@ -14,7 +14,7 @@ __all__ = ["Kernel", "Node", "Op", "OpCost", "OpTable", "core_ops", "core_table"
 FAMILIES = (
     "elementwise", "activation", "cast", "conv", "pool", "norm", "reduction", "softmax", "loss", "matmul", "shape",
     "creation", "gather_scatter", "selection", "resize", "sampling", "attention", "recurrent", "quantize", "integer",
-    "quantized_functions", "spectral", "control", "sequence",
+    "quantized_functions", "quantized_recurrent", "spectral", "control", "sequence", "calibration",
 )  # fmt: skip
 
 

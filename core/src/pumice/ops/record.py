@@ -16,7 +16,8 @@ read, so that everything else can be freed: an array that is not read arrives as
 but no memory. `outputs` is all that `forward` returned, also what no value of the graph receives.
 
 A `Kernel` is another implementation of `forward`, or of `vjp` (`part`), for some device and types. NumPy's has rank 0
-and is the definition of truth; a kernel of higher rank replaces it when the plan is compiled.
+and is the definition of truth; a kernel of higher rank replaces it when the plan is compiled. With `fuse` it may take
+over the nodes that follow its own, too.
 """
 
 from __future__ import annotations
@@ -148,6 +149,17 @@ class Op:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Link:
+    """One node of a chain: nobody else reads the first output of the node before it."""
+
+    node: Node
+    constants: Sequence[Any]
+    """By input; None where one is not constant."""
+    at: int = -1
+    """Which of its inputs the node before computes; -1 for the first node."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Kernel:
     """A faster way to compute an operator or its gradient; `run` must not change its inputs.
 
@@ -166,9 +178,17 @@ class Kernel:
     rank: int = 10
     """The highest rank that is available and accepts the node wins; NumPy has rank 0."""
     run: Forward
-    bind: Callable[[Node, Sequence[Any]], Forward] | None = None
+    bind: Callable[[Node, Sequence[Any]], Forward | None] | None = None
     """Given the node's constant inputs (None where one is not constant) when a plan is compiled, what to run instead of
-    `run`: a place to rearrange weights once. It must look whether an input *is* that constant; feeds may replace it."""
+    `run`: a place to rearrange weights once. It must look whether an input *is* that constant; feeds may replace it.
+    None if the kernel is not for these constants."""
+    fuse: Callable[[Sequence[Link]], Callable[..., Outputs] | None] | None = None
+    """Given a chain that begins with the node, what computes all of it at once, or None; asked when a plan is compiled,
+    with longer and longer chains, of which the longest is taken. The function takes the inputs of all the nodes, one
+    node after the other, without what these hand on, and returns the last node's outputs, or NotImplemented to have
+    every node computed by itself. What `bind` says about constants holds here too."""
+    variant: Callable[[], str] = lambda: ""
+    """What this machine runs, for reports: an instruction set, a device."""
     available: Callable[[], str | None] = lambda: None
     """None if it can run on this machine, else the reason."""
     accepts: Callable[[Node], str | None] = lambda node: None

@@ -159,7 +159,7 @@ def _run_direction(
     return y, state
 
 
-def _run(
+def run_cells(
     node: Node,
     x: Array,
     w: Array,
@@ -272,7 +272,7 @@ def _gru(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *_: A
     return direction
 
 
-def _lstm(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *rest: Any) -> Directions:
+def lstm_cells(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *rest: Any) -> Directions:
     p = rest[3] if len(rest) > 3 else None
     hidden, clip, coupled = node.attributes["hidden_size"], _clipped(node), node.get("input_forget", 0)
     functions = _activations(node, ["Sigmoid", "Tanh", "Tanh"], w.shape[0])
@@ -435,7 +435,7 @@ def _vjp(directions: Callable[..., Directions], states: int) -> Vjp:
 def _forward(directions: Callable[..., Directions], states: int) -> Callable[..., Outputs]:
     def run(node: Node, *inputs: Any) -> Outputs:
         lengths, *initial = (*inputs, *[None] * 4)[4 : 5 + states]
-        return _run(node, inputs[0], inputs[1], lengths, initial, directions(node, *inputs))
+        return run_cells(node, inputs[0], inputs[1], lengths, initial, directions(node, *inputs))
 
     return run
 
@@ -477,5 +477,5 @@ OPS = tuple(
         cost=_cost,
         channels=Channels(_channel_ties, _hidden_edit),
     )
-    for name, since, cell, states in (("RNN", 1, _rnn, 1), ("GRU", 3, _gru, 1), ("LSTM", 1, _lstm, 2))
+    for name, since, cell, states in (("RNN", 1, _rnn, 1), ("GRU", 3, _gru, 1), ("LSTM", 1, lstm_cells, 2))
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "DatasetReaderContract": "pumice.testing.dataset",
+    "DistillationLossContract": "pumice.testing.distillation",
     "ExporterContract": "pumice.testing.exporter",
     "LossContract": "pumice.testing.loss",
     "MetricContract": "pumice.testing.metric",
@@ -23,10 +24,12 @@ _HOME = {
     "RuntimeContract": "pumice.testing.runtime",
     "ScorerContract": "pumice.testing.scorer",
     "SearcherContract": "pumice.testing.searcher",
+    "SparsifierContract": "pumice.testing.sparsifier",
     "StrategyContract": "pumice.testing.strategy",
 }
 __all__ = [
     "DatasetReaderContract",
+    "DistillationLossContract",
     "ExporterContract",
     "LossContract",
     "MetricContract",
@@ -35,12 +38,14 @@ __all__ = [
     "RuntimeContract",
     "ScorerContract",
     "SearcherContract",
+    "SparsifierContract",
     "StrategyContract",
 ]
 
 if TYPE_CHECKING:
     from pumice.ops.contract import OpContract
     from pumice.testing.dataset import DatasetReaderContract
+    from pumice.testing.distillation import DistillationLossContract
     from pumice.testing.exporter import ExporterContract
     from pumice.testing.loss import LossContract
     from pumice.testing.metric import MetricContract
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from pumice.testing.runtime import RuntimeContract
     from pumice.testing.scorer import ScorerContract
     from pumice.testing.searcher import SearcherContract
+    from pumice.testing.sparsifier import SparsifierContract
     from pumice.testing.strategy import StrategyContract
 
 

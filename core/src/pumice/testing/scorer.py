@@ -34,6 +34,10 @@ class Filters:
         """What the channels put out: (samples, channels)."""
         return np.maximum(self.array.T, 0)
 
+    def readers(self, group: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """What weights that read the channels are given, (samples, channels), and the weights: (channels, columns)."""
+        return [(self.activations(group), self.array)]
+
     def pairwise_distances(self, filters: NDArray[Any], norm: str) -> NDArray[Any]:
         """Distances between rows, (channels, channels), by the norm `l1` or `l2`."""
         difference = filters[:, None] - filters[None]

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import attrs
 
 from pumice.errors import KnobError, PumiceError
+from pumice.knobs import Choice, Flag, Float, Int, Knob
 from pumice.registry import BASES, registry
-from pumice.strategy import Choice, Flag, Float, Int, Knob, Strategy
+from pumice.strategy import Strategy
 
 S = TypeVar("S", bound=Strategy)
 

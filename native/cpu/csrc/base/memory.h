@@ -8,7 +8,10 @@
 
 /* One growing buffer per thread and slot: nested users must name different slots. NULL where there is no memory. The
  * content of a former use is gone. */
-enum scratch_slot { SCRATCH_GEMM_A, SCRATCH_GEMM_B, SCRATCH_GEMM_TILE, SCRATCH_CONV, SCRATCH_CONV_POINTERS, SCRATCH_CONV_STAGE, SCRATCH_CONV_BORDER, SCRATCH_ROWS, SCRATCH_LOWBIT, SCRATCH_OTHER, SCRATCH_SLOTS };
+enum scratch_slot {
+    SCRATCH_GEMM_A, SCRATCH_GEMM_B, SCRATCH_GEMM_TILE, SCRATCH_CONV, SCRATCH_CONV_POINTERS, SCRATCH_CONV_STAGE,
+    SCRATCH_CONV_BORDER, SCRATCH_ROWS, SCRATCH_LOWBIT, SCRATCH_OTHER, SCRATCH_SLOTS
+};
 void *pumice_scratch(enum scratch_slot slot, size_t bytes);
 
 /* Of a core's second-level cache, or a fair guess. */

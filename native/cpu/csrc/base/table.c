@@ -50,7 +50,8 @@ static void note_givers(int number) {
     const any *before = (const any *)(const void *)&levels[levels[number].parent].table;
     for (int slot = 0; slot < SLOT_COUNT; slot++)
         levels[number].gives[slot] =
-            (unsigned char)(number == 0 || now[slot] != before[slot] ? number : levels[levels[number].parent].gives[slot]);
+            (unsigned char)(number == 0 || now[slot] != before[slot] ? number
+                                                                     : levels[levels[number].parent].gives[slot]);
 }
 
 static void build(void) {

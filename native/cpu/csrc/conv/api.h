@@ -11,7 +11,7 @@ struct pumice_conv_shape {
     int64_t size[3], kernel[3], stride[3], dilation[3], before[3], output[3];
 };
 
-/* --- 8 bit: activations (batch, *size, channels), results (batch, *output, filters) ----------------------------------- */
+/* --- 8 bit: activations (batch, *size, channels), results (batch, *output, filters) ------------------------------- */
 
 /* What becomes of the int32 sums. */
 enum pumice_conv_result {
@@ -35,15 +35,15 @@ struct pumice_conv_u8_epilogue {
 
 struct pumice_conv_u8;
 
-/* Packs the weights for the level in force: `weights` is (filters, channels / groups, *kernel), zero point already taken
- * off, within -255..255; `bias` int32 or NULL. NULL where there is no memory or the shape makes no sense. */
+/* Packs the weights for the level in force: `weights` is (filters, channels / groups, *kernel), zero point already
+ * taken off, within -255..255; `bias` int32 or NULL. NULL where there is no memory or the shape makes no sense. */
 struct pumice_conv_u8 *pumice_conv_u8_create(const struct pumice_conv_shape *shape, const int16_t *weights,
                                              const int32_t *bias, int input_zero_point, int input_signed);
 void pumice_conv_u8_free(struct pumice_conv_u8 *conv);
 int pumice_conv_u8_run(const struct pumice_conv_u8 *conv, int64_t batch, const uint8_t *x, void *y,
                        const struct pumice_conv_u8_epilogue *epilogue, int threads);
 
-/* --- float32: (batch, channels, *size) to (batch, filters, *output), as ONNX has them --------------------------------- */
+/* --- float32: (batch, channels, *size) to (batch, filters, *output), as ONNX has them ----------------------------- */
 
 struct pumice_conv_f32_epilogue {
     const float *bias;     /* one a filter, or NULL */
@@ -58,14 +58,15 @@ struct pumice_conv_f32;
  * `transposed`: the adjoint, weights (channels, filters / groups, *kernel). Input o is spread over the outputs
  * o * stride + tap * dilation - before. With a convolution's own weights, channels and filters exchanged, it is the
  * gradient with respect to the convolution's input. NULL where there is no memory or the shape makes no sense. */
-struct pumice_conv_f32 *pumice_conv_f32_create(const struct pumice_conv_shape *shape, int transposed, const float *weights);
+struct pumice_conv_f32 *pumice_conv_f32_create(const struct pumice_conv_shape *shape, int transposed,
+                                               const float *weights);
 void pumice_conv_f32_free(struct pumice_conv_f32 *conv);
 int pumice_conv_f32_run(const struct pumice_conv_f32 *conv, int64_t batch, const float *x, float *y,
                         const struct pumice_conv_f32_epilogue *epilogue, int threads);
 
 /* The gradient with respect to the weights: dw (filters, channels / groups, *kernel), overwritten, from the input x and
  * the gradient dy (batch, filters, *output). */
-int pumice_conv_f32_weight_gradient(const struct pumice_conv_shape *shape, int64_t batch, const float *x, const float *dy,
-                                    float *dw, int threads);
+int pumice_conv_f32_weight_gradient(const struct pumice_conv_shape *shape, int64_t batch, const float *x,
+                                    const float *dy, float *dw, int threads);
 
 #endif

@@ -4,9 +4,9 @@
  * pixels is a matrix product whose second factor is read where it lies: no columns are made. A pointwise convolution
  * reads the image itself.
  *
- * The adjoint (ConvTranspose, or the gradient with respect to the input) is a convolution for each phase r of the output:
- * output a s + r - p receives, from the taps t with t d = b s + r, inputs a - b. These are `jobs` over one frame, each
- * with its own taps, whose results interleave.
+ * The adjoint (ConvTranspose, or the gradient with respect to the input) is a convolution for each phase r of the
+ * output: output a s + r - p receives, from the taps t with t d = b s + r, inputs a - b. These are `jobs` over one
+ * frame, each with its own taps, whose results interleave.
  *
  * Where a group has one channel and few filters (depthwise), pixels are summed tap by tap instead. */
 #include <stdlib.h>
@@ -50,7 +50,8 @@ static int pack_job(struct pumice_conv_f32 *conv, struct job *job, int transpose
     for (int64_t f = 0; f < s->filters; f++) {
         const int64_t panel = f / filters * conv->panels + f % filters / rows;
         /* Of the filter's weight for channel 0, tap 0, and from one channel to the next. */
-        const float *from = weights + (transposed ? (f / filters * channels * filters + f % filters) : f * channels) * all;
+        const float *from =
+            weights + (transposed ? (f / filters * channels * filters + f % filters) : f * channels) * all;
         const int64_t next = transposed ? filters * all : all;
         float *to = job->weights + (conv->tap_by_tap ? f * job->depth : panel * rows * job->depth + f % filters % rows);
         const int64_t step = conv->tap_by_tap ? 1 : rows;
@@ -75,7 +76,8 @@ static int lay_out_forward(struct pumice_conv_f32 *conv, const float *weights, s
     return pack_job(conv, job, 0, weights, taps);
 }
 
-/* One axis of the adjoint, outputs of phase r: their first and number, and the first input that any tap of any phase reads. */
+/* One axis of the adjoint, outputs of phase r: their first and number, and the first input that any tap of any phase
+ * reads. */
 static int64_t first_of_phase(const struct pumice_conv_shape *s, int axis, int64_t r) {
     const int64_t behind = s->before[axis] - r; /* may be negative */
     return behind > 0 ? (behind + s->stride[axis] - 1) / s->stride[axis] : -(-behind / s->stride[axis]);
@@ -125,11 +127,13 @@ static int lay_out_adjoint(struct pumice_conv_f32 *conv, const float *weights, s
     for (int a = 0; a < 3; a++) lay_out_adjoint_axis(conv, a);
     conv->planes.in_place = 1;
     for (int a = 0; a < 3; a++)
-        conv->planes.in_place = conv->planes.in_place && conv->planes.origin[a] == 0 && conv->planes.extent[a] == s->size[a];
+        conv->planes.in_place =
+            conv->planes.in_place && conv->planes.origin[a] == 0 && conv->planes.extent[a] == s->size[a];
     conv->jobs = calloc((size_t)volume(s->stride), sizeof *conv->jobs);
     if (!conv->jobs) return 0;
     for (int64_t number = 0; number < volume(s->stride); number++) {
-        const int64_t r[3] = {number / (s->stride[1] * s->stride[2]), number / s->stride[2] % s->stride[1], number % s->stride[2]};
+        const int64_t r[3] = {number / (s->stride[1] * s->stride[2]), number / s->stride[2] % s->stride[1],
+                              number % s->stride[2]};
         struct job *job = &conv->jobs[conv->job_count];
         job->compact = 1;
         for (int a = 0; a < 3; a++) {
@@ -149,7 +153,8 @@ static int lay_out_adjoint(struct pumice_conv_f32 *conv, const float *weights, s
     return 1;
 }
 
-struct pumice_conv_f32 *pumice_conv_f32_create(const struct pumice_conv_shape *shape, int transposed, const float *weights) {
+struct pumice_conv_f32 *pumice_conv_f32_create(const struct pumice_conv_shape *shape, int transposed,
+                                               const float *weights) {
     if (!makes_sense(shape)) return NULL;
     struct pumice_conv_f32 *conv = calloc(1, sizeof *conv);
     const size_t all = (size_t)volume(shape->kernel);
@@ -195,7 +200,8 @@ static void frame_task(void *context, int64_t chunk, int worker) {
     (void)worker;
     const struct conv_f32_run *run = context;
     const struct planes *planes = &run->conv->planes;
-    run->conv->level->table.conv_f32_frame(planes, run->frames + chunk * channel_elements(planes), run->x + chunk * volume(planes->size));
+    run->conv->level->table.conv_f32_frame(planes, run->frames + chunk * channel_elements(planes),
+                                           run->x + chunk * volume(planes->size));
 }
 
 /* Number of outputs before flat pixel p, which is the compact place of the first one from there on. */
@@ -224,7 +230,8 @@ static void find_runs(const struct conv_f32_run *run, int64_t p, int count, stru
 }
 
 /* Outputs of one filter to places that are not side by side; `first` counts the outputs before. */
-static void scatter(const struct job *job, float *y, const float *values, const struct conv_f32_runs *runs, int64_t first) {
+static void scatter(const struct job *job, float *y, const float *values, const struct conv_f32_runs *runs,
+                    int64_t first) {
     for (int r = 0; r < runs->count; r++) {
         const int64_t w = first % job->output[2], h = first / job->output[2] % job->output[1];
         const int64_t d = first / (job->output[1] * job->output[2]);
@@ -241,7 +248,8 @@ struct part {
     const float *x; /* of the group, in the frame */
 };
 
-static void store_tile(const struct part *part, int64_t panel, const float *tile, int64_t first, const struct conv_f32_runs *runs) {
+static void store_tile(const struct part *part, int64_t panel, const float *tile, int64_t first,
+                       const struct conv_f32_runs *runs) {
     const struct conv_f32_run *run = part->run;
     const struct pumice_conv_f32 *conv = run->conv;
     const int64_t filters = group_filters(conv), filter = part->group * filters + panel * conv->rows;
@@ -258,15 +266,16 @@ static void store_tile(const struct part *part, int64_t panel, const float *tile
 }
 
 /* One tile of pixels by all panels, windows read in the frame. */
-static void multiply_in_place(const struct part *part, int64_t p, int count, int64_t first, const struct conv_f32_runs *runs) {
+static void multiply_in_place(const struct part *part, int64_t p, int count, int64_t first,
+                              const struct conv_f32_runs *runs) {
     const struct conv_f32_run *run = part->run;
     const struct job *job = run->job;
     const int64_t rows = run->conv->rows;
     _Alignas(64) float tile[8 * CONV_MOST_WIDTH];
     for (int64_t panel = part->first_panel; panel < part->last_panel; panel++) {
         const int64_t packed = (part->group * run->conv->panels + panel) * rows;
-        run->conv->level->table.conv_f32_tile(tile, part->x + p, job->offset, job->depth, job->weights + packed * job->depth,
-                                              run->bias + packed, count);
+        run->conv->level->table.conv_f32_tile(tile, part->x + p, job->offset, job->depth,
+                                              job->weights + packed * job->depth, run->bias + packed, count);
         store_tile(part, panel, tile, first, runs);
     }
 }
@@ -288,7 +297,8 @@ static void multiply_columns(const struct part *part, float *memory, int64_t p, 
         for (int64_t panel = part->first_panel; panel < part->last_panel; panel++) {
             const int64_t packed = (part->group * conv->panels + panel) * rows;
             conv->level->table.conv_f32_tile(tiles + (panel - part->first_panel) * rows * width, columns, offset, depth,
-                                             job->weights + packed * job->depth + k * rows, k ? NULL : run->bias + packed, count);
+                                             job->weights + packed * job->depth + k * rows,
+                                             k ? NULL : run->bias + packed, count);
         }
     }
     for (int64_t panel = part->first_panel; panel < part->last_panel; panel++)
@@ -301,11 +311,14 @@ static void tile_task(void *context, int64_t chunk, int worker) {
     const struct pumice_conv_f32 *conv = run->conv;
     const int64_t panel_group = chunk % run->panel_groups, tile_group = chunk / run->panel_groups % run->tile_groups;
     struct part part = {
-        .run = run, .group = chunk / run->panel_groups / run->tile_groups % conv->shape.groups,
+        .run = run,
+        .group = chunk / run->panel_groups / run->tile_groups % conv->shape.groups,
         .image = chunk / run->panel_groups / run->tile_groups / conv->shape.groups,
-        .first_panel = panel_group * run->panel_step, .last_panel = smaller(conv->panels, (panel_group + 1) * run->panel_step),
+        .first_panel = panel_group * run->panel_step,
+        .last_panel = smaller(conv->panels, (panel_group + 1) * run->panel_step),
     };
-    part.x = run->images + (part.image * conv->shape.channels + part.group * group_channels(conv)) * channel_elements(&conv->planes);
+    part.x = run->images +
+             (part.image * conv->shape.channels + part.group * group_channels(conv)) * channel_elements(&conv->planes);
     const int64_t width = conv->form.pixels, panels = part.last_panel - part.first_panel;
     const int64_t last_tile = smaller(run->tiles, (tile_group + 1) * run->tile_step);
     float *memory = NULL;
@@ -327,7 +340,8 @@ static void tile_task(void *context, int64_t chunk, int worker) {
 }
 
 /* Flat results of some rows of a plane to their places. */
-static void place_rows(const struct conv_f32_run *run, const struct job *job, const float *flat, float *y, int64_t row, int64_t rows) {
+static void place_rows(const struct conv_f32_run *run, const struct job *job, const float *flat, float *y, int64_t row,
+                       int64_t rows) {
     const int64_t *extent = run->conv->planes.extent;
     for (int64_t r = row; r < row + rows;) { /* up to the end of a plane at once */
         const int64_t h = r % extent[1], d = r / extent[1], until = smaller(row + rows, (d + 1) * extent[1]);
@@ -337,7 +351,8 @@ static void place_rows(const struct conv_f32_run *run, const struct job *job, co
         if (job->step[2] == 1 && used > 0)
             run->conv->level->table.conv_f32_take_rows(to, job->step[1], from, extent[2], used, job->output[2]);
         for (int64_t i = 0; job->step[2] != 1 && i < used; i++)
-            for (int64_t w = 0; w < job->output[2]; w++) to[i * job->step[1] + w * job->step[2]] = from[i * extent[2] + w];
+            for (int64_t w = 0; w < job->output[2]; w++)
+                to[i * job->step[1] + w * job->step[2]] = from[i * extent[2] + w];
         r = until;
     }
 }
@@ -378,14 +393,16 @@ static void channel_task(void *context, int64_t chunk, int worker) {
         const float *image = run->x + channel * volume(planes->size);
         if (framed) conv->level->table.conv_f32_frame(planes, flat + strip, image);
         sum_taps(run, channel, framed ? flat + strip : image, flat, step);
-        if (has_finish(run->epilogue)) conv_f32_finish(run, channel * filters * result_elements(conv), filters * result_elements(conv));
+        if (has_finish(run->epilogue))
+            conv_f32_finish(run, channel * filters * result_elements(conv), filters * result_elements(conv));
     }
 }
 
 /* Taps are cheap: enough of them to be worth a chunk. */
 static void run_channels(struct conv_f32_run *run, int threads) {
     const struct pumice_conv_f32 *conv = run->conv;
-    const int64_t all = run->batch * conv->shape.channels, work = volume(conv->shape.kernel) * (result_elements(conv) + volume(conv->shape.size));
+    const int64_t all = run->batch * conv->shape.channels,
+                  work = volume(conv->shape.kernel) * (result_elements(conv) + volume(conv->shape.size));
     run->channel_step = larger(1, smaller(all / (4 * pumice_team(threads)), CHUNK_TAPS / work));
     pumice_parallel(threads, (all + run->channel_step - 1) / run->channel_step, channel_task, run);
 }
@@ -422,7 +439,8 @@ static int run_tiles(struct conv_f32_run *run, int threads) {
     const int64_t channels = run->batch * conv->shape.channels;
     run->images = run->x;
     if (!conv->planes.in_place) {
-        run->frames = pumice_scratch(SCRATCH_CONV, (size_t)(channels * channel_elements(&conv->planes)) * sizeof(float));
+        run->frames =
+            pumice_scratch(SCRATCH_CONV, (size_t)(channels * channel_elements(&conv->planes)) * sizeof(float));
         if (!run->frames) return PUMICE_NO_MEMORY;
         run->images = run->frames;
         pumice_parallel(channels * channel_elements(&conv->planes) > 1 << 15 ? threads : 1, channels, frame_task, run);
@@ -431,10 +449,12 @@ static int run_tiles(struct conv_f32_run *run, int threads) {
     for (int64_t j = 0; j < conv->job_count; j++) {
         run->job = &conv->jobs[j];
         share_out(run, pumice_team(threads));
-        pumice_parallel(threads, run->batch * conv->shape.groups * run->tile_groups * run->panel_groups, tile_task, run);
+        pumice_parallel(threads, run->batch * conv->shape.groups * run->tile_groups * run->panel_groups, tile_task,
+                        run);
     }
     if (run->failed) return PUMICE_NO_MEMORY;
-    if (has_finish(run->epilogue) && !conv->jobs[0].compact) conv_f32_finish(run, 0, run->batch * conv->shape.filters * result_elements(conv));
+    if (has_finish(run->epilogue) && !conv->jobs[0].compact)
+        conv_f32_finish(run, 0, run->batch * conv->shape.filters * result_elements(conv));
     return PUMICE_OK;
 }
 

@@ -16,7 +16,8 @@ static __attribute__((noipa)) void store_compressed(float *y, int64_t filter_ste
     }
     for (int f = 0; f < filters; f++, tile += WIDTH, y += filter_step)
         for (int v = 0; v < 3; v++)
-            STORE_SOME(y + place[v], _mm512_maskz_compress_ps(mask[v], LOAD(tile + v * LANES)), SOME(place[v + 1] - place[v]));
+            STORE_SOME(y + place[v], _mm512_maskz_compress_ps(mask[v], LOAD(tile + v * LANES)),
+                       SOME(place[v + 1] - place[v]));
 }
 
 OVERRIDES(conv_f32, avx512) {

@@ -1,8 +1,8 @@
 /* Float convolution of small images: with few pixels a row, registers hold filters instead, and pixels are broadcast.
  *
- * A kernel takes runs of neighbouring pixels at constant places. Where the output's rows are a multiple of a run, runs are
- * found in the frame; otherwise the windows of a group are copied out as columns (depth x pixels, without the pixels
- * between rows), which costs little against the many filters that read them. */
+ * A kernel takes runs of neighbouring pixels at constant places. Where the output's rows are a multiple of a run, runs
+ * are found in the frame; otherwise the windows of a group are copied out as columns (depth x pixels, without the
+ * pixels between rows), which costs little against the many filters that read them. */
 #include <string.h>
 
 #include "base/api.h"
@@ -12,25 +12,29 @@
 #include "conv/shape.h"
 #include "pool/pool.h"
 
-enum { FEW_PIXELS = 64, SOME_PIXELS = 256, MOST_PIXELS = 4096, LEAST_FILTERS = 16, DEEP = 160, VERY_DEEP = 400, MANY_TAPS = 9 };
+enum {
+    FEW_PIXELS = 64, SOME_PIXELS = 256, MOST_PIXELS = 4096, LEAST_FILTERS = 16, DEEP = 160, VERY_DEEP = 400,
+    MANY_TAPS = 9
+};
 
-/* Whether every run lies in one row of the frame, or the frame has nothing between its rows; and runs fill the image, so
- * that the last one does not read past it. */
+/* Whether every run lies in one row of the frame, or the frame has nothing between its rows; and runs fill the image,
+ * so that the last one does not read past it. */
 static int runs_fit(const struct pumice_conv_f32 *conv) {
     const int64_t *output = conv->shape.output, *extent = conv->planes.extent;
     if (volume(output) % conv->form.run) return 0;
     return output[2] % conv->form.run == 0 || (output[2] == extent[2] && output[1] == extent[1]);
 }
 
-/* Turning the result costs as much as a depth of some dozens, which must pay. On larger images it does where neighbouring
- * taps share cache lines: one pixel after another is read from every channel. */
+/* Turning the result costs as much as a depth of some dozens, which must pay. On larger images it does where
+ * neighbouring taps share cache lines: one pixel after another is read from every channel. */
 int conv_f32_is_small(const struct pumice_conv_f32 *conv) {
     const struct pumice_conv_shape *s = &conv->shape;
     const int64_t pixels = volume(s->output), depth = s->channels / s->groups * volume(s->kernel);
     if (s->filters / s->groups < LEAST_FILTERS || pixels > MOST_PIXELS) return 0;
     if (pixels <= FEW_PIXELS) return 1;
     if (pixels <= SOME_PIXELS) return depth >= DEEP;
-    return depth >= VERY_DEEP && volume(s->kernel) >= MANY_TAPS && volume(s->stride) == 1 && s->output[2] % conv->form.run == 0;
+    return depth >= VERY_DEEP && volume(s->kernel) >= MANY_TAPS && volume(s->stride) == 1 &&
+           s->output[2] % conv->form.run == 0;
 }
 
 /* The inputs of a group as they meet the weights: one row of all pixels, for some of the depth. */
@@ -61,7 +65,8 @@ static void panel_task(void *context, int64_t chunk, int worker) {
     const struct conv_f32_run *run = context;
     const struct pumice_conv_f32 *conv = run->conv;
     const int64_t pixels = volume(conv->shape.output), panel = conv->rows, length = conv->form.run;
-    const int64_t group = run->panel_step, filters = conv->shape.filters / conv->shape.groups; /* panel_step: the group */
+    const int64_t group = run->panel_step,
+                  filters = conv->shape.filters / conv->shape.groups; /* panel_step: the group */
     const int64_t packed = group * conv->panels + chunk, used = smaller(panel, filters - chunk * panel);
     const float *weights = run->job->weights + packed * panel * run->job->depth;
     float *y = run->y + (group * filters + chunk * panel) * pixels;
@@ -80,7 +85,8 @@ static void place_runs(const struct conv_f32_run *run, int64_t *starts) {
     const struct pumice_conv_f32 *conv = run->conv;
     const int64_t *extent = conv->planes.extent, *output = conv->shape.output;
     for (int64_t r = 0; r < run->runs; r++) {
-        const int64_t p = r * conv->form.run, w = p % output[2], h = p / output[2] % output[1], d = p / (output[1] * output[2]);
+        const int64_t p = r * conv->form.run, w = p % output[2], h = p / output[2] % output[1],
+                      d = p / (output[1] * output[2]);
         starts[r] = run->columns ? p : (d * extent[1] + h) * extent[2] + w;
     }
 }
@@ -101,7 +107,8 @@ int conv_f32_run_small(struct conv_f32_run *run, int threads) {
     int64_t starts[MOST_PIXELS + 1], *offset = NULL;
     float *columns = NULL;
     if (!runs_fit(conv)) {
-        columns = pumice_scratch(SCRATCH_CONV_STAGE, (size_t)elements * sizeof *columns + (size_t)depth * sizeof *offset);
+        columns =
+            pumice_scratch(SCRATCH_CONV_STAGE, (size_t)elements * sizeof *columns + (size_t)depth * sizeof *offset);
         if (!columns) return PUMICE_NO_MEMORY;
         offset = (int64_t *)(void *)(columns + elements);
         for (int64_t k = 0; k < depth; k++) offset[k] = k * pixels;

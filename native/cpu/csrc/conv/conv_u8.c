@@ -1,13 +1,15 @@
-/* 8-bit convolution, channels last: y[p, n] = epilogue(bias[n] + sum over taps t, channels c of x[p + t, c] w[n, t, c]).
+/* 8-bit convolution, channels last: y[p, n] = epilogue(bias[n] + sum over taps t, channels c of x[p + t, c] w[n, t,
+ * c]).
  *
- * The windows of a pixel are a few *segments* of contiguous bytes at fixed distances from the pixel's first byte: a tap's
- * channels, or, where taps of a row touch, the whole row of the kernel. A tile kernel multiplies the segments of some
- * pixels by a packed panel of filters; it is the same for 1x1, 3x3, 7x7 on three channels, any stride, dilation, group
- * and number of axes. Borders are made once per image: where windows leave the data, the image is copied into a frame of
- * zero points. An input that fits is read in place.
+ * The windows of a pixel are a few *segments* of contiguous bytes at fixed distances from the pixel's first byte: a
+ * tap's channels, or, where taps of a row touch, the whole row of the kernel. A tile kernel multiplies the segments of
+ * some pixels by a packed panel of filters; it is the same for 1x1, 3x3, 7x7 on three channels, any stride, dilation,
+ * group and number of axes. Borders are made once per image: where windows leave the data, the image is copied into a
+ * frame of zero points. An input that fits is read in place.
  *
  * With levels x - zx and weights w: sum (x - zx) w = sum x w - zx sum w, so the zero point costs nothing: it is folded
- * into the packed bias. Weights that exceed 8 bits once their zero point is taken off are packed as a sum of two or three.
+ * into the packed bias. Weights that exceed 8 bits once their zero point is taken off are packed as a sum of two or
+ * three.
  *
  * Work is cut into blocks of pixels times groups of panels. A block's pixel pointers are made once and serve all panels
  * of the chunk. */
@@ -103,7 +105,8 @@ static void lay_out(struct pumice_conv_u8 *conv) {
     const int merged = s->groups == 1 && s->dilation[2] == 1;
     conv->segments = s->kernel[0] * s->kernel[1] * (merged ? 1 : s->kernel[2]);
     conv->depth = channels * (merged ? s->kernel[2] : 1);
-    conv->in_place = inside(s) && !conv->flip && (conv->segments == 1 || conv->depth % conv->form.unit == 0 || conv->form.staged);
+    conv->in_place =
+        inside(s) && !conv->flip && (conv->segments == 1 || conv->depth % conv->form.unit == 0 || conv->form.staged);
     for (int a = 0; a < 3; a++) conv->frame[a] = conv->in_place ? s->size[a] : larger(reach(s, a), 1);
     const int64_t segments = conv->segments * conv->parts;
     conv->packed_segments = conv->form.staged ? 1 : segments;
@@ -127,7 +130,8 @@ static int pack(struct pumice_conv_u8 *conv, const int16_t *weights, const int32
     } else {
         int64_t *place = malloc((size_t)(conv->segments * conv->depth) * sizeof *place);
         if (!place) return 0;
-        for (int64_t i = 0; i < conv->segments * conv->depth; i++) place[i] = weight_place(conv, i / conv->depth, i % conv->depth);
+        for (int64_t i = 0; i < conv->segments * conv->depth; i++)
+            place[i] = weight_place(conv, i / conv->depth, i % conv->depth);
         place_segments(conv, s->groups == 1 && s->dilation[2] == 1);
         for (int64_t filter = 0; filter < s->filters; filter++) pack_filter(conv, place, weights, bias, filter);
         free(place);
@@ -184,7 +188,8 @@ static void frame_row(void *context, int64_t chunk, int worker) {
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
     const int64_t bytes = conv->frame[2] * s->channels, rows = conv->frame[0] * conv->frame[1];
-    const int64_t image = chunk / rows, d = chunk % rows / conv->frame[1] - s->before[0], h = chunk % conv->frame[1] - s->before[1];
+    const int64_t image = chunk / rows, d = chunk % rows / conv->frame[1] - s->before[0],
+                  h = chunk % conv->frame[1] - s->before[1];
     uint8_t *to = run->frames + chunk * bytes;
     if (d < 0 || d >= s->size[0] || h < 0 || h >= s->size[1]) {
         memset(to, conv->zero_point, (size_t)bytes);
@@ -206,10 +211,13 @@ static void frame_row(void *context, int64_t chunk, int worker) {
 static void point_at(const struct pumice_conv_u8 *conv, const uint8_t *image, int64_t first, int64_t count,
                      const uint8_t **pixel) {
     const struct pumice_conv_shape *s = &conv->shape;
-    int64_t w = first % s->output[2], h = first / s->output[2] % s->output[1], d = first / (s->output[1] * s->output[2]);
+    int64_t w = first % s->output[2], h = first / s->output[2] % s->output[1],
+            d = first / (s->output[1] * s->output[2]);
     const int64_t step = s->stride[2] * s->channels;
     for (int64_t i = 0; i < count;) {
-        const uint8_t *at = image + ((d * s->stride[0] * conv->frame[1] + h * s->stride[1]) * conv->frame[2] + w * s->stride[2]) * s->channels;
+        const uint8_t *at =
+            image +
+            ((d * s->stride[0] * conv->frame[1] + h * s->stride[1]) * conv->frame[2] + w * s->stride[2]) * s->channels;
         for (; w < s->output[2] && i < count; w++, i++, at += step) pixel[i] = at;
         w = 0;
         if (++h == s->output[1]) h = 0, d++;
@@ -271,8 +279,8 @@ struct conv_requantize conv_u8_requantization(const struct conv_u8_run *run, con
     };
 }
 
-void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile_stride, const float *multiplier, int64_t at,
-                    int count, int filters) {
+void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile_stride, const float *multiplier,
+                    int64_t at, int count, int filters) {
     const struct pumice_conv_u8_epilogue *e = run->epilogue;
     const int64_t width = run->conv->shape.filters;
     if (e->result == PUMICE_CONV_LEVELS) {
@@ -281,7 +289,8 @@ void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile
         if (e->table) conv_u8_look_up(run->y + at, width, count, filters, e->table);
     } else if (e->result == PUMICE_CONV_SUMS) {
         for (int i = 0; i < count; i++)
-            memcpy((int32_t *)(void *)run->y + at + i * width, tile + i * tile_stride, (size_t)filters * sizeof(int32_t));
+            memcpy((int32_t *)(void *)run->y + at + i * width, tile + i * tile_stride,
+                   (size_t)filters * sizeof(int32_t));
     } else {
         for (int i = 0; i < count; i++) {
             float *to = (float *)(void *)run->y + at + i * width;
@@ -297,7 +306,8 @@ static void block_task(void *context, int64_t chunk, int worker) {
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
     const int64_t panel_group = chunk % run->panel_groups, group = chunk / run->panel_groups % s->groups;
-    const int64_t block = chunk / run->panel_groups / s->groups % run->blocks, image = chunk / run->panel_groups / s->groups / run->blocks;
+    const int64_t block = chunk / run->panel_groups / s->groups % run->blocks,
+                  image = chunk / run->panel_groups / s->groups / run->blocks;
     const int64_t first = block * run->block, count = smaller(run->block, run->pixels - first);
     const int64_t each = s->filters / s->groups, columns = conv->form.filters;
     const uint8_t *start = run->images + image * volume(conv->frame) * s->channels;
@@ -343,7 +353,8 @@ static float *padded_multipliers(const struct pumice_conv_u8 *conv, const float 
     const int64_t columns = (conv->depthwise ? conv->depthwise_form.channels : conv->form.filters) * conv->panels;
     float *padded = pumice_scratch(SCRATCH_CONV_POINTERS, (size_t)(groups * columns + CONV_SLACK) * sizeof *padded);
     for (int64_t g = 0; padded && g < groups; g++)
-        for (int64_t n = 0; n < columns; n++) padded[g * columns + n] = multiplier && n < each ? multiplier[g * each + n] : 1;
+        for (int64_t n = 0; n < columns; n++)
+            padded[g * columns + n] = multiplier && n < each ? multiplier[g * each + n] : 1;
     return padded;
 }
 

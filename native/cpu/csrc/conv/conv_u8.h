@@ -43,8 +43,8 @@ struct conv_u8_run {
 };
 
 /* A tile of sums in the order of the filters to the result: `at` is the place of its first pixel and filter there. */
-void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile_stride, const float *multiplier, int64_t at,
-                    int count, int filters);
+void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile_stride, const float *multiplier,
+                    int64_t at, int count, int filters);
 
 void conv_u8_look_up(uint8_t *y, int64_t step, int64_t count, int64_t filters, const uint8_t *table);
 

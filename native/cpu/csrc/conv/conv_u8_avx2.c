@@ -1,5 +1,5 @@
-/* 8-bit convolution without a dot instruction: bytes are widened to 16 bits, even and odd ones apart, and multiplied and
- * added in pairs (vpmaddwd), which is exact; vpmaddubsw would saturate. */
+/* 8-bit convolution without a dot instruction: bytes are widened to 16 bits, even and odd ones apart, and multiplied
+ * and added in pairs (vpmaddwd), which is exact; vpmaddubsw would saturate. */
 #include "conv/avx2_lanes.h"
 
 #include <math.h>
@@ -43,8 +43,9 @@ static struct conv_u8_form form(void) { return (struct conv_u8_form){.pixels = 3
 /* --- epilogue ----------------------------------------------------------------------------------------------------- */
 
 /* Eight levels before the zero point, which the packing instructions bound and narrow. */
-static inline __attribute__((always_inline)) __m256i rounded(const int32_t *sum, __m256 multiplier, const uint8_t *residual,
-                                                             int n, const struct conv_requantize *how) {
+static inline __attribute__((always_inline)) __m256i rounded(const int32_t *sum, __m256 multiplier,
+                                                             const uint8_t *residual, int n,
+                                                             const struct conv_requantize *how) {
     __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(LOAD(sum)), multiplier);
     if (residual && n > 0) {
         uint64_t eight = 0;
@@ -107,7 +108,8 @@ static __attribute__((noipa)) void requantize(uint8_t *out, int64_t out_stride, 
             uint8_t bytes[32];
             STORE(bytes, _mm256_permutevar8x32_epi32(
                              packed(rounded(a, left, r, n, how), rounded(a + more, right, r ? r + 8 : NULL, n - 8, how),
-                                    rounded(b, left, q, n, how), rounded(b + more, right, q ? q + 8 : NULL, n - 8, how), &bounds),
+                                    rounded(b, left, q, n, how), rounded(b + more, right, q ? q + 8 : NULL, n - 8, how),
+                                    &bounds),
                              order));
             put(out + i * out_stride + first, bytes, n);
             if (next) put(out + (i + 1) * out_stride + first, bytes + 16, n);
@@ -116,13 +118,14 @@ static __attribute__((noipa)) void requantize(uint8_t *out, int64_t out_stride, 
 }
 
 /* Packing restores the order that interleaving made. */
-static __attribute__((noipa)) void depthwise_requantize(uint8_t *out, int64_t out_stride, const int32_t *tile, int count,
-                                                        int channels, const struct conv_requantize *how) {
+static __attribute__((noipa)) void depthwise_requantize(uint8_t *out, int64_t out_stride, const int32_t *tile,
+                                                        int count, int channels, const struct conv_requantize *how) {
     const struct bounds bounds = bounds_of(how);
     for (int i = 0; i < count; i++, tile += QUAD, out += out_stride) {
         __m256i level[4];
         uint8_t bytes[QUAD];
-        for (int v = 0; v < 4; v++) level[v] = rounded(tile + v * 8, _mm256_loadu_ps(how->multiplier + v * 8), NULL, 0, how);
+        for (int v = 0; v < 4; v++)
+            level[v] = rounded(tile + v * 8, _mm256_loadu_ps(how->multiplier + v * 8), NULL, 0, how);
         STORE(bytes, packed(level[0], level[1], level[2], level[3], &bounds));
         put(out, bytes, channels);
     }

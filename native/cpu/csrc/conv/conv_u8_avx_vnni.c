@@ -10,8 +10,9 @@ static inline __attribute__((always_inline)) struct levels GROUP(const uint8_t *
     int32_t four;
     memcpy(&four, p, 4);
     return (struct levels){_mm256_set1_epi32(four)};
+} static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) {
+    return (struct weights){LOAD(p)};
 }
-static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) { return (struct weights){LOAD(p)}; }
 #define DOT(sum, group, weights) _mm256_dpbusd_avx_epi32(sum, (group).v, (weights).v)
 #include "conv/u8_tile.h"
 
@@ -20,8 +21,8 @@ static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t
 
 ROWS(6) ROWS(3) ROWS(2) ROWS(1)
 
-static void tile(int32_t *tile, const uint8_t *const *pixels, int count, const int64_t *segments, int64_t segment_count,
-                 int64_t depth, const int8_t *weights, const int32_t *bias, int filters) {
+    static void tile(int32_t *tile, const uint8_t *const *pixels, int count, const int64_t *segments,
+                     int64_t segment_count, int64_t depth, const int8_t *weights, const int32_t *bias, int filters) {
     if (count > 3) CALL(6);
     else if (count > 2) CALL(3);
     else if (count > 1) CALL(2);

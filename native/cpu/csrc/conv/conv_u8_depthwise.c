@@ -1,8 +1,9 @@
-/* 8-bit depthwise convolution: a filter of its own for every channel, y[p, c] = bias[c] + sum over t of x[p + t, c] w[c, t].
+/* 8-bit depthwise convolution: a filter of its own for every channel, y[p, c] = bias[c] + sum over t of x[p + t, c]
+ * w[c, t].
  *
- * Channels go in blocks. The taps of a window's rows (over all axes but the last) are taken four at a time, so that a dot
- * instruction sums four rows; weights are packed [block][group of four rows][tap of the row][place][4], where the level
- * says which channel has which place. */
+ * Channels go in blocks. The taps of a window's rows (over all axes but the last) are taken four at a time, so that a
+ * dot instruction sums four rows; weights are packed [block][group of four rows][tap of the row][place][4], where the
+ * level says which channel has which place. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -35,10 +36,17 @@ int conv_u8_is_depthwise(const struct pumice_conv_shape *shape) {
     return shape->groups == shape->channels && shape->filters == shape->channels && shape->channels > 1;
 }
 
+/* Windows that a level takes row by row, from bytes to levels. */
+static int has_lines(const struct pumice_conv_u8 *conv) {
+    const struct pumice_conv_shape *s = &conv->shape;
+    return conv->depthwise_form.lines && conv->parts == 1 && s->kernel[0] == 1 && s->kernel[1] == 3 &&
+           s->kernel[2] == 3 && s->dilation[2] == 1 && s->stride[2] <= 2 && s->before[2] <= 1;
+}
+
 void conv_u8_lay_out_depthwise(struct pumice_conv_u8 *conv) {
     const struct pumice_conv_shape *s = &conv->shape;
     conv->depthwise_form = RUN(conv->level, conv_u8_depthwise_form)();
-    conv->in_place = !conv->flip && (inside(s) || volume(s->size) * s->channels > FRAMED_BYTES);
+    conv->in_place = !conv->flip && (inside(s) || has_lines(conv) || volume(s->size) * s->channels > FRAMED_BYTES);
     for (int a = 0; a < 3; a++) conv->frame[a] = conv->in_place ? s->size[a] : reach(s, a);
     conv->segments = 1;
     conv->panels = (s->channels + conv->depthwise_form.channels - 1) / conv->depthwise_form.channels;
@@ -69,34 +77,42 @@ void conv_u8_pack_depthwise(struct pumice_conv_u8 *conv, const int16_t *weights,
             int64_t total = 0;
             for (int64_t t = 0; t < taps; t++) total += own[t];
             pack_channel(conv, own, conv->weights + block * conv_u8_depthwise_bytes(conv), place);
-            conv->bias[block * places + place] = (int32_t)(uint32_t)((bias ? bias[channel] : 0) + (conv->depthwise_form.offset - conv->zero_point) * total);
+            conv->bias[block * places + place] =
+                (int32_t)(uint32_t)((bias ? bias[channel] : 0) +
+                                    (conv->depthwise_form.offset - conv->zero_point) * total);
         }
 }
 
-/* Where the window of output o begins along an axis of what is read; negative in the border of an image without a frame. */
+/* Where the window of output o begins along an axis of what is read; negative in the border of an image without a
+ * frame. */
 static int64_t window_start(const struct pumice_conv_u8 *conv, int axis, int64_t o) {
     return o * conv->shape.stride[axis] - (conv->in_place ? conv->shape.before[axis] : 0);
 }
 
-/* Pointers to the window's rows under output row (d, h), the last one repeated for absent ones, all parts; rows outside are
- * the border. */
-static void point_at_rows(const struct conv_u8_run *run, const uint8_t *image, int64_t d, int64_t h, const uint8_t **rows) {
+/* A row of an image, or the border. */
+static const uint8_t *row_at(const struct conv_u8_run *run, const uint8_t *image, int64_t d, int64_t h) {
+    const struct pumice_conv_u8 *conv = run->conv;
+    if (d < 0 || d >= conv->frame[0] || h < 0 || h >= conv->frame[1]) return run->border;
+    return image + (d * conv->frame[1] + h) * conv->frame[2] * conv->shape.channels;
+}
+
+/* Pointers to the window's rows under output row (d, h), the last one repeated for absent ones, all parts. */
+static void point_at_rows(const struct conv_u8_run *run, const uint8_t *image, int64_t d, int64_t h,
+                          const uint8_t **rows) {
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
-    const int64_t bytes = conv->frame[2] * s->channels, count = round_up(window_rows(conv), 4);
+    const int64_t count = round_up(window_rows(conv), 4);
     for (int64_t r = 0; r < count; r++) {
         const int64_t tap = smaller(r, window_rows(conv) - 1);
         const int64_t row_d = window_start(conv, 0, d) + tap / s->kernel[1] * s->dilation[0];
         const int64_t row_h = window_start(conv, 1, h) + tap % s->kernel[1] * s->dilation[1];
-        const int outside = row_d < 0 || row_d >= conv->frame[0] || row_h < 0 || row_h >= conv->frame[1];
-        for (int part = 0; part < conv->parts; part++)
-            rows[part * count + r] = outside ? run->border : image + (row_d * conv->frame[1] + row_h) * bytes;
+        for (int part = 0; part < conv->parts; part++) rows[part * count + r] = row_at(run, image, row_d, row_h);
     }
 }
 
 /* Sums in the order of the places to a result that is not plain levels. */
-static void finish_in_order(const struct conv_u8_run *run, const int32_t *tile, const float *multiplier, int64_t at, int count,
-                            int channels) {
+static void finish_in_order(const struct conv_u8_run *run, const int32_t *tile, const float *multiplier, int64_t at,
+                            int count, int channels) {
     const struct conv_u8_depthwise_form *form = &run->conv->depthwise_form;
     int32_t ordered[PIXELS * CONV_DEPTHWISE_CHANNELS];
     for (int i = 0; i < count; i++)
@@ -122,7 +138,8 @@ struct row {
 static void finish_tile(const struct row *row, const int32_t *tile, int64_t x, int count, int channels) {
     const struct conv_u8_run *run = row->run;
     const struct pumice_conv_u8_epilogue *e = run->epilogue;
-    const int64_t width = run->conv->shape.channels, at = (row->at + x) * width + row->block * run->conv->depthwise_form.channels;
+    const int64_t width = run->conv->shape.channels,
+                  at = (row->at + x) * width + row->block * run->conv->depthwise_form.channels;
     if (e->result != PUMICE_CONV_LEVELS || e->residual) {
         finish_in_order(run, tile, row->multiplier, at, count, channels);
         return;
@@ -132,7 +149,8 @@ static void finish_tile(const struct row *row, const int32_t *tile, int64_t x, i
     if (e->table) conv_u8_look_up(run->y + at, width, count, channels, e->table);
 }
 
-/* `count` pixels from x on, whose windows lie in rows that begin with the first window and have `column` bytes a column. */
+/* `count` pixels from x on, whose windows lie in rows that begin with the first window and have `column` bytes a
+ * column. */
 static void sum_pixels(const struct row *row, const uint8_t *const *rows, int64_t column, int64_t x, int count) {
     const struct pumice_conv_u8 *conv = row->run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
@@ -140,10 +158,17 @@ static void sum_pixels(const struct row *row, const uint8_t *const *rows, int64_
     const int channels = (int)smaller(places, s->channels - row->block * places);
     _Alignas(64) int32_t tile[PIXELS * CONV_DEPTHWISE_CHANNELS];
     const struct conv_u8_window window = {
-        .rows = rows, .groups = (int)groups_of_rows(conv), .lines = row->lines,
-        .line = s->stride[1] * conv->frame[2] * s->channels, .taps = (int)s->kernel[2], .stride = s->stride[2],
-        .dilation = s->dilation[2], .column = column, .weights = conv->weights + row->block * conv_u8_depthwise_bytes(conv),
-        .bias = conv->bias + row->block * places, .stage = row->stage,
+        .rows = rows,
+        .groups = (int)groups_of_rows(conv),
+        .lines = row->lines,
+        .line = s->stride[1] * conv->frame[2] * s->channels,
+        .taps = (int)s->kernel[2],
+        .stride = s->stride[2],
+        .dilation = s->dilation[2],
+        .column = column,
+        .weights = conv->weights + row->block * conv_u8_depthwise_bytes(conv),
+        .bias = conv->bias + row->block * places,
+        .stage = row->stage,
     };
     conv->level->table.conv_u8_depthwise_tile(tile, &window, count, channels);
     finish_tile(row, tile, x, row->lines * count, channels);
@@ -153,12 +178,14 @@ static void sum_pixels(const struct row *row, const uint8_t *const *rows, int64_
 static void sum_at_the_border(const struct row *row, int64_t x, int count) {
     const struct pumice_conv_u8 *conv = row->run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
-    const int64_t places = conv->depthwise_form.channels, columns = columns_of(s, count), first = window_start(conv, 2, x);
+    const int64_t places = conv->depthwise_form.channels, columns = columns_of(s, count),
+                  first = window_start(conv, 2, x);
     const size_t channels = (size_t)smaller(places, s->channels - row->block * places);
     const uint8_t *rows[MOST_ROWS];
     for (int64_t r = 0; r < row->pointers; r++) {
         uint8_t *to = row->patch + r * columns * places;
-        rows[r] = r % 4 && row->rows[r] == row->rows[r - 1] ? rows[r - 1] : to; /* absent rows stay the same as their neighbour */
+        rows[r] = r % 4 && row->rows[r] == row->rows[r - 1] ? rows[r - 1]
+                                                            : to; /* absent rows stay the same as their neighbour */
         if (rows[r] != to) continue;
         for (int64_t c = first; c < first + columns; c++, to += places) {
             if (c < 0 || c >= conv->frame[2]) memset(to, conv->zero_point, channels);
@@ -189,6 +216,28 @@ static void block_of_row(const struct row *row) {
     }
 }
 
+/* One output row, or two, all channels, where no sum is wanted. `rows` are those of the windows. */
+static void levels_of_rows(const struct conv_u8_run *run, const uint8_t *const *rows, int64_t r, int lines) {
+    const struct pumice_conv_u8 *conv = run->conv;
+    const struct pumice_conv_shape *s = &conv->shape;
+    const int64_t places = conv->depthwise_form.channels, width = s->output[2] * s->channels, at = r * width;
+    struct conv_requantize how = conv_u8_requantization(run, run->placed, at);
+    struct conv_u8_line line = {
+        .lines = lines, .columns = conv->frame[2], .column = s->channels, .before = conv->in_place ? s->before[2] : 0,
+        .stride = s->stride[2], .count = s->output[2], .out_stride = s->channels, .below = width,
+        .border = (uint8_t)conv->zero_point, .how = &how,
+    };
+    for (int64_t first = 0; first < s->channels; first += places) {
+        for (int i = 0; i < lines + 2; i++) line.rows[i] = rows[i] + first;
+        line.channels = (int)smaller(places, s->channels - first);
+        line.weights = conv->weights + first / places * conv_u8_depthwise_bytes(conv), line.bias = conv->bias + first;
+        how.multiplier = run->placed + first;
+        conv->level->table.conv_u8_depthwise_line(run->y + at + first, &line);
+    }
+    if (run->epilogue->table)
+        conv_u8_look_up(run->y + at, s->channels, lines * s->output[2], s->channels, run->epilogue->table);
+}
+
 /* Some output rows, all channels. */
 static void rows_task(void *context, int64_t chunk, int worker) {
     (void)worker;
@@ -205,11 +254,24 @@ static void rows_task(void *context, int64_t chunk, int worker) {
         return;
     }
     struct row row = {.run = run, .rows = pointer, .pointers = pointers, .stage = stage, .patch = stage + staged};
+    const struct pumice_conv_u8_epilogue *e = run->epilogue;
+    const int by_lines = has_lines(conv) && e->result == PUMICE_CONV_LEVELS && !e->residual && !run->overflows;
+    row.lines = 1;
     for (int64_t r = chunk * run->rows; r < last; r += row.lines) {
+        const uint8_t *image = run->images + r / rows * volume(conv->frame) * s->channels;
+        const int64_t d = r % rows / s->output[1], h = r % s->output[1];
+        point_at_rows(run, image, d, h, pointer);
+        if (by_lines) {
+            row.lines = conv->depthwise_form.lines == 2 && s->stride[1] == 1 && s->stride[2] == 1 &&
+                        s->dilation[1] == 1 && h + 1 < s->output[1] && r + 1 < last ? 2 : 1;
+            if (row.lines == 2)
+                pointer[3] = row_at(run, image, window_start(conv, 0, d), window_start(conv, 1, h) + 3);
+            levels_of_rows(run, pointer, r, row.lines);
+            continue;
+        }
         const int64_t below = smaller(s->output[1] - r % s->output[1], last - r);
         row.lines = conv->in_place && !inside(s) ? 1 : (int)larger(1, smaller(below, PIXELS / s->output[2]));
         row.at = r * s->output[2];
-        point_at_rows(run, run->images + r / rows * volume(conv->frame) * s->channels, r % rows / s->output[1], r % s->output[1], pointer);
         for (row.block = 0; row.block < conv->panels; row.block++) {
             row.multiplier = run->multiplier + row.block * places;
             row.placed = run->placed + row.block * places;
@@ -238,7 +300,9 @@ void conv_u8_run_depthwise(struct conv_u8_run *run, int threads) {
     const struct pumice_conv_shape *s = &run->conv->shape;
     const double row = (double)(s->output[2] * s->channels * volume(s->kernel));
     const int64_t rows = run->batch * s->output[0] * s->output[1];
-    run->rows = larger(1, smaller(rows / (4 * pumice_team(threads)), (int64_t)(CHUNK_TAPS / row) + 1));
+    const int64_t lines = larger(1, run->conv->depthwise_form.lines);
+    run->rows = smaller(rows / (4 * pumice_team(threads)), (int64_t)(CHUNK_TAPS / row) + 1);
+    run->rows = round_up(larger(run->rows, 1), lines);
     if (!prepare(run)) {
         run->failed = 1;
         return;

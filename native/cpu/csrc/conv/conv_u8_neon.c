@@ -1,5 +1,5 @@
-/* 8-bit convolution with plain NEON: activations become signed by flipping their top bit, products are widened to 16 bits
- * and added in pairs. */
+/* 8-bit convolution with plain NEON: activations become signed by flipping their top bit, products are widened to 16
+ * bits and added in pairs. */
 #include "conv/neon_lanes.h"
 
 #include "base/table.h"
@@ -14,9 +14,9 @@ static inline __attribute__((always_inline)) struct levels GROUP(const uint8_t *
     int32_t four;
     memcpy(&four, p, 4);
     return LEVELS(vdupq_n_s32(four));
-}
-static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) { return (struct weights){vld1q_s8(p)}; }
-static inline __attribute__((always_inline)) sums DOT(sums sum, struct levels a, struct weights w) {
+} static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) {
+    return (struct weights){vld1q_s8(p)};
+} static inline __attribute__((always_inline)) sums DOT(sums sum, struct levels a, struct weights w) {
     const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a.v), vget_low_s8(w.v)));
     const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(a.v), vget_high_s8(w.v)));
     return vaddq_s32(sum, vpaddq_s32(low, high));

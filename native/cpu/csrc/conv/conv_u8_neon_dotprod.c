@@ -13,8 +13,9 @@ static inline __attribute__((always_inline)) struct levels GROUP(const uint8_t *
     int32_t four;
     memcpy(&four, p, 4);
     return LEVELS(vdupq_n_s32(four));
+} static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) {
+    return (struct weights){vld1q_s8(p)};
 }
-static inline __attribute__((always_inline)) struct weights WEIGHTS(const int8_t *p) { return (struct weights){vld1q_s8(p)}; }
 #define DOT(sum, group, weights) vdotq_s32(sum, (group).v, (weights).v)
 #include "conv/neon_kernels.h"
 

@@ -59,8 +59,26 @@ static void depthwise_requantize(uint8_t *out, int64_t out_stride, const int32_t
     requantize(out, out_stride, tile, CHANNELS, count, channels, how);
 }
 
+static void depthwise_line(uint8_t *out, const struct conv_u8_line *line) {
+    for (int64_t i = 0; i < line->count; i++, out += line->out_stride) {
+        int32_t sum[CHANNELS];
+        for (int c = 0; c < line->channels; c++) {
+            uint32_t total = (uint32_t)line->bias[c];
+            for (int t = 0; t < 3; t++)
+                for (int r = 0; r < 3; r++) {
+                    const int64_t at = i * line->stride + t - line->before;
+                    const int outside = at < 0 || at >= line->columns;
+                    const int level = outside ? line->border : line->rows[r][at * line->column + c];
+                    total += (uint32_t)(level * line->weights[(t * CHANNELS + c) * 4 + r]);
+                }
+            sum[c] = (int32_t)total;
+        }
+        requantize(out, line->out_stride, sum, CHANNELS, 1, line->channels, line->how);
+    }
+}
+
 static struct conv_u8_depthwise_form depthwise_form(void) {
-    return (struct conv_u8_depthwise_form){.channels = CHANNELS};
+    return (struct conv_u8_depthwise_form){.channels = CHANNELS, .lines = 1};
 }
 
 static void nothing(void) {}
@@ -73,4 +91,5 @@ OVERRIDES(conv_u8, scalar) {
     table->conv_u8_depthwise_form = depthwise_form;
     table->conv_u8_depthwise_tile = depthwise_tile;
     table->conv_u8_depthwise_requantize = depthwise_requantize;
+    table->conv_u8_depthwise_line = depthwise_line;
 }

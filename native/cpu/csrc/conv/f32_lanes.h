@@ -1,6 +1,7 @@
 /* One vocabulary for the float kernels: reals, LANES, some, SOME(n) for the first n lanes, and the operations below.
- * BETWEEN(first, last) is a range of lanes for LOAD_IN, which takes the others from a register; EVEN takes every other lane of two registers.
- * A level is told by the flags that its files are compiled with; `CONV_SCALAR` asks for plain C. */
+ * BETWEEN(first, last) is a range of lanes for LOAD_IN, which takes the others from a register; EVEN takes every other
+ * lane of two registers. A level is told by the flags that its files are compiled with; `CONV_SCALAR` asks for plain C.
+ */
 #ifndef PUMICE_CONV_F32_LANES_H
 #define PUMICE_CONV_F32_LANES_H
 

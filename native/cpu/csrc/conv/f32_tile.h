@@ -10,7 +10,8 @@
 #include "conv/planes.h"
 #include "conv/types.h"
 
-enum { WIDTH = 3 * LANES, AHEAD = 2048 }; /* AHEAD: floats of weights, two pages: the hardware looks no further than one */
+enum { WIDTH = 3 * LANES };
+enum { AHEAD = 2048 }; /* floats of weights, two pages: the hardware looks no further than one */
 
 ALWAYS void products(const int registers, float *tile, const float *x, const int64_t *offset, int64_t depth,
                      const float *weights, const float *bias, some last) {
@@ -33,19 +34,22 @@ ALWAYS void products(const int registers, float *tile, const float *x, const int
         _Pragma("GCC unroll 3") for (int v = 0; v < registers; v++) STORE(tile + f * WIDTH + v * LANES, sum[f][v]);
 }
 
-#define PRODUCTS(registers)                                                                                              \
-    static __attribute__((noipa)) void products_##registers(float *tile, const float *x, const int64_t *offset,          \
-                                                            int64_t depth, const float *weights, const float *bias,      \
-                                                            some last) {                                                 \
-        products(registers, tile, x, offset, depth, weights, bias, last);                                                \
+#define PRODUCTS(registers)                                                                                            \
+    static __attribute__((noipa)) void products_##registers(float *tile, const float *x, const int64_t *offset,        \
+                                                            int64_t depth, const float *weights, const float *bias,    \
+                                                            some last) {                                               \
+        products(registers, tile, x, offset, depth, weights, bias, last);                                              \
     }
-PRODUCTS(1) PRODUCTS(2) PRODUCTS(3)
+PRODUCTS(1)
+PRODUCTS(2) PRODUCTS(3)
 
-static void tile(float *tile, const float *x, const int64_t *offset, int64_t depth, const float *weights, const float *bias,
-                 int pixels) {
+    static void tile(float *tile, const float *x, const int64_t *offset, int64_t depth, const float *weights,
+                     const float *bias, int pixels) {
     const int registers = (pixels + LANES - 1) / LANES;
     const some last = SOME(pixels - (registers - 1) * LANES);
-    (registers == 3 ? products_3 : registers == 2 ? products_2 : products_1)(tile, x, offset, depth, weights, bias, last);
+    (registers == 3   ? products_3
+     : registers == 2 ? products_2
+                      : products_1)(tile, x, offset, depth, weights, bias, last);
 }
 
 static struct conv_f32_form form(void) {
@@ -53,13 +57,16 @@ static struct conv_f32_form form(void) {
 }
 
 /* x[offset[k] + p] as rows of WIDTH for a tile's kernel, zeros behind the last pixel. */
-static __attribute__((noipa)) void columns(float *to, const float *x, const int64_t *offset, int64_t depth, int pixels) {
+static __attribute__((noipa)) void columns(float *to, const float *x, const int64_t *offset, int64_t depth,
+                                           int pixels) {
     const some n[3] = {SOME(pixels), SOME(pixels - LANES), SOME(pixels - 2 * LANES)};
     for (int64_t k = 0; k < depth; k++, to += WIDTH)
-        _Pragma("GCC unroll 3") for (int v = 0; v < 3; v++) STORE(to + v * LANES, LOAD_SOME(x + offset[k] + v * LANES, n[v]));
+        _Pragma("GCC unroll 3") for (int v = 0; v < 3; v++)
+            STORE(to + v * LANES, LOAD_SOME(x + offset[k] + v * LANES, n[v]));
 }
 
-/* --- filters are lanes: tile[i][f] = bias[f] + sum over k of x[start[i / RUN] + offset[k] + i % RUN] * weights[k][f] --------
+/* --- filters are lanes: tile[i][f] = bias[f] + sum over k of x[start[i / RUN] + offset[k] + i % RUN] * weights[k][f]
+ * --------
  *
  * For small images, whose rows do not fill registers: one or two runs of RUN pixels by two registers of filters. */
 
@@ -70,7 +77,8 @@ ALWAYS void products_of_runs(const int runs, float *tile, const float *x, const 
     reals sum[2 * RUN][2];
     const float *first = x + start[0], *second = runs == 2 ? x + start[1] : first;
     const int64_t next = depth * PANEL; /* the next panel, of which the caches may know nothing */
-    _Pragma("GCC unroll 14") for (int i = 0; i < runs * RUN; i++) sum[i][0] = LOAD(bias), sum[i][1] = LOAD(bias + LANES);
+    _Pragma("GCC unroll 14") for (int i = 0; i < runs * RUN; i++) sum[i][0] = LOAD(bias),
+                                                                  sum[i][1] = LOAD(bias + LANES);
     for (int64_t k = 0; k < depth; k++, weights += PANEL) {
         const reals left = LOAD(weights), right = LOAD(weights + LANES);
         const int64_t at = offset[k];
@@ -88,28 +96,30 @@ ALWAYS void products_of_runs(const int runs, float *tile, const float *x, const 
     }
 }
 
-static __attribute__((noipa)) void products_of_1_run(float *tile, const float *x, const int64_t *start, const int64_t *offset,
-                                                     int64_t depth, const float *weights, const float *bias) {
+static __attribute__((noipa)) void products_of_1_run(float *tile, const float *x, const int64_t *start,
+                                                     const int64_t *offset, int64_t depth, const float *weights,
+                                                     const float *bias) {
     products_of_runs(1, tile, x, start, offset, depth, weights, bias);
 }
 
-static __attribute__((noipa)) void products_of_2_runs(float *tile, const float *x, const int64_t *start, const int64_t *offset,
-                                                      int64_t depth, const float *weights, const float *bias) {
+static __attribute__((noipa)) void products_of_2_runs(float *tile, const float *x, const int64_t *start,
+                                                      const int64_t *offset, int64_t depth, const float *weights,
+                                                      const float *bias) {
     products_of_runs(2, tile, x, start, offset, depth, weights, bias);
 }
 
-static void tile_of_runs(float *tile, const float *x, const int64_t *start, int runs, const int64_t *offset, int64_t depth,
-                         const float *weights, const float *bias) {
+static void tile_of_runs(float *tile, const float *x, const int64_t *start, int runs, const int64_t *offset,
+                         int64_t depth, const float *weights, const float *bias) {
     (runs == 2 ? products_of_2_runs : products_of_1_run)(tile, x, start, offset, depth, weights, bias);
 }
 
-/* --- depthwise: y[p] = bias + sum over taps t of weights[t] * x[offset[t] + p] ----------------------------------------- */
+/* --- depthwise: y[p] = bias + sum over taps t of weights[t] * x[offset[t] + p] ------------------------------------ */
 
 enum { STRIP = 4 * LANES };
 
 /* `registers` of sums; of the last one some lanes. */
-ALWAYS void sum_taps(const int registers, float *y, const float *x, const int64_t *offset, int64_t taps, const float *weights,
-                     float bias, some last) {
+ALWAYS void sum_taps(const int registers, float *y, const float *x, const int64_t *offset, int64_t taps,
+                     const float *weights, float bias, some last) {
     reals sum[4];
     _Pragma("GCC unroll 4") for (int v = 0; v < registers; v++) sum[v] = SET(bias);
     for (int64_t t = 0; t < taps; t++) {
@@ -122,9 +132,10 @@ ALWAYS void sum_taps(const int registers, float *y, const float *x, const int64_
     STORE_SOME(y + (registers - 1) * LANES, sum[registers - 1], last);
 }
 
-static __attribute__((noipa)) void depthwise(float *y, const float *x, const int64_t *offset, int64_t taps, const float *weights,
-                                             float bias, int64_t count) {
-    for (; count >= STRIP; count -= STRIP, y += STRIP, x += STRIP) sum_taps(4, y, x, offset, taps, weights, bias, SOME(LANES));
+static __attribute__((noipa)) void depthwise(float *y, const float *x, const int64_t *offset, int64_t taps,
+                                             const float *weights, float bias, int64_t count) {
+    for (; count >= STRIP; count -= STRIP, y += STRIP, x += STRIP)
+        sum_taps(4, y, x, offset, taps, weights, bias, SOME(LANES));
     const int64_t registers = (count + LANES - 1) / LANES;
     const some last = SOME(count - (registers - 1) * LANES);
     if (registers == 4) sum_taps(4, y, x, offset, taps, weights, bias, last);
@@ -133,12 +144,12 @@ static __attribute__((noipa)) void depthwise(float *y, const float *x, const int
     if (registers == 1) sum_taps(1, y, x, offset, taps, weights, bias, last);
 }
 
-/* --- frames: see planes.h ----------------------------------------------------------------------------------------------- */
+/* --- frames: see planes.h ----------------------------------------------------------------------------------------- */
 
 /* Rows of a plane, LANES columns at a time, so that which lanes lie in the image is found once for all rows: positions
  * start, start + step, ... of rows first, first + row_step, ... */
-ALWAYS void frame_plane(const struct planes *planes, float *plane, const float *image, int64_t start, const int64_t step,
-                        int64_t first, int64_t row_step) {
+ALWAYS void frame_plane(const struct planes *planes, float *plane, const float *image, int64_t start,
+                        const int64_t step, int64_t first, int64_t row_step) {
     const int64_t rows = planes->size[1], n = planes->size[2], extent = planes->extent[2];
     const reals border = SET(planes->fill);
     for (int64_t i = 0; i < extent; i += LANES) {
@@ -158,7 +169,8 @@ ALWAYS void frame_plane(const struct planes *planes, float *plane, const float *
 }
 
 /* The same for any step. */
-static void frame_plane_by_elements(const struct planes *planes, float *to, const float *image, int64_t start, int64_t first) {
+static void frame_plane_by_elements(const struct planes *planes, float *to, const float *image, int64_t start,
+                                    int64_t first) {
     const int64_t rows = planes->size[1], n = planes->size[2];
     for (int64_t j = 0; j < planes->extent[1]; j++)
         for (int64_t i = 0; i < planes->extent[2]; i++) {
@@ -168,7 +180,8 @@ static void frame_plane_by_elements(const struct planes *planes, float *to, cons
 }
 
 static __attribute__((noipa)) void frame(const struct planes *planes, float *to, const float *image) {
-    const int64_t *extent = planes->extent, *origin = planes->origin, *step = planes->stride, area = extent[1] * extent[2];
+    const int64_t *extent = planes->extent, *origin = planes->origin, *step = planes->stride,
+                  area = extent[1] * extent[2];
     for (int64_t a = 0; a < planes->phases[0]; a++)
         for (int64_t b = 0; b < planes->phases[1]; b++)
             for (int64_t c = 0; c < planes->phases[2]; c++)
@@ -184,42 +197,50 @@ static __attribute__((noipa)) void frame(const struct planes *planes, float *to,
 }
 
 /* Rows of `length` out of longer ones. */
-static __attribute__((noipa)) void take_rows(float *y, int64_t y_step, const float *x, int64_t x_step, int64_t rows, int64_t length) {
+static __attribute__((noipa)) void take_rows(float *y, int64_t y_step, const float *x, int64_t x_step, int64_t rows,
+                                             int64_t length) {
     for (int64_t i = 0; i < length; i += LANES) {
         const some n = SOME(length - i);
         for (int64_t r = 0; r < rows; r++) STORE_SOME(y + r * y_step + i, LOAD_SOME(x + r * x_step + i, n), n);
     }
 }
 
-/* --- gradient of weights: total[i][j] += sum over p of a[i * a_step + p] * x[offset[j] + p], 4 by 4 --------------------- */
+/* --- gradient of weights: total[i][j] += sum over images, p of a[i * a_step + p] * x[offset[j] + p], 4 by 4 ------- */
 
 enum { AT_ONCE = LANES == 8 ? 2 : CONV_CORRELATED }; /* rows of sums that fit the registers */
 
-ALWAYS void correlate_rows(float *total, int64_t total_step, const float *a, int64_t a_step, const float *const *at, int64_t count) {
+ALWAYS void correlate_lanes(reals sum[AT_ONCE][CONV_CORRELATED], const float *a, int64_t a_step, const float *const *at,
+                            int64_t p, some n) {
+    reals value[CONV_CORRELATED];
+    _Pragma("GCC unroll 4") for (int j = 0; j < CONV_CORRELATED; j++) value[j] = LOAD_SOME(at[j] + p, n);
+    _Pragma("GCC unroll 4") for (int i = 0; i < AT_ONCE; i++) {
+        const reals factor = LOAD_SOME(a + i * a_step + p, n);
+        _Pragma("GCC unroll 4") for (int j = 0; j < CONV_CORRELATED; j++) sum[i][j] = FMA(factor, value[j], sum[i][j]);
+    }
+}
+
+ALWAYS void correlate_rows(float *total, int64_t total_step, const float *a, const float *x, const int64_t *offset,
+                           const struct conv_f32_images *images) {
     reals sum[AT_ONCE][CONV_CORRELATED];
     _Pragma("GCC unroll 4") for (int i = 0; i < AT_ONCE; i++)
         _Pragma("GCC unroll 4") for (int j = 0; j < CONV_CORRELATED; j++) sum[i][j] = SET(0);
-    for (int64_t p = 0; p < count; p += LANES) {
-        const some n = SOME(count - p);
-        reals value[CONV_CORRELATED];
-        _Pragma("GCC unroll 4") for (int j = 0; j < CONV_CORRELATED; j++) value[j] = LOAD_SOME(at[j] + p, n);
-        _Pragma("GCC unroll 4") for (int i = 0; i < AT_ONCE; i++) {
-            const reals factor = LOAD_SOME(a + i * a_step + p, n);
-            _Pragma("GCC unroll 4") for (int j = 0; j < CONV_CORRELATED; j++) sum[i][j] = FMA(factor, value[j], sum[i][j]);
-        }
+    const int64_t count = images->pixels, whole = count / LANES * LANES;
+    for (int64_t n = 0; n < images->count; n++, a += images->a_step, x += images->x_step) {
+        const float *at[CONV_CORRELATED] = {x + offset[0], x + offset[1], x + offset[2], x + offset[3]};
+        for (int64_t p = 0; p < whole; p += LANES) correlate_lanes(sum, a, images->row_step, at, p, SOME(LANES));
+        if (whole < count) correlate_lanes(sum, a, images->row_step, at, whole, SOME(count - whole));
     }
     for (int i = 0; i < AT_ONCE; i++)
         for (int j = 0; j < CONV_CORRELATED; j++) total[i * total_step + j] += TOTAL(sum[i][j]);
 }
 
-static __attribute__((noipa)) void correlate(float *total, int64_t total_step, const float *a, int64_t a_step, const float *x,
-                                             const int64_t *offset, int64_t count) {
-    const float *at[CONV_CORRELATED] = {x + offset[0], x + offset[1], x + offset[2], x + offset[3]};
+static __attribute__((noipa)) void correlate(float *total, int64_t total_step, const float *a, const float *x,
+                                             const int64_t *offset, const struct conv_f32_images *images) {
     for (int i = 0; i < CONV_CORRELATED; i += AT_ONCE)
-        correlate_rows(total + i * total_step, total_step, a + i * a_step, a_step, at, count);
+        correlate_rows(total + i * total_step, total_step, a + i * images->row_step, x, offset, images);
 }
 
-/* --- epilogue: y = min(max(y + residual, low), high); NaN stays -------------------------------------------------------- */
+/* --- epilogue: y = min(max(y + residual, low), high); NaN stays --------------------------------------------------- */
 
 static __attribute__((noipa)) void finish(float *y, const float *residual, int64_t count, float low, float high) {
     for (int64_t i = 0; i < count; i += LANES) {
@@ -231,7 +252,7 @@ static __attribute__((noipa)) void finish(float *y, const float *residual, int64
 }
 
 #if !defined(CONV_OWN_STORE)
-/* --- results: the pixels of a tile that are outputs, side by side ------------------------------------------------------ */
+/* --- results: the pixels of a tile that are outputs, side by side ------------------------------------------------- */
 
 static __attribute__((noipa)) void store(float *y, int64_t filter_step, const float *tile, int filters,
                                          const struct conv_f32_runs *runs) {
@@ -240,7 +261,8 @@ static __attribute__((noipa)) void store(float *y, int64_t filter_step, const fl
         for (int r = 0; r < runs->count; r++) {
             const float *from = tile + runs->first[r];
             const int length = runs->length[r];
-            for (int i = 0; i < length; i += LANES) STORE_SOME(to + i, LOAD_SOME(from + i, SOME(length - i)), SOME(length - i));
+            for (int i = 0; i < length; i += LANES)
+                STORE_SOME(to + i, LOAD_SOME(from + i, SOME(length - i)), SOME(length - i));
             to += length;
         }
     }

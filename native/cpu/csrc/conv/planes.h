@@ -1,10 +1,11 @@
 /* The frame of an image for float convolution: what makes a tap a fixed distance.
  *
- * Along an axis with stride s, padded positions with the same remainder modulo s form a *phase*. Output o reads, for tap t,
- * element o + (t dilation) / s of phase (t dilation) % s. So each phase of a channel is stored as a plane of its own, with
- * a border (zeros; the lowest number for a maximum); flattened, every tap is the plane of its phase at a constant offset from the output's flat index.
- * Windows are then contiguous vectors of pixels, whatever the stride. The flat index runs over rows of the plane, which
- * are longer than those of the output: the pixels in between are computed and dropped. */
+ * Along an axis with stride s, padded positions with the same remainder modulo s form a *phase*. Output o reads, for
+ * tap t, element o + (t dilation) / s of phase (t dilation) % s. So each phase of a channel is stored as a plane of its
+ * own, with a border (zeros; the lowest number for a maximum); flattened, every tap is the plane of its phase at a
+ * constant offset from the output's flat index. Windows are then contiguous vectors of pixels, whatever the stride. The
+ * flat index runs over rows of the plane, which are longer than those of the output: the pixels in between are computed
+ * and dropped. */
 #ifndef PUMICE_CONV_PLANES_H
 #define PUMICE_CONV_PLANES_H
 

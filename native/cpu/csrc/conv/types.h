@@ -7,7 +7,10 @@
 
 struct planes; /* planes.h */
 
-enum { CONV_MOST_PIXELS = 32, CONV_MOST_FILTERS = 32, CONV_LEAST_FILTERS = 8, CONV_SLACK = 64, CONV_MOST_PARTS = 3, CONV_MOST_ROWS = 96, CONV_DEPTHWISE_CHANNELS = 64 };
+enum {
+    CONV_MOST_PIXELS = 32, CONV_MOST_FILTERS = 32, CONV_LEAST_FILTERS = 8, CONV_SLACK = 64, CONV_MOST_PARTS = 3,
+    CONV_MOST_ROWS = 96, CONV_DEPTHWISE_CHANNELS = 64
+};
 
 /* The tile of an 8-bit convolution, and how its kernel wants the operands. */
 struct conv_u8_form {
@@ -41,10 +44,11 @@ struct conv_u8_depthwise_form {
     int channels;          /* of a block, at most CONV_DEPTHWISE_CHANNELS */
     const uint8_t *order;  /* place n of a block holds channel order[n]; NULL: channel n */
     int offset;            /* as conv_u8_form's */
+    int lines;             /* rows that conv_u8_depthwise_line takes at once; 0: it is not this level's own */
 };
 
-/* Some pixels of some output rows, a block of channels. Vertical taps go four by four: `rows` has four pointers a group,
- * to the first pixel's first column; absent taps have any row and zero weights. */
+/* Some pixels of some output rows, a block of channels. Vertical taps go four by four: `rows` has four pointers a
+ * group, to the first pixel's first column; absent taps have any row and zero weights. */
 struct conv_u8_window {
     const uint8_t *const *rows;
     int groups;
@@ -58,6 +62,23 @@ struct conv_u8_window {
     uint8_t *stage;           /* room for a column of 4 bytes a channel, for every column of the pixels' windows */
 };
 
+/* A row of results of a 3x3 window, or two of stride 1, a block of channels: rows of the image, or of the border, from
+ * their first column on; columns before the first and behind the last are border. Strides are 1 or 2; levels have no
+ * residual and do not overflow. */
+struct conv_u8_line {
+    int lines;
+    const uint8_t *rows[4];    /* the last one for the second line */
+    int64_t columns, column;   /* of a row; bytes from one to the next */
+    int64_t before, stride;    /* columns of border that the first window begins with; columns from window to window */
+    int64_t count, out_stride; /* of results in a line, bytes from one to the next, */
+    int64_t below;             /* and to the one in the second line */
+    int channels;
+    uint8_t border;
+    const int8_t *weights; /* as a window's, and the bias */
+    const int32_t *bias;
+    const struct conv_requantize *how; /* multipliers in the order of the places */
+};
+
 /* The tile of a float convolution. */
 struct conv_f32_form {
     int filters; /* rows: the filters of a packed panel */
@@ -67,6 +88,13 @@ struct conv_f32_form {
 };
 
 enum { CONV_MOST_WIDTH = 48, CONV_CORRELATED = 4, CONV_MOST_RUN = 7, CONV_MOST_PANEL = 32 };
+
+/* Images one after the other, of which the gradient of weights takes the same rows and the same frames. */
+struct conv_f32_images {
+    int64_t count, pixels;  /* images; elements of a row */
+    int64_t row_step;       /* elements from one row to the next */
+    int64_t a_step, x_step; /* elements from one image to the next, of rows and of frames */
+};
 
 /* Which pixels of a tile are outputs: runs of neighbours. */
 struct conv_f32_runs {

@@ -14,8 +14,8 @@
 
 enum { QUAD = 4 * LANES };
 
-static __attribute__((noipa)) void interleave(uint8_t *stage, const uint8_t *const *rows, int64_t column, int64_t columns,
-                                              int channels) {
+static __attribute__((noipa)) void interleave(uint8_t *stage, const uint8_t *const *rows, int64_t column,
+                                              int64_t columns, int channels) {
     const uint8_t *at[4] = {rows[0], rows[1], rows[2], rows[3]};
     for (int64_t c = 0; c < columns; c++, stage += 4 * QUAD) {
         const struct quad quad = INTERLEAVE(at, channels);
@@ -26,11 +26,9 @@ static __attribute__((noipa)) void interleave(uint8_t *stage, const uint8_t *con
     }
 }
 
-/* Registers of a quad that are summed side by side: as many as weights leave room for. With 32 registers and weights that
- * take one each, all four, and windows of 3x3 need no stage. */
+/* Registers of a quad that are summed side by side: as many as weights leave room for. */
 #if !defined(BESIDE)
 #define BESIDE 4
-#define WITHOUT_STAGE
 #endif
 
 /* `start` are the sums so far: rows of `start_step` (0 for the bias). */
@@ -38,8 +36,8 @@ ALWAYS void depthwise_dots(const int taps, int32_t *tile, const int32_t *start, 
                            const int8_t *weights, int count, int64_t stride, int64_t dilation) {
     for (int first = 0; first < 4; first += BESIDE, tile += BESIDE * LANES, start += BESIDE * LANES) {
         struct weights w[5][BESIDE];
-        _Pragma("GCC unroll 5") for (int t = 0; t < taps; t++)
-            _Pragma("GCC unroll 4") for (int v = 0; v < BESIDE; v++) w[t][v] = WEIGHTS(weights + (t * 4 + first + v) * LANES * 4);
+        _Pragma("GCC unroll 5") for (int t = 0; t < taps; t++) _Pragma("GCC unroll 4") for (int v = 0; v < BESIDE; v++)
+            w[t][v] = WEIGHTS(weights + (t * 4 + first + v) * LANES * 4);
         for (int i = 0; i < count; i++) {
             sums sum[BESIDE];
             _Pragma("GCC unroll 4") for (int v = 0; v < BESIDE; v++) sum[v] = LOAD(start + i * start_step + v * LANES);
@@ -52,11 +50,11 @@ ALWAYS void depthwise_dots(const int taps, int32_t *tile, const int32_t *start, 
     }
 }
 
-#define DEPTHWISE(taps)                                                                                                  \
-    static __attribute__((noipa)) void depthwise_dots_##taps(int32_t *tile, const int32_t *start, int start_step,        \
-                                                             const uint8_t *stage, const int8_t *weights, int count,     \
-                                                             int64_t stride, int64_t dilation) {                         \
-        depthwise_dots(taps, tile, start, start_step, stage, weights, count, stride, dilation);                          \
+#define DEPTHWISE(taps)                                                                                                \
+    static __attribute__((noipa)) void depthwise_dots_##taps(int32_t *tile, const int32_t *start, int start_step,      \
+                                                             const uint8_t *stage, const int8_t *weights, int count,   \
+                                                             int64_t stride, int64_t dilation) {                       \
+        depthwise_dots(taps, tile, start, start_step, stage, weights, count, stride, dilation);                        \
     }
 DEPTHWISE(1) DEPTHWISE(3) DEPTHWISE(5)
 
@@ -73,55 +71,12 @@ static void depthwise_group(int32_t *tile, const int32_t *start, int start_step,
     }
 }
 
-#if defined(WITHOUT_STAGE)
-/* Three rows by three taps, neighbouring columns: the quads stay in registers. */
-ALWAYS void depthwise_3x3(const int stride, int32_t *tile, const struct conv_u8_window *window, int count, int channels) {
-    const uint8_t *row0 = window->rows[0], *row1 = window->rows[1], *row2 = window->rows[2];
-    const int64_t column = window->column;
-    const int32_t *bias = window->bias;
-    struct weights w[12];
-    _Pragma("GCC unroll 12") for (int v = 0; v < 12; v++) w[v] = WEIGHTS(window->weights + v * LANES * 4);
-#define NEXT (row0 += column, row1 += column, row2 += column, \
-              INTERLEAVE(((const uint8_t *const[]){row0 - column, row1 - column, row2 - column, row2 - column}), channels))
-    struct quad first = NEXT, second = first;
-    if (stride == 1) second = NEXT;
-    for (int i = 0; i < count; i++, tile += QUAD) {
-        if (stride == 2) second = NEXT;
-        const struct quad third = NEXT;
-        _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {
-            sums sum = LOAD(bias + v * LANES);
-            sum = DOT(sum, LEVELS(first.v[v]), w[v]);
-            sum = DOT(sum, LEVELS(second.v[v]), w[4 + v]);
-            sum = DOT(sum, LEVELS(third.v[v]), w[8 + v]);
-            STORE(tile + v * LANES, sum);
-        }
-        first = stride == 1 ? second : third;
-        second = third;
-    }
-#undef NEXT
-}
-
-static __attribute__((noipa)) void depthwise_3x3_by_1(int32_t *tile, const struct conv_u8_window *window, int count, int channels) {
-    depthwise_3x3(1, tile, window, count, channels);
-}
-
-static __attribute__((noipa)) void depthwise_3x3_by_2(int32_t *tile, const struct conv_u8_window *window, int count, int channels) {
-    depthwise_3x3(2, tile, window, count, channels);
-}
-
-#endif
-
 static void depthwise_line(int32_t *tile, const struct conv_u8_window *window, int count, int channels) {
-#if defined(WITHOUT_STAGE)
-    if (window->groups == 1 && window->rows[3] == window->rows[2] && window->taps == 3 && window->dilation == 1 && window->stride <= 2) {
-        (window->stride == 1 ? depthwise_3x3_by_1 : depthwise_3x3_by_2)(tile, window, count, channels);
-        return;
-    }
-#endif
     const int64_t columns = (count - 1) * window->stride + (window->taps - 1) * window->dilation + 1;
     for (int g = 0; g < window->groups; g++) {
         interleave(window->stage, window->rows + 4 * g, window->column, columns, channels);
-        depthwise_group(tile, g ? tile : window->bias, g ? QUAD : 0, window, window->weights + (int64_t)g * window->taps * 4 * QUAD, count);
+        depthwise_group(tile, g ? tile : window->bias, g ? QUAD : 0, window,
+                        window->weights + (int64_t)g * window->taps * 4 * QUAD, count);
     }
 }
 

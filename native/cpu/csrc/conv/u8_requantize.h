@@ -12,7 +12,8 @@
 
 #include "conv/types.h"
 
-static inline __attribute__((always_inline)) sums levels_of(sums sum, reals multiplier, const uint8_t *residual, int n __attribute__((unused)),
+static inline __attribute__((always_inline)) sums levels_of(sums sum, reals multiplier, const uint8_t *residual,
+                                                            int n __attribute__((unused)),
                                                             const struct conv_requantize *how) {
     reals value = MUL(TO_REALS(sum), multiplier);
     if (residual) {
@@ -30,7 +31,8 @@ static __attribute__((noipa)) void requantize(uint8_t *out, int64_t out_stride, 
         const reals multiplier = REALS(how->multiplier + n);
         for (int i = 0; i < count; i++) {
             const uint8_t *residual = how->residual ? how->residual + i * out_stride + n : NULL;
-            PUT_BYTES(out + i * out_stride + n, levels_of(LOAD(tile + i * tile_stride + n), multiplier, residual, left, how), left);
+            PUT_BYTES(out + i * out_stride + n,
+                      levels_of(LOAD(tile + i * tile_stride + n), multiplier, residual, left, how), left);
         }
     }
 }

@@ -20,8 +20,9 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 
-ALWAYS void dots(const int rows, const int registers, int32_t *tile, const uint8_t *const *pixels, const int64_t *segments,
-                 int64_t segment_count, int64_t depth, const int8_t *weights, const int32_t *bias) {
+ALWAYS void dots(const int rows, const int registers, int32_t *tile, const uint8_t *const *pixels,
+                 const int64_t *segments, int64_t segment_count, int64_t depth, const int8_t *weights,
+                 const int32_t *bias) {
     sums sum[14][2];
     _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)
         _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++) sum[i][v] = LOAD(bias + v * LANES);
@@ -42,7 +43,8 @@ ALWAYS void dots(const int rows, const int registers, int32_t *tile, const uint8
         _Pragma("GCC unroll 2") for (int v = 0; v < registers; v++) STORE(tile + (2 * i + v) * LANES, sum[i][v]);
 }
 
-/* The same for two runs of seven pixels at one distance: addresses need no pointer each, which saves a load a broadcast. */
+/* The same for two runs of seven pixels at one distance: addresses need no pointer each, which saves a load a
+ * broadcast. */
 ALWAYS void dots_of_runs(const int registers, int32_t *tile, const uint8_t *const *pixels, const int64_t *segments,
                          int64_t segment_count, int64_t depth, const int8_t *weights, const int32_t *bias) {
     sums sum[14][2];
@@ -79,29 +81,15 @@ ALWAYS int two_runs(const uint8_t *const *pixels) {
     return pixels[6] - pixels[0] == 6 * step && pixels[8] - pixels[7] == step && pixels[13] - pixels[7] == 6 * step;
 }
 
-#define RUNS                                                                                                             \
-    static __attribute__((noipa)) void dots_of_runs_x2(int32_t *tile, const uint8_t *const *pixels, const int64_t *segments, \
-                                                       int64_t segment_count, int64_t depth, const int8_t *weights,      \
-                                                       const int32_t *bias) {                                            \
-        dots_of_runs(2, tile, pixels, segments, segment_count, depth, weights, bias);                                    \
-    }                                                                                                                    \
-    static __attribute__((noipa)) void dots_of_runs_x1(int32_t *tile, const uint8_t *const *pixels, const int64_t *segments, \
-                                                       int64_t segment_count, int64_t depth, const int8_t *weights,      \
-                                                       const int32_t *bias) {                                            \
-        dots_of_runs(1, tile, pixels, segments, segment_count, depth, weights, bias);                                    \
+/* A function of its own for every shape; what stands behind its name are the loop and the loop's first arguments. */
+#define TILE(name, loop, ...)                                                                                          \
+    static __attribute__((noipa)) void name(int32_t *tile, const uint8_t *const *pixels, const int64_t *segments,      \
+                                            int64_t segment_count, int64_t depth, const int8_t *weights,               \
+                                            const int32_t *bias) {                                                     \
+        loop(__VA_ARGS__, tile, pixels, segments, segment_count, depth, weights, bias);                                \
     }
-
-#define ROWS(rows)                                                                                                       \
-    static __attribute__((noipa)) void dots_##rows##x2(int32_t *tile, const uint8_t *const *pixels, const int64_t *segments, \
-                                                       int64_t segment_count, int64_t depth, const int8_t *weights,      \
-                                                       const int32_t *bias) {                                            \
-        dots(rows, 2, tile, pixels, segments, segment_count, depth, weights, bias);                                      \
-    }                                                                                                                    \
-    static __attribute__((noipa)) void dots_##rows##x1(int32_t *tile, const uint8_t *const *pixels, const int64_t *segments, \
-                                                       int64_t segment_count, int64_t depth, const int8_t *weights,      \
-                                                       const int32_t *bias) {                                            \
-        dots(rows, 1, tile, pixels, segments, segment_count, depth, weights, bias);                                      \
-    }
+#define RUNS TILE(dots_of_runs_x2, dots_of_runs, 2) TILE(dots_of_runs_x1, dots_of_runs, 1)
+#define ROWS(rows) TILE(dots_##rows##x2, dots, rows, 2) TILE(dots_##rows##x1, dots, rows, 1)
 
 #define CALL_RUNS \
     (filters > LANES ? dots_of_runs_x2 : dots_of_runs_x1)(tile, pixels, segments, segment_count, depth, weights, bias)

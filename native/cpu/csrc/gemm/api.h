@@ -79,8 +79,8 @@ int64_t pumice_packed_bytes(const struct pumice_packed *packed);
 int pumice_gemm(const struct pumice_packed *b, const struct pumice_matrix *a, int32_t a_zero, const int32_t *b_zero,
                 const struct pumice_epilogue *epilogue, void *out, int64_t out_stride, int threads);
 
-/* `count` products of matrices that differ in where they begin: a.data + a_offsets[i] elements and so on. B is packed on
- * the way. */
+/* `count` products of matrices that differ in where they begin: a.data + a_offsets[i] elements and so on. B is packed
+ * on the way. */
 int pumice_gemm_batch(int product, int64_t count, const struct pumice_matrix *a, const int64_t *a_offsets,
                       const struct pumice_matrix *b, const int64_t *b_offsets, int32_t a_zero, int32_t b_zero,
                       const struct pumice_epilogue *epilogue, void *out, const int64_t *out_offsets, int64_t out_stride,

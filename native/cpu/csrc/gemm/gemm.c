@@ -5,7 +5,9 @@
  *       for each block of k               only where k is long
  *         for each panel of B             stays in the first-level cache; the next one is fetched meanwhile
  *           for each tile of rows         tile kernel, then (after the last k) the epilogue from the tile buffer
- */
+ *
+ * Where the second-level cache holds B and the kernel is made for it, the two innermost loops are exchanged: a slice of
+ * a tile of rows stays in the first-level cache, the panels pass, and results are written row by row. */
 #include "gemm/gemm.h"
 
 #include <stdlib.h>
@@ -20,8 +22,6 @@ enum {
     SUMS_BYTES = 256 << 10,   /* of partial sums between blocks of k: a part of the second-level cache */
     CONFLICT = 1024,          /* rows that are a multiple of this many bytes apart share cache sets */
     WORTH_PACKING_PANELS = 4, /* fewer panels than this read A so seldom that its layout does not matter */
-    SHARED_BYTES = 1 << 20,   /* of A, gathered once for all chunks */
-    GATHERED_ROWS = 8,        /* at a time */
     CHUNKS_PER_THREAD = 4,
     TILES_PER_CHUNK = 8,
 };
@@ -39,16 +39,19 @@ struct pumice_packed {
 
 struct job {
     const struct pumice_packed *b;
+    const struct gemm_kernel *kernel; /* that packed B, or the one of few rows */
     const struct pumice_matrix *a;
     struct gemm_store store;
     char *out;
     int64_t out_stride; /* bytes */
     int out_size;
     int integer, pack_a;
+    int holds_rows; /* B stays in the second-level cache: the innermost loops go the other way round */
     int64_t k_block, block_bytes; /* of A: a quarter of the second-level cache */
     int64_t row_chunks, panel_chunks; /* the grid of chunks */
-    const char *shared; /* all of A, gathered once, where many chunks would gather the same few rows; else NULL */
-    int64_t shared_stride;
+    struct gathered {
+        int64_t m, rows;
+    } gathered[PUMICE_MOST_THREADS]; /* of A, by the last chunk of a worker, whose next one often has the same rows */
     int failed;
 };
 
@@ -79,7 +82,8 @@ static int fits(int product, int type) {
     return product == PUMICE_INTEGER ? bytes : type == PUMICE_F32 || type == PUMICE_BF16;
 }
 
-static void describe(struct pumice_packed *packed, const struct level *level, int product, const struct pumice_matrix *b) {
+static void describe(struct pumice_packed *packed, const struct level *level, int product,
+                     const struct pumice_matrix *b) {
     packed->level = level, packed->kernel = gemm_kernel_of(level, product);
     packed->product = product, packed->b_type = b->type;
     packed->k = b->rows, packed->n = b->columns;
@@ -135,7 +139,7 @@ static int64_t cut(int64_t count, int64_t parts, int64_t index) { return count *
 
 static void store_tile(const struct job *job, const void *sums, int64_t m, int64_t n, int rows) {
     const struct kernel_table *table = &job->b->level->table;
-    int columns = job->b->kernel->columns, live = (int)smaller(columns, job->b->n - n);
+    int columns = job->kernel->columns, live = (int)smaller(columns, job->b->n - n);
     char *out = job->out + m * job->out_stride + n * job->out_size;
     if (job->integer)
         table->gemm_store_integer(&job->store, sums, columns, m, n, rows, live, out, job->out_stride);
@@ -160,63 +164,95 @@ struct block {
     int64_t m, rows, tiles;
     int64_t first, last; /* panels */
     int64_t k, depth;
-    int split, sliced; /* whether this is not all of k; whether panels are taken in slices of k */
+    int split; /* whether this is not all of k */
     const char *a;
     int64_t a_stride; /* bytes */
-    char *sums;       /* of two tiles in turn; of two panels' where they are sliced, of all where k is split */
-    int64_t tile_bytes;
+    char *sums;       /* of `kept` tiles in turn */
+    int64_t tile_bytes, kept;
 };
 
-/* Each tile fetches its share of the next panel while it computes. */
+/* Where the sums of a tile are kept until they are complete and their epilogue, which is due after the next tile's
+ * products, is done. */
+static char *sums_of(const struct job *job, const struct block *block, int64_t panel, int64_t tile) {
+    const int64_t across = panel - block->first, panels = block->last - block->first;
+    const int64_t number = job->holds_rows ? tile * panels + across : across * block->tiles + tile;
+    return block->sums + number % block->kept * block->tile_bytes;
+}
+
+static const char *panel_at(const struct job *job, int64_t panel, int64_t k) {
+    const struct gemm_kernel *kernel = job->kernel;
+    return job->b->data + panel * job->b->panel_bytes + k * kernel->columns * pumice_type_size(kernel->b_type);
+}
+
+/* Each of `tiles` tiles fetches its share of the next panel while it computes. */
 static struct gemm_fetch share_of(const char *next, const struct gemm_kernel *kernel, int64_t depth, int64_t tile,
                                   int64_t tiles) {
     const int64_t groups = (depth + kernel->group - 1) / kernel->group;
-    const int64_t bytes = kernel->columns * kernel->group * pumice_type_size(kernel->b_type), step = (bytes + tiles - 1) / tiles;
+    const int64_t bytes = kernel->columns * kernel->group * pumice_type_size(kernel->b_type);
+    const int64_t step = (bytes + tiles - 1) / tiles;
     return (struct gemm_fetch){next + tile * groups * step, step};
 }
 
-/* Where the sums of a tile are kept until they are complete. A tile's epilogue is due only after the next tile's products. */
-static char *sums_of(const struct block *block, int64_t panel, int64_t tile) {
-    const int64_t number = (panel - block->first) * block->tiles + tile;
-    const int64_t kept = block->split ? INT64_MAX : block->sliced ? 2 * block->tiles : 2;
-    return block->sums + number % kept * block->tile_bytes;
+/* A block's k are taken in slices; a product over no k has one, of depth 0. */
+static int64_t slices_of(const struct job *job, const struct block *block) {
+    const int64_t slice = job->kernel->k_slice;
+    return slice ? larger(1, (block->depth + slice - 1) / slice) : 1;
 }
 
-/* One slice of k of one panel, by all tiles of rows. */
-static void run_slice(const struct job *job, const struct block *block, int64_t panel, int64_t k, int64_t depth,
-                      const char *next, struct pending *pending) {
-    const struct gemm_kernel *kernel = job->b->kernel;
+struct slice {
+    int64_t k, depth;
+};
+
+static struct slice slice_at(const struct job *job, const struct block *block, int64_t number) {
+    const int64_t slice = job->kernel->k_slice, from = number * slice;
+    return (struct slice){block->k + from, slice ? smaller(slice, block->depth - from) : block->depth};
+}
+
+/* One tile of rows by one panel, for one slice of k. */
+static void run_tile(const struct job *job, const struct block *block, int64_t tile, int64_t panel, struct slice s,
+                     struct gemm_fetch fetch, struct pending *pending) {
+    const struct gemm_kernel *kernel = job->kernel;
     const int64_t row_step = larger(1, kernel->row_step), steps = (block->rows + row_step - 1) / row_step;
-    const char *b = job->b->data + panel * job->b->panel_bytes + k * kernel->columns * pumice_type_size(kernel->b_type);
-    const char *a = block->a + (k - block->k) * pumice_type_size(kernel->a_type);
-    const int is_last = k + depth >= job->b->k;
-    for (int64_t t = 0; t < block->tiles; t++) {
-        const int64_t from = cut(steps, block->tiles, t) * row_step;
-        const int64_t rows = cut(steps, block->tiles, t + 1) * row_step - from;
-        const struct gemm_fetch fetch = share_of(next ? next : b, kernel, depth, t, block->tiles);
-        char *sums = sums_of(block, panel, t);
-        kernel->tile((int)rows, depth, a + from * block->a_stride, block->a_stride, b, sums, k > 0, fetch);
-        settle(job, pending);
-        if (is_last)
-            *pending = (struct pending){sums, block->m + from, panel * kernel->columns,
-                                        (int)smaller(rows, block->rows - from)};
-    }
+    const int64_t from = cut(steps, block->tiles, tile) * row_step;
+    const int64_t rows = cut(steps, block->tiles, tile + 1) * row_step - from;
+    const char *a = block->a + from * block->a_stride + (s.k - block->k) * pumice_type_size(kernel->a_type);
+    const char *b = panel_at(job, panel, s.k);
+    char *sums = sums_of(job, block, panel, tile);
+    (job->holds_rows ? kernel->held : kernel->tile)((int)rows, s.depth, a, block->a_stride, b, sums, s.k > 0, fetch);
+    settle(job, pending);
+    const int live = (int)smaller(rows, block->rows - from);
+    if (s.k + s.depth >= job->b->k)
+        *pending = (struct pending){sums, block->m + from, panel * kernel->columns, live};
+}
+
+/* A slice of a panel stays, the tiles of rows pass; each slice fetches the same slice of the next panel. */
+static void hold_panels(const struct job *job, const struct block *block, struct pending *pending) {
+    for (int64_t panel = block->first; panel < block->last; panel++)
+        for (int64_t i = 0; i < slices_of(job, block); i++) {
+            const struct slice s = slice_at(job, block, i);
+            const char *next = panel_at(job, panel + 1 < block->last ? panel + 1 : panel, s.k);
+            for (int64_t tile = 0; tile < block->tiles; tile++)
+                run_tile(job, block, tile, panel, s, share_of(next, job->kernel, s.depth, tile, block->tiles), pending);
+        }
+}
+
+/* A slice of a tile of rows stays, the panels pass; the first tile fetches them. */
+static void hold_rows(const struct job *job, const struct block *block, struct pending *pending) {
+    for (int64_t tile = 0; tile < block->tiles; tile++)
+        for (int64_t i = 0; i < slices_of(job, block); i++) {
+            const struct slice s = slice_at(job, block, i);
+            for (int64_t panel = block->first; panel < block->last; panel++) {
+                struct gemm_fetch fetch = {panel_at(job, panel, s.k), 0};
+                if (tile == 0 && panel + 1 < block->last)
+                    fetch = share_of(panel_at(job, panel + 1, s.k), job->kernel, s.depth, 0, 1);
+                run_tile(job, block, tile, panel, s, fetch, pending);
+            }
+        }
 }
 
 static void run_block(const struct job *job, const struct block *block) {
-    const struct gemm_kernel *kernel = job->b->kernel;
-    const int64_t slice = kernel->k_slice ? kernel->k_slice : larger(block->depth, 1), end = block->k + block->depth;
-    const int64_t row_bytes = kernel->columns * pumice_type_size(kernel->b_type);
     struct pending pending = {0};
-    for (int64_t panel = block->first; panel < block->last; panel++) {
-        const char *following = panel + 1 < block->last ? job->b->data + (panel + 1) * job->b->panel_bytes : NULL;
-        int64_t k = block->k;
-        do { /* each slice fetches the same slice of the next panel */
-            const char *next = following ? following + k * row_bytes : NULL;
-            run_slice(job, block, panel, k, smaller(slice, end - k), next, &pending);
-            k += slice;
-        } while (k < end);
-    }
+    (job->holds_rows ? hold_rows : hold_panels)(job, block, &pending);
     settle(job, &pending);
 }
 
@@ -226,35 +262,40 @@ static int64_t gathered_stride(const struct gemm_kernel *kernel, int64_t k) {
 }
 
 /* Sets where the block's part of A is; gathers it if it cannot be read in place. */
-static void place_a(const struct job *job, struct block *block, char *gathered, int64_t stride) {
-    const struct gemm_kernel *kernel = job->b->kernel;
+static void place_a(struct job *job, struct block *block, char *gathered, int64_t stride, int worker) {
+    const struct gemm_kernel *kernel = job->kernel;
     const int64_t size = pumice_type_size(kernel->a_type);
-    block->a = gathered, block->a_stride = stride;
-    if (job->shared) {
-        block->a = job->shared + block->m * job->shared_stride + block->k * size, block->a_stride = job->shared_stride;
-    } else if (gathered) {
-        gemm_pack_rows(kernel, job->a, block->m, block->rows, block->k, block->depth, gathered, stride);
-    } else {
+    if (!gathered) {
         block->a_stride = job->a->row_stride * size;
         block->a = (const char *)job->a->data + (block->m * job->a->row_stride + block->k) * size;
+        return;
     }
+    struct gathered *last = &job->gathered[worker];
+    block->a = gathered, block->a_stride = stride;
+    if (!block->split && last->m == block->m && last->rows == block->rows) return;
+    gemm_pack_rows(kernel, job->a, block->m, block->rows, block->k, block->depth, gathered, stride);
+    *last = (struct gathered){block->m, block->rows};
 }
 
 /* Rows [m, m + rows) of panels [first, last); `rows` is small enough for its part of A to stay in cache. */
-static int run_rows(const struct job *job, int64_t m, int64_t rows, int64_t first, int64_t last) {
-    const struct gemm_kernel *kernel = job->b->kernel;
+static int run_rows(struct job *job, int64_t m, int64_t rows, int64_t first, int64_t last, int worker) {
+    const struct gemm_kernel *kernel = job->kernel;
     const int64_t all_k = job->b->k, blocks = larger(1, (all_k + job->k_block - 1) / job->k_block);
     const int64_t k_block = blocks == 1 ? larger(all_k, 1) : round_up((all_k + blocks - 1) / blocks, kernel->k_align);
     const int64_t row_step = larger(1, kernel->row_step);
     struct block block = {.m = m, .rows = rows, .tiles = (rows + kernel->rows - 1) / kernel->rows, .split = blocks > 1};
     block.tile_bytes = (int64_t)kernel->rows * kernel->columns * 4;
-    block.sliced = kernel->k_slice && k_block > kernel->k_slice;
     const int64_t in_cache = larger(1, SUMS_BYTES / (block.tiles * block.tile_bytes));
-    const int64_t panels = blocks == 1 ? last - first : smaller(last - first, in_cache);
-    block.sums = pumice_scratch(SCRATCH_GEMM_TILE, (size_t)(block.tile_bytes * block.tiles * larger(2, panels * block.split)));
+    const int64_t panels = block.split ? smaller(last - first, in_cache) : last - first;
+    const int sliced = kernel->k_slice && k_block > kernel->k_slice;
+    block.kept = block.split       ? larger(2, panels * block.tiles)
+                 : !sliced         ? 2
+                 : job->holds_rows ? panels + 1
+                                   : 2 * block.tiles;
+    block.sums = pumice_scratch(SCRATCH_GEMM_TILE, (size_t)(block.tile_bytes * block.kept));
     char *gathered = NULL;
     const int64_t stride = gathered_stride(kernel, k_block);
-    const int gather = !job->shared && (job->pack_a || rows % row_step);
+    const int gather = job->pack_a || rows % row_step;
     if (gather) gathered = pumice_scratch(SCRATCH_GEMM_A, (size_t)(round_up(rows, row_step) * stride));
     if (!block.sums || (gather && !gathered)) return 0;
     for (block.first = first; block.first < last; block.first = block.last) {
@@ -262,7 +303,7 @@ static int run_rows(const struct job *job, int64_t m, int64_t rows, int64_t firs
         block.k = 0;
         do {
             block.depth = smaller(k_block, all_k - block.k);
-            if (blocks > 1 || block.first == first) place_a(job, &block, gathered, stride);
+            if (blocks > 1 || block.first == first) place_a(job, &block, gathered, stride, worker);
             run_block(job, &block);
             block.k += k_block;
         } while (block.k < all_k);
@@ -270,19 +311,30 @@ static int run_rows(const struct job *job, int64_t m, int64_t rows, int64_t firs
     return 1;
 }
 
+/* Of `rows` rows those that go together: their part of A stays in cache. If it is read in place and tiles of it are
+ * held, it need not, and only an incomplete last step of rows is left over to be gathered. */
+static int64_t rows_of_a_block(const struct job *job, int64_t rows) {
+    const struct gemm_kernel *kernel = job->kernel;
+    const int64_t tile_bytes = smaller(job->b->k, job->k_block) * pumice_type_size(kernel->a_type) * kernel->rows;
+    const int64_t in_cache = larger(1, job->block_bytes / larger(1, tile_bytes)) * kernel->rows;
+    if (job->holds_rows && !job->pack_a && rows > in_cache) return rows - rows % larger(1, kernel->row_step);
+    return smaller(rows, in_cache);
+}
+
 static void run_chunk(void *context, int64_t chunk, int worker) {
     struct job *job = context;
-    const struct gemm_kernel *kernel = job->b->kernel;
+    const struct gemm_kernel *kernel = job->kernel;
     int64_t tiles = (job->a->rows + kernel->rows - 1) / kernel->rows;
     int64_t row = chunk / job->panel_chunks, column = chunk % job->panel_chunks;
     int64_t m = cut(tiles, job->row_chunks, row) * kernel->rows;
     int64_t end = smaller(cut(tiles, job->row_chunks, row + 1) * kernel->rows, job->a->rows);
-    int64_t first = cut(job->b->panels, job->panel_chunks, column), last = cut(job->b->panels, job->panel_chunks, column + 1);
-    const int64_t depth = smaller(job->b->k, job->k_block) * pumice_type_size(kernel->a_type);
-    const int64_t most = larger(1, job->block_bytes / larger(1, depth * kernel->rows)) * kernel->rows;
+    int64_t first = cut(job->b->panels, job->panel_chunks, column);
+    int64_t last = cut(job->b->panels, job->panel_chunks, column + 1);
     if (kernel->start) kernel->start();
-    for (; m < end; m += most)
-        if (!run_rows(job, m, smaller(most, end - m), first, last)) job->failed = 1;
+    for (int64_t rows; m < end; m += rows) {
+        rows = rows_of_a_block(job, end - m);
+        if (!run_rows(job, m, rows, first, last, worker)) job->failed = 1;
+    }
     if (kernel->finish) kernel->finish();
 }
 
@@ -290,25 +342,25 @@ static void run_chunk(void *context, int64_t chunk, int worker) {
 
 /* A grid of about `chunks` chunks: across the panels where rows are few, so that weights are read once. */
 static void make_grid(struct job *job, int64_t chunks) {
-    int64_t tiles = (job->a->rows + job->b->kernel->rows - 1) / job->b->kernel->rows, panels = job->b->panels;
+    int64_t tiles = (job->a->rows + job->kernel->rows - 1) / job->kernel->rows, panels = job->b->panels;
     chunks = larger(1, smaller(chunks, tiles * panels));
-    job->panel_chunks = 1;
-    if (tiles <= 4) job->panel_chunks = smaller(panels, chunks);
-    job->row_chunks = smaller(tiles, (chunks + job->panel_chunks - 1) / job->panel_chunks);
-    if (tiles > 4) {
-        /* several tiles of rows a chunk, for a panel to be used often; the rest across the panels */
-        job->row_chunks = larger(1, smaller(tiles / TILES_PER_CHUNK, chunks));
-        job->panel_chunks = smaller(panels, (chunks + job->row_chunks - 1) / job->row_chunks);
-    }
+    job->row_chunks = tiles <= 4 ? 1 : larger(1, smaller(tiles / (job->holds_rows ? 1 : TILES_PER_CHUNK), chunks));
+    job->panel_chunks = smaller(panels, (chunks + job->row_chunks - 1) / job->row_chunks);
 }
 
-static int a_needs_packing(const struct pumice_packed *b, const struct pumice_matrix *a) {
-    const struct gemm_kernel *kernel = b->kernel;
+static int a_needs_packing(const struct job *job) {
+    const struct gemm_kernel *kernel = job->kernel;
+    const struct pumice_matrix *a = job->a;
     int64_t size = pumice_type_size(kernel->a_type);
     if (a->type != kernel->a_type || kernel->rounds || (a->column_stride != 1 && a->columns > 1)) return 1;
-    if (a->rows <= 4 || b->panels < WORTH_PACKING_PANELS) return 0;
+    if (a->rows <= 4 || job->b->panels < WORTH_PACKING_PANELS) return 0;
     if (kernel->whole_lines && (((uintptr_t)a->data | (uintptr_t)(a->row_stride * size)) % 64)) return 1;
-    return a->row_stride * size % CONFLICT == 0;
+    return !job->holds_rows && a->row_stride * size % CONFLICT == 0;
+}
+
+/* Few rows would leave the tiles of the kernel that packed B mostly empty. */
+static const struct gemm_kernel *kernel_for(const struct pumice_packed *b, int64_t rows) {
+    return b->kernel->of_few && rows <= b->kernel->of_few->few_rows ? b->kernel->of_few : b->kernel;
 }
 
 static void set_up(struct job *job, const struct pumice_packed *b, const struct pumice_matrix *a, void *out,
@@ -316,41 +368,22 @@ static void set_up(struct job *job, const struct pumice_packed *b, const struct 
     job->b = b, job->a = a, job->out = out;
     job->integer = b->product == PUMICE_INTEGER;
     job->out_size = pumice_type_size(job->store.e.output), job->out_stride = out_stride * job->out_size;
-    job->pack_a = a_needs_packing(b, a);
-    job->k_block = b->kernel->k_block, job->block_bytes = (int64_t)pumice_cache_bytes() / 4;
+    const struct gemm_kernel *kernel = job->kernel = kernel_for(b, a->rows);
+    job->holds_rows = kernel->held && b->panels * b->panel_bytes <= (int64_t)pumice_cache_bytes() / 2;
+    job->pack_a = a_needs_packing(job);
+    job->k_block = kernel->k_block, job->block_bytes = (int64_t)pumice_cache_bytes() / 4;
     job->row_chunks = job->panel_chunks = 1;
-}
-
-static void gather_piece(void *context, int64_t piece, int worker) {
-    const struct job *job = context;
-    const struct gemm_kernel *kernel = job->b->kernel;
-    const int64_t from = piece * GATHERED_ROWS, rows = smaller(GATHERED_ROWS, job->a->rows - from);
-    char *to = (char *)job->shared + from * job->shared_stride;
-    gemm_pack_rows(kernel, job->a, from, rows, 0, job->b->k, to, job->shared_stride);
-}
-
-/* Gathers all of A for all chunks, where each would gather the same few rows. */
-static void share_a(struct job *job, int team) {
-    const struct gemm_kernel *kernel = job->b->kernel;
-    const int64_t row_step = larger(1, kernel->row_step), stride = gathered_stride(kernel, job->b->k);
-    const int64_t rows = round_up(job->a->rows, row_step);
-    const int gathers = job->pack_a || rows != job->a->rows;
-    if (!gathers || job->panel_chunks < 3 || rows * stride > SHARED_BYTES) return;
-    char *shared = pumice_scratch(SCRATCH_GEMM_A, (size_t)(rows * stride));
-    if (!shared) return; /* each chunk will say so itself */
-    job->shared = shared, job->shared_stride = stride;
-    pumice_parallel(team, (job->a->rows + GATHERED_ROWS - 1) / GATHERED_ROWS, gather_piece, job);
 }
 
 static int run(struct job *job, int threads) {
     int team = pumice_team(threads);
     double macs = (double)job->a->rows * (double)job->b->n * (double)larger(job->b->k, 1);
-    double streamed = (double)(job->b->panels * job->b->panel_bytes) / LEAST_BYTES; /* what bounds products of few rows */
+    double streamed =
+        (double)(job->b->panels * job->b->panel_bytes) / LEAST_BYTES; /* what bounds products of few rows */
     double worthwhile = macs / LEAST_MACS[job->b->product];
     if (streamed > worthwhile) worthwhile = streamed;
     int64_t most = team * CHUNKS_PER_THREAD;
     if (team > 1) make_grid(job, worthwhile < 3 ? 1 : worthwhile < (double)most ? (int64_t)worthwhile : most);
-    share_a(job, team);
     pumice_parallel(team, job->row_chunks * job->panel_chunks, run_chunk, job);
     return job->failed ? PUMICE_NO_MEMORY : PUMICE_OK;
 }
@@ -365,8 +398,6 @@ struct zeros {
     int32_t *memory; /* column_offset, column_term, row_term */
     int with_rows;
 };
-
-static int32_t wrap(int64_t value) { return (int32_t)(uint32_t)(uint64_t)value; }
 
 static int any_b_zero(const struct pumice_packed *b, const int32_t *b_zero) {
     int flip = b->b_type == PUMICE_U8 ? 128 : 0;
@@ -384,7 +415,7 @@ static void sum_rows(const struct pumice_matrix *a, int shift, int32_t *sums) {
             for (int64_t k = 0; k < a->columns; k++) sum += row[k * a->column_stride];
         else
             for (int64_t k = 0; k < a->columns; k++) sum += (int8_t)row[k * a->column_stride];
-        sums[m] = wrap(sum);
+        sums[m] = (int32_t)(uint32_t)(uint64_t)sum;
     }
 }
 
@@ -398,11 +429,14 @@ static int fold_zeros(struct zeros *zeros, struct pumice_epilogue *epilogue, con
     zeros->memory = pumice_alloc((size_t)(2 * columns + (zeros->with_rows ? a->rows : 0)) * 4);
     if (!zeros->memory) return PUMICE_NO_MEMORY;
     int32_t *offset = zeros->memory, *column_term = offset + columns, *row_term = column_term + columns;
-    for (int64_t n = 0; n < columns; n++) {
-        int64_t zb = (b_zero && n < b->n ? b_zero[n] : 0) - flip;
-        const int64_t given = epilogue->offset && n < b->n ? epilogue->offset[n] : 0;
-        offset[n] = wrap(given + b->k * za * zb - za * b->sums[n]);
-        column_term[n] = wrap(-zb);
+    const uint32_t z = (uint32_t)za, kz = (uint32_t)b->k * z; /* all of this wraps */
+    memset(offset, 0, (size_t)columns * sizeof *offset);
+    if (epilogue->offset) memcpy(offset, epilogue->offset, (size_t)b->n * sizeof *offset);
+    for (int64_t n = 0; n < columns; n++) offset[n] = (int32_t)((uint32_t)offset[n] - z * (uint32_t)b->sums[n]);
+    for (int64_t n = 0; zeros->with_rows && n < columns; n++) {
+        const uint32_t zb = (uint32_t)(b_zero && n < b->n ? b_zero[n] : 0) - (uint32_t)flip;
+        offset[n] = (int32_t)((uint32_t)offset[n] + kz * zb);
+        column_term[n] = (int32_t)-zb;
     }
     if (zeros->with_rows) {
         sum_rows(a, shift, row_term);
@@ -464,7 +498,8 @@ static void run_item(struct batch *batch, int64_t i, int threads) {
     struct packing packing = {&packed, &b};
     pumice_parallel(threads, packed.panels, pack_chunk, &packing);
     char *out = batch->out + batch->out_offsets[i] * pumice_type_size(batch->epilogue->output);
-    int status = pumice_gemm(&packed, &a, batch->a_zero, batch->b_zero, batch->epilogue, out, batch->out_stride, threads);
+    int status =
+        pumice_gemm(&packed, &a, batch->a_zero, batch->b_zero, batch->epilogue, out, batch->out_stride, threads);
     if (status != PUMICE_OK) batch->status = status;
 }
 

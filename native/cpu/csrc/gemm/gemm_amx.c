@@ -1,11 +1,11 @@
 /* AMX: 32 x 32 tiles from 2 x 2 tile registers of sums, two of A and two of B; u8 x s8 by tdpbusd, bf16 by tdpbf16ps.
  *
- * A tile register holds 16 rows of 64 bytes. The panel layout [k / group][32 columns][group] is the one that AMX wants for
- * B: a row of a B tile is `group` k of 16 columns, the next row lies 128 bytes on. A is loaded row by row from where it
- * is; the last, partial 64 bytes of its rows go through a padded copy.
+ * A tile register holds 16 rows of 64 bytes. The panel layout [k / group][32 columns][group] is the one that AMX wants
+ * for B: a row of a B tile is `group` k of 16 columns, the next row lies 128 bytes on. A is loaded row by row from
+ * where it is; the last, partial 64 bytes of its rows go through a padded copy.
  *
- * A passes once for every panel: the streaming load keeps it from pushing the panel's slice out of the first-level cache,
- * which is worth a third of the speed. */
+ * One operand stays in the first-level cache, a slice of a panel or of a tile of rows, and the other passes: a
+ * streaming load keeps it from pushing the first one out, which is worth a third of the speed. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -35,36 +35,36 @@ static inline void fetch_for_a_step(struct gemm_fetch *fetch) {
     fetch->next += 16 * fetch->step;
 }
 
-#define TILES(name, product)                                                                                          \
-    static inline void name##_upper(int64_t steps, const char *a, int64_t stride, const char *b,                      \
-                                    struct gemm_fetch fetch) {                                                        \
-        for (; steps > 0; steps--, a += STEP_BYTES, b += 16 * PANEL_ROW) {                                            \
-            _tile_stream_loadd(4, a, stride);                                                                                \
-            _tile_loadd(6, b, PANEL_ROW);                                                                             \
-            product(0, 4, 6);                                                                                         \
-            _tile_loadd(7, b + 64, PANEL_ROW);                                                                        \
-            product(1, 4, 7);                                                                                         \
-            fetch_for_a_step(&fetch);                                                                                 \
-        }                                                                                                             \
-    }                                                                                                                 \
-    static inline void name##_both(int64_t steps, const char *a, int64_t stride, const char *b,                       \
-                                   struct gemm_fetch fetch) {                                                         \
-        const char *lower = a + 16 * stride;                                                                          \
-        for (; steps > 0; steps--, a += STEP_BYTES, lower += STEP_BYTES, b += 16 * PANEL_ROW) {                       \
-            _tile_loadd(6, b, PANEL_ROW);                                                                             \
-            _tile_stream_loadd(4, a, stride);                                                                                \
-            product(0, 4, 6);                                                                                         \
-            _tile_loadd(7, b + 64, PANEL_ROW);                                                                        \
-            product(1, 4, 7);                                                                                         \
-            _tile_stream_loadd(5, lower, stride);                                                                            \
-            product(2, 5, 6);                                                                                         \
-            product(3, 5, 7);                                                                                         \
-            fetch_for_a_step(&fetch);                                                                                 \
-        }                                                                                                             \
-    }                                                                                                                 \
-    static void name(int rows, int64_t k, const void *a, int64_t stride, const void *panel, void *tile,               \
-                     int accumulate, struct gemm_fetch fetch) {                                                       \
-        run(rows, k * (4 / GROUP_OF_##name), a, stride, panel, tile, accumulate, fetch, name##_upper, name##_both);   \
+#define TILES(name, group, product, load_a, load_b)                                                                    \
+    static inline void name##_upper(int64_t steps, const char *a, int64_t stride, const char *b,                       \
+                                    struct gemm_fetch fetch) {                                                         \
+        for (; steps > 0; steps--, a += STEP_BYTES, b += 16 * PANEL_ROW) {                                             \
+            load_a(4, a, stride);                                                                                      \
+            load_b(6, b, PANEL_ROW);                                                                                   \
+            product(0, 4, 6);                                                                                          \
+            load_b(7, b + 64, PANEL_ROW);                                                                              \
+            product(1, 4, 7);                                                                                          \
+            fetch_for_a_step(&fetch);                                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static inline void name##_both(int64_t steps, const char *a, int64_t stride, const char *b,                        \
+                                   struct gemm_fetch fetch) {                                                          \
+        const char *lower = a + 16 * stride;                                                                           \
+        for (; steps > 0; steps--, a += STEP_BYTES, lower += STEP_BYTES, b += 16 * PANEL_ROW) {                        \
+            load_b(6, b, PANEL_ROW);                                                                                   \
+            load_a(4, a, stride);                                                                                      \
+            product(0, 4, 6);                                                                                          \
+            load_b(7, b + 64, PANEL_ROW);                                                                              \
+            product(1, 4, 7);                                                                                          \
+            load_a(5, lower, stride);                                                                                  \
+            product(2, 5, 6);                                                                                          \
+            product(3, 5, 7);                                                                                          \
+            fetch_for_a_step(&fetch);                                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void name(int rows, int64_t k, const void *a, int64_t stride, const void *panel, void *tile,                \
+                     int accumulate, struct gemm_fetch fetch) {                                                        \
+        run(rows, k * (4 / (group)), a, stride, panel, tile, accumulate, fetch, name##_upper, name##_both);            \
     }
 
 typedef void (*steps_function)(int64_t steps, const char *a, int64_t stride, const char *b, struct gemm_fetch fetch);
@@ -107,19 +107,24 @@ static inline __attribute__((always_inline)) void run(int rows, int64_t bytes, c
     }
 }
 
-#define GROUP_OF_byte_tile 4
-#define GROUP_OF_pair_tile 2
-TILES(byte_tile, _tile_dpbusd)
-TILES(pair_tile, _tile_dpbf16ps)
+TILES(byte_tile, 4, _tile_dpbusd, _tile_stream_loadd, _tile_loadd)
+TILES(byte_tile_held, 4, _tile_dpbusd, _tile_loadd, _tile_stream_loadd)
+TILES(pair_tile, 2, _tile_dpbf16ps, _tile_stream_loadd, _tile_loadd)
+TILES(pair_tile_held, 2, _tile_dpbf16ps, _tile_loadd, _tile_stream_loadd)
 
-static const struct gemm_kernel integer_kernel = {byte_tile, MOST_ROWS, 32, PUMICE_U8, PUMICE_S8, 4, 64, 1 << 12, 1024,
-                                                   .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
-static const struct gemm_kernel bfloat_kernel = {pair_tile, MOST_ROWS, 32, PUMICE_BF16, PUMICE_BF16, 2, 32, 1 << 11, 512,
-                                                  .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
+static struct gemm_kernel integer_kernel = {
+    byte_tile, MOST_ROWS, 32, PUMICE_U8, PUMICE_S8, 4, 64, 1 << 12, .k_slice = 1024, .held = byte_tile_held,
+    .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
+static struct gemm_kernel bfloat_kernel = {
+    pair_tile, MOST_ROWS, 32, PUMICE_BF16, PUMICE_BF16, 2, 32, 1 << 11, .k_slice = 512, .held = pair_tile_held,
+    .row_step = 16, .whole_lines = 1, .start = start, .finish = finish};
 static const struct gemm_kernel *integers(void) { return &integer_kernel; }
 static const struct gemm_kernel *bfloats(void) { return &bfloat_kernel; }
 
+/* Few rows keep the parent's kernels, which read the same panels. */
 OVERRIDES(gemm, amx) {
+    integer_kernel.of_few = table->gemm_integer();
+    bfloat_kernel.of_few = table->gemm_bfloat();
     table->gemm_integer = integers;
     table->gemm_bfloat = bfloats;
 }

@@ -1,5 +1,5 @@
-/* AVX2 and FMA: 6 x 16 tiles (12 accumulators of 16 registers) of f32, and of 16-bit pairs by vpmaddwd, which is exact where
- * vpmaddubsw would saturate. */
+/* AVX2 and FMA: 6 x 16 tiles (12 accumulators of 16 registers) of f32, and of 16-bit pairs by vpmaddwd, which is exact
+ * where vpmaddubsw would saturate. */
 #include <immintrin.h>
 
 #include "gemm/store_rows.h"

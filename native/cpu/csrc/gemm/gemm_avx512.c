@@ -34,7 +34,7 @@ static const struct gemm_kernel bfloat_kernel = {float_tile, 14, 32, PUMICE_F32,
 static const struct gemm_kernel *floats(void) { return &float_kernel; }
 static const struct gemm_kernel *bfloats(void) { return &bfloat_kernel; }
 
-/* --- integers by vpmaddwd: exact, where vpmaddubsw would saturate ----------------------------------------------------- */
+/* --- integers by vpmaddwd: exact, where vpmaddubsw would saturate ------------------------------------------------- */
 
 #define VECTOR __m512i
 #define STEP(sum, a, b)                                                                              \
@@ -96,7 +96,8 @@ static inline struct column column_at(const struct gemm_store *store, int64_t n,
     const struct pumice_epilogue *e = &store->e;
     struct column c;
     c.live = live >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (live > 0 ? live : 0)) - 1);
-    c.offset = store->column_offset ? _mm512_maskz_loadu_epi32(c.live, store->column_offset + n) : _mm512_setzero_si512();
+    c.offset =
+        store->column_offset ? _mm512_maskz_loadu_epi32(c.live, store->column_offset + n) : _mm512_setzero_si512();
     c.term = e->row_term ? _mm512_maskz_loadu_epi32(c.live, e->column_term + n) : _mm512_setzero_si512();
     c.scale = !e->scale        ? _mm512_set1_ps(1)
               : e->scale_step ? _mm512_maskz_loadu_ps(c.live, e->scale + n)
@@ -183,7 +184,8 @@ static inline __attribute__((always_inline)) void store_tile(const struct gemm_s
             if (output == PUMICE_S32)
                 _mm512_mask_storeu_epi32(to, c.live, s);
             else
-                put(store, &c, clamped(store, value_of(store, &c, s, m + r, n + from, integer, simple)), to, output, simple);
+                put(store, &c, clamped(store, value_of(store, &c, s, m + r, n + from, integer, simple)), to, output,
+                    simple);
         }
     }
 }

@@ -15,7 +15,8 @@
 #define ZERO() _mm512_setzero_ps()
 TILES_14(pair_tile, 2)
 
-static const struct gemm_kernel bfloat_kernel = {pair_tile, 14, 32, PUMICE_BF16, PUMICE_BF16, 2, 2, 1 << 12};
+static const struct gemm_kernel bfloat_kernel = {pair_tile, 14, 32,      PUMICE_BF16,  PUMICE_BF16,
+                                                 2,         2,  1 << 12, .few_rows = 4};
 static const struct gemm_kernel *bfloats(void) { return &bfloat_kernel; }
 
 OVERRIDES(gemm, avx512_bf16) { table->gemm_bfloat = bfloats; }

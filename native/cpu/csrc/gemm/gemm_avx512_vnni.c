@@ -15,7 +15,8 @@
 #define ZERO() _mm512_setzero_si512()
 TILES_14(byte_tile, 4)
 
-static const struct gemm_kernel integer_kernel = {byte_tile, 14, 32, PUMICE_U8, PUMICE_S8, 4, 4, 1 << 13};
+static const struct gemm_kernel integer_kernel = {byte_tile, 14, 32,      PUMICE_U8,    PUMICE_S8,
+                                                  4,         4,  1 << 13, .few_rows = 4};
 static const struct gemm_kernel *integers(void) { return &integer_kernel; }
 
 OVERRIDES(gemm, avx512_vnni) { table->gemm_integer = integers; }

@@ -1,5 +1,5 @@
-/* i8mm: s8 x s8 by smmla, which multiplies two rows of A by two columns of B over eight k: 12 x 8 tiles of 24 accumulators,
- * each holding a block of 2 x 2. Panels are [k / 8][8 columns][8]. */
+/* i8mm: s8 x s8 by smmla, which multiplies two rows of A by two columns of B over eight k: 12 x 8 tiles of 24
+ * accumulators, each holding a block of 2 x 2. Panels are [k / 8][8 columns][8]. */
 #include <arm_neon.h>
 #include <string.h>
 
@@ -58,7 +58,8 @@ static void tile(int rows, int64_t k, const void *a, int64_t stride, const void 
     run(1, last, GROUP, (const int8_t *)panel + GROUP * COLUMNS * groups, sums, 1);
 }
 
-static const struct gemm_kernel integer_kernel = {tile, ROWS, COLUMNS, PUMICE_S8, PUMICE_S8, 8, 8, 1 << 12, .row_step = 2};
+static const struct gemm_kernel integer_kernel = {tile, ROWS, COLUMNS, PUMICE_S8,    PUMICE_S8,
+                                                  8,    8,    1 << 12, .row_step = 2};
 static const struct gemm_kernel *integers(void) { return &integer_kernel; }
 
 OVERRIDES(gemm, i8mm) { table->gemm_integer = integers; }

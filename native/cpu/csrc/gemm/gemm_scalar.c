@@ -1,4 +1,5 @@
-/* The definition of truth: plain loops. The compiler may vectorise them with what every machine of the architecture has. */
+/* The definition of truth: plain loops. The compiler may vectorise them with what every machine of the architecture
+ * has. */
 #include <math.h>
 #include <string.h>
 
@@ -9,8 +10,8 @@ enum { ROWS = 4, COLUMNS = 8 };
 
 /* --- tiles -------------------------------------------------------------------------------------------------------- */
 
-static void float_tile(int rows, int64_t k, const void *a, int64_t stride, const void *panel, void *tile, int accumulate,
-                       struct gemm_fetch fetch) {
+static void float_tile(int rows, int64_t k, const void *a, int64_t stride, const void *panel, void *tile,
+                       int accumulate, struct gemm_fetch fetch) {
     float *sums = tile;
     const float *b = panel;
     if (!accumulate) memset(sums, 0, sizeof(float) * (size_t)rows * COLUMNS);
@@ -34,7 +35,8 @@ static void integer_tile(int rows, int64_t k, const void *a, int64_t stride, con
 }
 
 static const struct gemm_kernel float_kernel = {float_tile, ROWS, COLUMNS, PUMICE_F32, PUMICE_F32, 1, 1, 512};
-static const struct gemm_kernel bfloat_kernel = {float_tile, ROWS, COLUMNS, PUMICE_F32, PUMICE_F32, 1, 1, 512, .rounds = 1};
+static const struct gemm_kernel bfloat_kernel = {float_tile, ROWS, COLUMNS, PUMICE_F32, PUMICE_F32,
+                                                 1,          1,    512,     .rounds = 1};
 static const struct gemm_kernel integer_kernel = {integer_tile, ROWS, COLUMNS, PUMICE_U8, PUMICE_S8, 1, 1, 1 << 30};
 
 static const struct gemm_kernel *floats(void) { return &float_kernel; }

@@ -1,5 +1,5 @@
-/* See pack.h. Packing is bandwidth, not arithmetic: the loops below are shaped so that the compiler vectorises the usual
- * layouts (either stride 1). */
+/* See pack.h. Packing is bandwidth, not arithmetic: the loops below are shaped so that the compiler vectorises the
+ * usual layouts (either stride 1). */
 #include "gemm/pack.h"
 
 #include <string.h>
@@ -122,7 +122,8 @@ void gemm_pack_panel(const struct gemm_kernel *kernel, const struct pumice_matri
     int columns = kernel->columns, group = kernel->group;
     int64_t n = number * columns, live = smaller(columns, b->columns - n);
     int transposed = b->row_stride == 1 && b->column_stride != 1;
-    int64_t size = pumice_type_size(kernel->b_type), done = kernel->b_type == PUMICE_F32 ? b->rows : b->rows / group * group;
+    int64_t size = pumice_type_size(kernel->b_type),
+            done = kernel->b_type == PUMICE_F32 ? b->rows : b->rows / group * group;
     /* what no element will fill: all of a narrow panel, else the last k */
     int64_t from = live < columns && kernel->b_type != PUMICE_F32 ? 0 : done * columns * size;
     memset((char *)panel + from, 0, (size_t)(gemm_panel_bytes(kernel, b->rows) - from));
@@ -184,8 +185,8 @@ static void short_row(const struct pumice_matrix *a, int64_t at, int64_t depth, 
 }
 
 /* A transposed A is read along its columns, a few rows at a time. */
-static void transposed_floats(const struct pumice_matrix *a, int64_t m, int64_t rows, int64_t k, int64_t depth, char *to,
-                              int64_t stride) {
+static void transposed_floats(const struct pumice_matrix *a, int64_t m, int64_t rows, int64_t k, int64_t depth,
+                              char *to, int64_t stride) {
     enum { BLOCK = 16 };
     const float *from = a->data;
     for (int64_t r0 = 0; r0 < rows; r0 += BLOCK)

@@ -1,6 +1,7 @@
 /* The epilogue as loops over a row of a tile, for the compiler to vectorise with the flags of the including file.
  *
- * Defines store_float and store_integer; the order of operations is that of api.h, so that the bits are those of scalar. */
+ * Defines store_float and store_integer; the order of operations is that of api.h, so that the bits are those of
+ * scalar. */
 #ifndef PUMICE_GEMM_STORE_ROWS_H
 #define PUMICE_GEMM_STORE_ROWS_H
 

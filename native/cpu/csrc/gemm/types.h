@@ -9,8 +9,8 @@
 
 /* tile[r][c] (+)= sum over k of a[r][k] * panel[k][c], for r below `rows`, 1 to the kernel's most in its steps.
  *
- * `a` has its rows `a_stride` bytes apart; `panel` is laid out [k / group][columns][group] and zero beyond k; `tile` has
- * the kernel's `columns` and is 64-byte aligned, of f32 or s32. */
+ * `a` has its rows `a_stride` bytes apart; `panel` is laid out [k / group][columns][group] and zero beyond k; `tile`
+ * has the kernel's `columns` and is 64-byte aligned, of f32 or s32. */
 struct gemm_fetch { /* memory to bring into the second-level cache meanwhile: `step` bytes a group of k */
     const char *next;
     int64_t step;
@@ -24,11 +24,14 @@ struct gemm_kernel {
     int a_type, b_type; /* elements as the kernel reads them: enum pumice_type */
     int group;          /* consecutive k of a column in the panel */
     int k_align;        /* panels are padded to a multiple of this many k, a multiple of group */
-    int k_block;        /* k are summed in blocks of this many, a multiple of k_align: of A, for the second-level cache */
+    int k_block; /* k are summed in blocks of this many, a multiple of k_align: of A, for the second-level cache */
     int k_slice;        /* and within them of this many, of a panel, for the first-level cache; 0: no slices */
+    gemm_tile held;     /* `tile` for when A's slice stays in that cache and panels pass it; NULL: they never do */
     int row_step;       /* tiles have a multiple of this many rows: A's last ones are copied and padded; 0 is 1 */
     int whole_lines;    /* A is loaded 64 bytes at a time: worth gathering where rows do not begin on cache lines */
     int rounds;         /* f32 operands are rounded to bf16 as they are packed, so that a bfloat product is one */
+    const struct gemm_kernel *of_few; /* one that reads the same panels, for products of `few_rows` rows or less */
+    int few_rows;                     /* of the kernel of few */
     void (*start)(void), (*finish)(void); /* around the tiles of a chunk, on its thread; NULL: nothing to do */
 };
 

@@ -1,5 +1,5 @@
-/* Products whose left operand is quantized on the way: each row is read once for its range and once for its values, while
- * it is in the first-level cache, and the sums leave the integer product with the row's scale. */
+/* Products whose left operand is quantized on the way: each row is read once for its range and once for its values,
+ * while it is in the first-level cache, and the sums leave the integer product with the row's scale. */
 #include <math.h>
 #include <string.h>
 
@@ -53,16 +53,23 @@ static void choose_parameters(struct quantizing *j) {
     j->all.low = 0, j->all.high = 255;
 }
 
-int pumice_dynamic_matmul(const struct pumice_packed *b, const float *a, int64_t m, int64_t k, int64_t a_stride, int per_row,
-                          const float *scale, int64_t n, int scale_step, const int32_t *b_zero, const float *bias,
-                          int activation, float *out, int64_t out_stride, int threads) {
+int pumice_dynamic_matmul(const struct pumice_packed *b, const float *a, int64_t m, int64_t k, int64_t a_stride,
+                          int per_row, const float *scale, int64_t n, int scale_step, const int32_t *b_zero,
+                          const float *bias, int activation, float *out, int64_t out_stride, int threads) {
     if (!b || m < 0 || k < 0 || n < 0 || a_stride < k || out_stride < n) return PUMICE_BAD_ARGUMENT;
     const int64_t bytes = round_up(m * k, 64), scales = per_row ? m : n;
     char *memory = pumice_scratch(SCRATCH_ROWS, (size_t)(bytes + scales * (int64_t)sizeof(float)));
     if (!memory) return PUMICE_NO_MEMORY;
-    struct quantizing job = {.level = pumice_level(), .a = a, .m = m, .k = k, .a_stride = a_stride, .q = (uint8_t *)memory,
-                             .scale = (float *)(memory + bytes), .step = larger(1, LEAST_ELEMENTS / larger(k, 1))};
-    struct pumice_epilogue e = {.output = PUMICE_F32, .activation = activation, .scale = scale, .scale_step = scale_step, .bias = bias};
+    struct quantizing job = {.level = pumice_level(),
+                             .a = a,
+                             .m = m,
+                             .k = k,
+                             .a_stride = a_stride,
+                             .q = (uint8_t *)memory,
+                             .scale = (float *)(memory + bytes),
+                             .step = larger(1, LEAST_ELEMENTS / larger(k, 1))};
+    struct pumice_epilogue e = {
+        .output = PUMICE_F32, .activation = activation, .scale = scale, .scale_step = scale_step, .bias = bias};
     if (per_row) {
         pumice_note_run(job.level, SLOT_lowbit_quantize_row);
         e.row_scale = job.scale;
@@ -72,7 +79,8 @@ int pumice_dynamic_matmul(const struct pumice_packed *b, const float *a, int64_t
         for (int64_t i = 0; i < n; i++) job.scale[i] = job.all.scale * scale[i * scale_step];
         e.scale = job.scale, e.scale_step = 1;
     }
-    pumice_parallel(m * k < 2 * LEAST_ELEMENTS ? 1 : threads, (m + job.step - 1) / job.step, per_row ? quantize_rows : quantize_alike, &job);
+    pumice_parallel(m * k < 2 * LEAST_ELEMENTS ? 1 : threads, (m + job.step - 1) / job.step,
+                    per_row ? quantize_rows : quantize_alike, &job);
     const struct pumice_matrix left = {memory, PUMICE_U8, m, k, k, 1};
     return pumice_gemm(b, &left, per_row ? SIGNED_ZERO : job.all.zero, b_zero, &e, out, out_stride, threads);
 }

@@ -103,8 +103,9 @@ static void pack_table(const struct pumice_codebook *book, int64_t entries, void
 static int acceptable(const struct pumice_codebook *book) {
     const int whole = book->group >= book->k;
     const int quarters = book->group == 32 || book->group == 64;
-    return book->n >= 0 && book->k >= 1 && book->group >= 1 && book->k <= 60000 && (whole || quarters || book->group % BLOCK == 0) &&
-           (whole || !quarters || !book->table_group) && book->type >= PUMICE_TABLE_S8 && book->type <= PUMICE_TABLE_F32 &&
+    return book->n >= 0 && book->k >= 1 && book->group >= 1 && book->k <= 60000 &&
+           (whole || quarters || book->group % BLOCK == 0) && (whole || !quarters || !book->table_group) &&
+           book->type >= PUMICE_TABLE_S8 && book->type <= PUMICE_TABLE_F32 &&
            (!book->table_column || book->table_column % ENTRIES == 0);
 }
 
@@ -190,7 +191,8 @@ static void prepare_row(void *context, int64_t m, int worker) {
         p->scale[m] = p->b->level->table.lowbit_quantize_row(q, a, w->k, p->padded);
     } else {
         float *f = row = (float *)p->rows + m * p->padded;
-        for (int64_t b = 0; b < p->padded; b += BLOCK) order_block(f + b, a + b, smaller(BLOCK, w->k - b), p->b->type == PUMICE_TABLE_BF16);
+        for (int64_t b = 0; b < p->padded; b += BLOCK)
+            order_block(f + b, a + b, smaller(BLOCK, w->k - b), p->b->type == PUMICE_TABLE_BF16);
     }
     if (!w->offset) return;
     const int64_t step = w->group_blocks ? w->group_blocks * BLOCK : 32;
@@ -200,8 +202,8 @@ static void prepare_row(void *context, int64_t m, int worker) {
 
 /* --- products ----------------------------------------------------------------------------------------------------- */
 
-typedef void (*kernel)(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                       int64_t out_stride);
+typedef void (*kernel)(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
+                       float *out, int64_t out_stride);
 
 struct job {
     const struct lowbit_weights *w;
@@ -234,13 +236,14 @@ static int64_t chunk_columns(const struct lowbit_weights *w, int64_t m, int thre
     return round_up(larger(larger(step, least), 1), COLUMN_STEP);
 }
 
-static int multiply(const struct pumice_lowbit *b, const float *a, int64_t m, int64_t a_stride, const float *bias, float *out,
-                    int64_t out_stride, int threads) {
+static int multiply(const struct pumice_lowbit *b, const float *a, int64_t m, int64_t a_stride, const float *bias,
+                    float *out, int64_t out_stride, int threads) {
     const int64_t padded = b->w.blocks * BLOCK, size = b->type == PUMICE_TABLE_S8 ? 1 : sizeof(float);
     const int64_t row_bytes = round_up(m * padded * size, 64), sums = b->w.offset ? m * b->w.groups : 0;
     char *memory = pumice_scratch(SCRATCH_ROWS, (size_t)(row_bytes + (m + sums) * (int64_t)sizeof(float)));
     if (!memory) return PUMICE_NO_MEMORY;
-    struct preparing p = {b, a, a_stride, padded, memory, (float *)(memory + row_bytes), (float *)(memory + row_bytes) + m};
+    struct preparing p = {
+        b, a, a_stride, padded, memory, (float *)(memory + row_bytes), (float *)(memory + row_bytes) + m};
     const int several = m * b->w.k > 100000;
     pumice_parallel(several ? threads : 1, m, prepare_row, &p);
     struct job job = {.w = &b->w,
@@ -257,8 +260,8 @@ int pumice_lowbit_matmul(const struct pumice_lowbit *b, const float *a, int64_t 
                          float *out, int64_t out_stride, int threads) {
     if (!b || m < 0 || a_stride < b->w.k || out_stride < b->w.n) return PUMICE_BAD_ARGUMENT;
     for (int64_t row = 0; row < m && b->w.n; row += ROWS_AT_ONCE) {
-        int status = multiply(b, a + row * a_stride, smaller(ROWS_AT_ONCE, m - row), a_stride, bias, out + row * out_stride,
-                              out_stride, threads);
+        int status = multiply(b, a + row * a_stride, smaller(ROWS_AT_ONCE, m - row), a_stride, bias,
+                              out + row * out_stride, out_stride, threads);
         if (status) return status;
     }
     return PUMICE_OK;
@@ -282,7 +285,8 @@ static void quantize_rows(void *context, int64_t chunk, int worker) {
 
 int pumice_quantize_rows(const float *a, int64_t m, int64_t k, int64_t a_stride, int8_t *q, float *scale, int threads) {
     if (m < 0 || k < 0 || a_stride < k) return PUMICE_BAD_ARGUMENT;
-    struct quantizing job = {.level = pumice_level(), .a = a, .m = m, .k = k, .a_stride = a_stride, .q = q, .scale = scale};
+    struct quantizing job = {
+        .level = pumice_level(), .a = a, .m = m, .k = k, .a_stride = a_stride, .q = q, .scale = scale};
     job.step = larger(1, 200000 / larger(k, 1));
     pumice_note_run(job.level, SLOT_lowbit_quantize_row);
     pumice_parallel(threads, (m + job.step - 1) / job.step, quantize_rows, &job);

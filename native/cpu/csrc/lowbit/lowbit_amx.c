@@ -1,11 +1,11 @@
 /* s8 rows by s8 tables with AMX, for more rows than a few: weights are decoded into tiles, 16 columns by 64 k.
  *
- * The product is taken the other way round, out^T = W^T A^T: a column's decoded k lie in a row of the left tile, so that
- * every column keeps its own table and nothing is transposed; A is brought to the right tile's form, [k / 4][16 m][4],
- * once a call. Of 32 columns a stretch of k is decoded into the first-level cache (a short one: of 2, 4 and 8 blocks
- * 2 was the fastest), and then all rows are multiplied with it, 32 at a time: two by two tile registers of sums. Between
- * stretches the sums wait in memory. With groups, a stretch
- * ends where a group ends, and its sums are scaled and added up in floats. */
+ * The product is taken the other way round, out^T = W^T A^T: a column's decoded k lie in a row of the left tile, so
+ * that every column keeps its own table and nothing is transposed; A is brought to the right tile's form, [k / 4][16
+ * m][4], once a call. Of 32 columns a stretch of k is decoded into the first-level cache (a short one: of 2, 4 and 8
+ * blocks 2 was the fastest), and then all rows are multiplied with it, 32 at a time: two by two tile registers of sums.
+ * Between stretches the sums wait in memory. With groups, a stretch ends where a group ends, and its sums are scaled
+ * and added up in floats. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -15,7 +15,10 @@
 #include "lowbit/finish.h"
 #include "lowbit/vnni.h"
 
-enum { TILE = 16, COLUMNS = 2 * TILE, ROWS = 2 * TILE, STRETCH = 2, TILE_BYTES = 1024, BLOCK_BYTES = 4 * TILE_BYTES, FEWEST_ROWS = 3, LANES = 16 };
+enum {
+    TILE = 16, COLUMNS = 2 * TILE, ROWS = 2 * TILE, STRETCH = 2, TILE_BYTES = 1024, BLOCK_BYTES = 4 * TILE_BYTES,
+    FEWEST_ROWS = 3, LANES = 16
+};
 
 struct configuration {
     uint8_t palette, start, reserved[14];
@@ -23,7 +26,8 @@ struct configuration {
     uint8_t rows[16];
 } __attribute__((aligned(64)));
 
-/* Registers: 0 and 1 sums of the first 16 columns by both tiles of A, 2 and 3 of the others; 4 and 5 weights; 6 and 7 A. */
+/* Registers: 0 and 1 sums of the first 16 columns by both tiles of A, 2 and 3 of the others; 4 and 5 weights; 6 and 7
+ * A. */
 static const struct configuration whole_tiles = {
     .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
@@ -67,7 +71,8 @@ static void decode(struct panel *p, int64_t b, int64_t end, int64_t g) {
             const __m512i codes = _mm512_loadu_si512(p->codes[c] + b * 64);
             __builtin_prefetch(p->codes[c] + b * 64 + next_panel, 0, 2); /* not nearer: the columns share cache sets */
             _mm512_store_si512(out + c * 64, _mm512_permutexvar_epi8(codes, entries));
-            _mm512_store_si512(out + c * 64 + 2 * TILE_BYTES, _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), entries));
+            _mm512_store_si512(out + c * 64 + 2 * TILE_BYTES,
+                               _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), entries));
         }
 }
 
@@ -97,25 +102,29 @@ static void multiply_one(const struct panel *p, int64_t blocks, const int8_t *a)
     }
 }
 
-static void begin_sums(const struct sums *sums, int resume) {
-    if (resume) {
-        _tile_loadd(0, sums->s32[0][0], 64);
-        _tile_loadd(1, sums->s32[0][1], 64);
-        _tile_loadd(2, sums->s32[1][0], 64);
-        _tile_loadd(3, sums->s32[1][1], 64);
-    } else {
+typedef int32_t (*tiles_of_sums)[2][TILE][TILE];
+
+static void begin_sums(tiles_of_sums s, int both, int resume) {
+    if (!resume) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
+        return;
     }
+    _tile_loadd(0, s[0][0], 64);
+    _tile_loadd(2, s[1][0], 64);
+    if (!both) return;
+    _tile_loadd(1, s[0][1], 64);
+    _tile_loadd(3, s[1][1], 64);
 }
 
-static void keep_sums(struct sums *sums) {
-    _tile_stored(0, sums->s32[0][0], 64);
-    _tile_stored(1, sums->s32[0][1], 64);
-    _tile_stored(2, sums->s32[1][0], 64);
-    _tile_stored(3, sums->s32[1][1], 64);
+static void keep_sums(tiles_of_sums s, int both) {
+    _tile_stored(0, s[0][0], 64);
+    _tile_stored(2, s[1][0], 64);
+    if (!both) return;
+    _tile_stored(1, s[0][1], 64);
+    _tile_stored(3, s[1][1], 64);
 }
 
 /* totals = (g > 0) totals + scale of the group * sums; one group: rounded product by product as at every level. */
@@ -141,12 +150,12 @@ static void sum_panel(struct panel *p, const int8_t *a, int64_t a_tile, int64_t 
             for (int64_t tile = 0; tile < tiles; tile += 2) {
                 const int8_t *rows = a + tile * a_tile + b * 2 * TILE_BYTES;
                 const int both = tile + 1 < tiles;
-                begin_sums(&sums[tile / 2], b > start);
+                begin_sums(sums[tile / 2].s32, both, b > start);
                 if (both)
                     multiply_both(p, end - b, rows, a_tile);
                 else
                     multiply_one(p, end - b, rows);
-                keep_sums(&sums[tile / 2]);
+                keep_sums(sums[tile / 2].s32, both);
                 if (end == stop) add_group(p, &sums[tile / 2], 1 + both, g);
             }
         }
@@ -159,8 +168,8 @@ static void sum_panel(struct panel *p, const int8_t *a, int64_t a_tile, int64_t 
 /* Row m of a panel: sixteen columns are gathered at once, where nothing but a scale and a bias is left to do. */
 static void finish_row(const struct panel *p, const struct lowbit_rows *rows, int64_t m, int64_t n0, int64_t columns,
                        const struct sums *sums, float *out) {
-    const __m512i every_column = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                                    _mm512_set1_epi32(TILE));
+    const __m512i every_column = _mm512_mullo_epi32(
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE));
     for (int64_t c = 0; c < columns; c += LANES) {
         const float *first = &sums->f32[c / TILE][m / TILE % 2][0][m % TILE];
         const int64_t count = smaller(LANES, columns - c);
@@ -169,7 +178,8 @@ static void finish_row(const struct panel *p, const struct lowbit_rows *rows, in
         if (p->w->offset) {
             float parts[LANES];
             _mm512_storeu_ps(parts, total);
-            for (int64_t i = 0; i < count; i++) out[c + i] = lowbit_finish(p->w, rows, m, n0 + c + i, parts[i], rows->scale[m]);
+            for (int64_t i = 0; i < count; i++)
+                out[c + i] = lowbit_finish(p->w, rows, m, n0 + c + i, parts[i], rows->scale[m]);
             continue;
         }
         total = _mm512_mul_ps(total, _mm512_set1_ps(rows->scale[m]));

@@ -9,7 +9,7 @@
 #include "base/table.h"
 #include "lowbit/finish.h"
 
-enum { MOST_ROWS = 4, QUARTERS = 4, LANES = 8 };
+enum { MOST_ROWS = 4, PARTS = 1, LANES = 8 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -27,53 +27,32 @@ INLINE float sum_f(__m256 v) {
 
 /* --- bytes -------------------------------------------------------------------------------------------------------- */
 
-/* The 128 weights of a block, 32 k (a quarter) in each register. */
-INLINE void decode(const uint8_t *codes, __m256i table, __m256i weights[QUARTERS]) {
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int half = 0; half < 2; half++) {
-        const __m256i bytes = _mm256_loadu_si256((const __m256i *)(codes + 32 * half));
-        weights[half] = _mm256_shuffle_epi8(table, _mm256_and_si256(bytes, low));
-        weights[2 + half] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
-    }
+typedef __m256i sums, entries;
+typedef __m256 totals;
+#define NO_SUMS _mm256_setzero_si256()
+#define NO_TOTALS _mm256_setzero_ps()
+#define SUM(s) sum_i(s)
+#define TOTAL(t) sum_f(t)
+#define SCALED(total, sum, scale) _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), total)
+
+INLINE entries ENTRIES(const int8_t *table) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
 }
 
-INLINE __m256i dot(__m256i sum, __m256i weights, const int8_t *a) {
+/* Low codes are the first two quarters. */
+INLINE __m256i WEIGHTS(const uint8_t *codes, entries table, int quarter, int part) {
+    (void)part;
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(codes + quarter % 2 * 32));
+    const __m256i index = quarter < 2 ? bytes : _mm256_srli_epi16(bytes, 4);
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(index, _mm256_set1_epi8(15)));
+}
+
+/* The addition by hand: gcc 12 would compute all products of a block before it adds the first. */
+INLINE sums DOT(sums sum, __m256i weights, const int8_t *a) {
     const __m256i signed_a = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)a), weights);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed_a);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-INLINE __m256i table_of(const int8_t *entries) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)entries)); }
-
-/* One column by `rows` rows, that lie `stride` apart: totals with the groups' scales in them. */
-INLINE void column_s8(const struct lowbit_weights *w, int64_t n, const int8_t *a, int64_t stride, const int rows, float *totals) {
-    const uint8_t *codes = w->codes + n * w->blocks * 64;
-    const int8_t *entries = w->table_s8 + n * w->table_column;
-    const float *scale = w->scale + n * w->groups;
-    __m256 total[MOST_ROWS];
-    __m256i weights[QUARTERS], sum[MOST_ROWS];
-    for (int r = 0; r < rows; r++) total[r] = _mm256_setzero_ps(), sum[r] = _mm256_setzero_si256();
-    for (int64_t b = 0, g = 0; b < w->blocks; g++) {
-        const __m256i table = table_of(entries + g * w->table_group);
-        const int64_t end = w->group_blocks ? smaller(b + w->group_blocks, w->blocks) : b + 1;
-        for (; b < end; b++) {
-            decode(codes + b * 64, table, weights);
-            for (int r = 0; r < rows; r++)
-                for (int q = 0; q < QUARTERS; q++) {
-                    sum[r] = dot(sum[r], weights[q], a + r * stride + b * 128 + q * 32);
-                    if (w->group_blocks) continue;
-                    total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), _mm256_set1_ps(scale[b * QUARTERS + q]), total[r]);
-                    sum[r] = _mm256_setzero_si256();
-                }
-        }
-        if (w->groups == 1 || !w->group_blocks) continue;
-        for (int r = 0; r < rows; r++) {
-            total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), _mm256_set1_ps(scale[g]), total[r]);
-            sum[r] = _mm256_setzero_si256();
-        }
-    }
-    const int whole = w->groups == 1 && w->group_blocks;
-    for (int r = 0; r < rows; r++) totals[r] = whole ? (float)sum_i(sum[r]) * scale[0] : sum_f(total[r]);
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+    return sum;
 }
 
 #include "lowbit/columns.h"
@@ -111,13 +90,14 @@ static float column_f32(const struct lowbit_weights *w, int64_t n, const float *
         const int64_t end = w->group_blocks ? smaller(b + w->group_blocks, w->blocks) : b + 1;
         for (; b < end; b++) block_f32(codes + b * 64, a + b * 128, low, high, sum);
         for (int q = 0; q < QUARTERS; q++)
-            total = _mm256_fmadd_ps(sum[q], _mm256_set1_ps(w->group_blocks ? scale[g] : scale[g * QUARTERS + q]), total);
+            total =
+                _mm256_fmadd_ps(sum[q], _mm256_set1_ps(w->group_blocks ? scale[g] : scale[g * QUARTERS + q]), total);
     }
     return sum_f(total);
 }
 
-static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                         int64_t out_stride) {
+static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
+                         float *out, int64_t out_stride) {
     for (int64_t n = n0; n < n1; n++)
         for (int64_t m = 0; m < rows->m; m++)
             out[m * out_stride + n] =
@@ -139,7 +119,8 @@ static float quantize_row(int8_t *q, const float *a, int64_t k, int64_t padded) 
     const float factor = largest > 0 ? 127 / largest : 0;
     const __m256 inverse = _mm256_set1_ps(factor), top = _mm256_set1_ps(127), bottom = _mm256_set1_ps(-127);
     for (i = 0; i + LANES <= k; i += LANES) {
-        const __m256 level = _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(a + i), inverse), bottom); /* NaN becomes -127 */
+        const __m256 level =
+            _mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(a + i), inverse), bottom); /* NaN becomes -127 */
         const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(level, top));
         const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
         _mm_storel_epi64((__m128i *)(q + i), _mm_packs_epi16(words, words));

@@ -38,7 +38,8 @@ struct tile {
 #define STEP(ROWS, i) { ROWS(ROW, 0, i) COLUMNS_OF(DECODE, ROWS, i) }
 #define BLOCK_PRODUCTS(ROWS) \
     STEP(ROWS, 0) STEP(ROWS, 1) STEP(ROWS, 2) STEP(ROWS, 3) STEP(ROWS, 4) STEP(ROWS, 5) STEP(ROWS, 6) STEP(ROWS, 7)
-#define SCALED(c, r, i) total_##c##_##r = _mm512_fmadd_ps(sum_##c##_##r, _mm512_set1_ps(t->scale[c][g]), total_##c##_##r);
+#define SCALED(c, r, i)                                                                                                \
+    total_##c##_##r = _mm512_fmadd_ps(sum_##c##_##r, _mm512_set1_ps(t->scale[c][g]), total_##c##_##r);
 #define KEEP(c, r, i) _mm512_store_ps(t->sums[c][r], total_##c##_##r);
 
 #define GROUPED(rows, ROWS)                                                                                            \
@@ -91,7 +92,8 @@ static const shape shapes[2][2] = {{grouped_1, grouped_2}, {quartered_1, quarter
 
 static void products(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
                      int64_t out_stride) {
-    struct tile t = {.blocks = w->blocks, .groups = w->groups, .group_blocks = w->group_blocks, .table_group = w->table_group};
+    struct tile t = {
+        .blocks = w->blocks, .groups = w->groups, .group_blocks = w->group_blocks, .table_group = w->table_group};
     for (int64_t n = n0; n < n1; n += COLUMNS) {
         for (int c = 0; c < COLUMNS; c++) {
             const int64_t column = smaller(n + c, n1 - 1);

@@ -21,7 +21,9 @@ struct tile {
     const int8_t *a[MOST_ROWS];
     const int32_t *start[MOST_ROWS]; /* [group][half][lane]: what sums begin with */
     int64_t blocks, groups, group_blocks, table_group;
-    int32_t sums[COLUMNS][MOST_ROWS][LANES] __attribute__((aligned(64))); /* or floats, where there are groups */
+    int64_t group, first, last; /* a group, and its blocks */
+    int32_t sums[COLUMNS][MOST_ROWS][LANES] __attribute__((aligned(64))); /* of that group */
+    float totals[COLUMNS][MOST_ROWS][LANES] __attribute__((aligned(64))); /* of all, scaled; where there are several */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -50,8 +52,9 @@ INLINE __m512i raised(const int8_t *table) {
 #define BOTH(c, r)                                                 \
     low_##c##_##r = dot(low_##c##_##r, first, t->a[r] + b * 128); \
     high_##c##_##r = dot(high_##c##_##r, second, t->a[r] + b * 128 + 64);
-#define JOINT_START(c, r) __m512i low_##c##_##r = _mm512_add_epi32(_mm512_loadu_si512(t->start[r] + g * 2 * LANES), \
-                                                                   _mm512_loadu_si512(t->start[r] + g * 2 * LANES + LANES));
+#define JOINT_START(c, r)                                                                                              \
+    __m512i low_##c##_##r = _mm512_add_epi32(_mm512_loadu_si512(t->start[r] + g * 2 * LANES),                          \
+                                             _mm512_loadu_si512(t->start[r] + g * 2 * LANES + LANES));
 #define JOINT(c, r)                                                \
     low_##c##_##r = dot(low_##c##_##r, first, t->a[r] + b * 128); \
     low_##c##_##r = dot(low_##c##_##r, second, t->a[r] + b * 128 + 64);
@@ -70,45 +73,24 @@ INLINE __m512i raised(const int8_t *table) {
 
 #define KEEP_BOTH(c, r) _mm512_store_si512(t->sums[c][r], _mm512_add_epi32(low_##c##_##r, high_##c##_##r));
 #define KEEP_JOINT(c, r) _mm512_store_si512(t->sums[c][r], low_##c##_##r);
-#define CLEAR(c, r) _mm512_store_ps((float *)t->sums[c][r], _mm512_setzero_ps());
-#define ADD_SCALED(c, r, sum, scale)                      \
-    _mm512_store_ps((float *)t->sums[c][r],               \
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps((float *)t->sums[c][r])));
-#define ADD_BOTH(c, r) ADD_SCALED(c, r, _mm512_add_epi32(low_##c##_##r, high_##c##_##r), _mm512_set1_ps(t->scale[c][g]))
-#define ADD_JOINT(c, r) ADD_SCALED(c, r, low_##c##_##r, _mm512_set1_ps(t->scale[c][g]))
-
-/* One group: s32 sums over the whole of k. Several: f32 sums of the scaled sums of groups. The epilogue is elsewhere:
- * with it behind the loop gcc 12 would store the accumulators in every iteration. */
-#define WHOLE(rows, ROWS, START, DECODE, KEEP)                         \
-    __attribute__((noipa)) static void whole_##rows(struct tile *t) {  \
-        const int64_t g = 0, blocks = t->blocks, ahead = COLUMNS * blocks * 64; \
-        COLUMNS_OF(TABLE, ROWS)                                        \
-        TILE(ROWS, START)                                              \
-        for (int64_t b = 0; b < blocks; b++) { COLUMNS_OF(DECODE, ROWS) } \
-        TILE(ROWS, KEEP)                                               \
-    }
-#define GROUPED(rows, ROWS, START, DECODE, ADD)                                   \
-    __attribute__((noipa)) static void grouped_##rows(struct tile *t) {           \
-        const int64_t ahead = COLUMNS * t->blocks * 64;                           \
-        TILE(ROWS, CLEAR)                                                         \
-        for (int64_t g = 0, b = 0; g < t->groups; g++) {                          \
-            COLUMNS_OF(TABLE, ROWS)                                               \
-            TILE(ROWS, START)                                                     \
-            for (const int64_t end = smaller(b + t->group_blocks, t->blocks); b < end; b++) { COLUMNS_OF(DECODE, ROWS) } \
-            TILE(ROWS, ADD)                                                       \
-        }                                                                         \
+/* s32 sums over the blocks of one group. What becomes of them is elsewhere: with more behind the loop gcc 12 would
+ * store the accumulators in every iteration. */
+#define WHOLE(rows, ROWS, START, DECODE, KEEP)                                                                         \
+    __attribute__((noipa)) static void whole_##rows(struct tile *t) {                                                  \
+        const int64_t g = t->group, last = t->last, ahead = COLUMNS * t->blocks * 64;                                  \
+        COLUMNS_OF(TABLE, ROWS)                                                                                        \
+        TILE(ROWS, START)                                                                                              \
+        for (int64_t b = t->first; b < last; b++) { COLUMNS_OF(DECODE, ROWS) }                                         \
+        TILE(ROWS, KEEP)                                                                                               \
     }
 WHOLE(1, ONE_ROW, START, DECODE_BOTH, KEEP_BOTH)
 WHOLE(2, TWO_ROWS, JOINT_START, DECODE_JOINT, KEEP_JOINT)
 WHOLE(4, FOUR_ROWS, JOINT_START, DECODE_JOINT, KEEP_JOINT)
-GROUPED(1, ONE_ROW, START, DECODE_BOTH, ADD_BOTH)
-GROUPED(2, TWO_ROWS, JOINT_START, DECODE_JOINT, ADD_JOINT)
-GROUPED(4, FOUR_ROWS, JOINT_START, DECODE_JOINT, ADD_JOINT)
 
-/* Groups of a block or less: each product's sum is scaled at once. Sums begin at zero here, because group_shift takes what
- * the raised tables add too much off the floats. */
+/* Groups of a block or less: each product's sum is scaled at once. Sums begin at zero here, because group_shift takes
+ * what the raised tables add too much off the floats. */
 #define TOTAL(c, r) __m512 total_##c##_##r = _mm512_setzero_ps();
-#define KEEP_TOTAL(c, r) _mm512_store_ps((float *)t->sums[c][r], total_##c##_##r);
+#define KEEP_TOTAL(c, r) _mm512_store_ps(t->totals[c][r], total_##c##_##r);
 #define COLUMN(ROWS, c)                     \
     const uint8_t *codes_##c = t->codes[c]; \
     const float *scale_##c = t->scale[c];
@@ -155,8 +137,9 @@ BLOCKED(4, FOUR_ROWS)
         const __m512i first = _mm512_permutexvar_epi8(codes, table_##c);                                            \
         const __m512i second = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table_##c);                     \
         const __m512 scales = _mm512_broadcast_f32x4(_mm_loadu_ps(scale_##c + b * 4));                              \
-        const __m512 low_scale = _mm512_permutexvar_ps(of_low, scales), high_scale = _mm512_permutexvar_ps(of_high, scales); \
-        ROWS(QUARTER_SUMS, c)                                                                                           \
+        const __m512 low_scale = _mm512_permutexvar_ps(of_low, scales);                                             \
+        const __m512 high_scale = _mm512_permutexvar_ps(of_high, scales);                                           \
+        ROWS(QUARTER_SUMS, c)                                                                                       \
     }
 #define QUARTERED(rows, ROWS)                                                                             \
     __attribute__((noipa)) static void quartered_##rows(struct tile *t) {                                 \
@@ -176,9 +159,35 @@ QUARTERED(4, FOUR_ROWS)
 enum kind { WHOLE_COLUMNS, GROUPS, BLOCKS, QUARTERS };
 typedef void (*shape)(struct tile *t);
 static const shape shapes[4][3] = {{whole_1, whole_2, whole_4},
-                                   {grouped_1, grouped_2, grouped_4},
+                                   {whole_1, whole_2, whole_4},
                                    {blocked_1, blocked_2, blocked_4},
                                    {quartered_1, quartered_2, quartered_4}};
+
+/* totals += scale * sums of the group, for the first `rows` rows. */
+__attribute__((noipa)) static void add_group(struct tile *t, int rows) {
+    for (int c = 0; c < COLUMNS; c++) {
+        const __m512 scale = _mm512_set1_ps(t->scale[c][t->group]);
+        for (int r = 0; r < rows; r++) {
+            const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(t->sums[c][r]));
+            const __m512 total = t->group ? _mm512_load_ps(t->totals[c][r]) : _mm512_setzero_ps();
+            _mm512_store_ps(t->totals[c][r], _mm512_fmadd_ps(sum, scale, total));
+        }
+    }
+}
+
+static void sum_tile(struct tile *t, enum kind kind, int rows) {
+    const shape run = shapes[kind][rows > 2 ? 2 : rows - 1];
+    t->group = t->first = 0, t->last = t->blocks;
+    if (kind != GROUPS) {
+        run(t);
+        return;
+    }
+    for (; t->group < t->groups; t->group++, t->first = t->last) {
+        t->last = smaller(t->first + t->group_blocks, t->blocks);
+        run(t);
+        add_group(t, rows);
+    }
+}
 
 static enum kind kind_of(const struct lowbit_weights *w) {
     if (!w->group_blocks) return QUARTERS;
@@ -229,7 +238,7 @@ static float group_shift(const float *scale, const float *sums, int64_t groups) 
 
 static float total_of(enum kind kind, const struct tile *t, int c, int r, const float *sums) {
     if (kind == WHOLE_COLUMNS) return (float)_mm512_reduce_add_epi32(_mm512_load_si512(t->sums[c][r])) * t->scale[c][0];
-    const float total = _mm512_reduce_add_ps(_mm512_load_ps((const float *)t->sums[c][r]));
+    const float total = _mm512_reduce_add_ps(_mm512_load_ps(t->totals[c][r]));
     return kind == GROUPS ? total : total - group_shift(t->scale[c], sums, t->groups);
 }
 
@@ -244,7 +253,8 @@ void lowbit_s8_vnni(const struct lowbit_weights *w, const struct lowbit_rows *ro
         group_sums(w, rows, sums);
     else
         starts(w, rows, start);
-    struct tile t = {.blocks = w->blocks, .groups = w->groups, .group_blocks = w->group_blocks, .table_group = w->table_group};
+    struct tile t = {
+        .blocks = w->blocks, .groups = w->groups, .group_blocks = w->group_blocks, .table_group = w->table_group};
     for (int64_t n = n0; n < n1; n += COLUMNS) {
         for (int c = 0; c < COLUMNS; c++) {
             const int64_t column = smaller(n + c, n1 - 1);
@@ -259,7 +269,7 @@ void lowbit_s8_vnni(const struct lowbit_weights *w, const struct lowbit_rows *ro
                 t.a[r] = (const int8_t *)rows->a + row * rows->stride;
                 t.start[r] = start + row * per_row;
             }
-            shapes[kind][left > 2 ? 2 : left - 1](&t);
+            sum_tile(&t, kind, (int)left);
             for (int r = 0; r < left; r++)
                 for (int c = 0; c < smaller(COLUMNS, n1 - n); c++)
                     out[(m + r) * out_stride + n + c] = lowbit_finish(

@@ -1,5 +1,5 @@
-/* s8 rows by s8 tables and f32 rows by f32 tables with NEON. A table of sixteen floats is four registers, which tbl reads
- * by bytes: a code c becomes the byte indices 4 c to 4 c + 3. */
+/* s8 rows by s8 tables and f32 rows by f32 tables with NEON. A table of sixteen floats is four registers, which tbl
+ * reads by bytes: a code c becomes the byte indices 4 c to 4 c + 3. */
 #include <arm_neon.h>
 #include <math.h>
 #include <string.h>
@@ -38,7 +38,8 @@ static float column_f32(const struct lowbit_weights *w, int64_t n, const float *
     float32x4_t total = vdupq_n_f32(0);
     for (int64_t b = 0, g = 0; b < w->blocks; g++) {
         const uint8_t *entries = (const uint8_t *)(w->table_f32 + n * w->table_column + g * w->table_group);
-        const uint8x16x4_t table = {{vld1q_u8(entries), vld1q_u8(entries + 16), vld1q_u8(entries + 32), vld1q_u8(entries + 48)}};
+        const uint8x16x4_t table = {
+            {vld1q_u8(entries), vld1q_u8(entries + 16), vld1q_u8(entries + 32), vld1q_u8(entries + 48)}};
         float32x4_t sum[QUARTERS];
         for (int q = 0; q < QUARTERS; q++) sum[q] = vdupq_n_f32(0);
         const int64_t end = w->group_blocks ? smaller(b + w->group_blocks, w->blocks) : b + 1;
@@ -49,8 +50,8 @@ static float column_f32(const struct lowbit_weights *w, int64_t n, const float *
     return vaddvq_f32(total);
 }
 
-static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                         int64_t out_stride) {
+static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
+                         float *out, int64_t out_stride) {
     for (int64_t n = n0; n < n1; n++)
         for (int64_t m = 0; m < rows->m; m++)
             out[m * out_stride + n] =
@@ -68,7 +69,8 @@ static float quantize_row(int8_t *q, const float *a, int64_t k, int64_t padded) 
     if (!(largest >= LOWBIT_LEAST)) largest = 0;
     const float factor = largest > 0 ? 127 / largest : 0;
     for (i = 0; i + DWORDS <= k; i += DWORDS) {
-        const float32x4_t level = vmaxnmq_f32(vmulq_n_f32(vld1q_f32(a + i), factor), vdupq_n_f32(-127)); /* NaN becomes -127 */
+        const float32x4_t level =
+            vmaxnmq_f32(vmulq_n_f32(vld1q_f32(a + i), factor), vdupq_n_f32(-127)); /* NaN becomes -127 */
         const int32x4_t whole = vcvtnq_s32_f32(vminq_f32(level, vdupq_n_f32(127)));
         const int16x4_t words = vmovn_s32(whole);
         const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);

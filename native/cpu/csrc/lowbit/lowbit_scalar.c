@@ -47,16 +47,16 @@ static float dot_f32(const struct lowbit_weights *w, const float *a, int64_t n) 
     return (float)total;
 }
 
-static void products_s8(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                        int64_t out_stride) {
+static void products_s8(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
+                        float *out, int64_t out_stride) {
     for (int64_t m = 0; m < rows->m; m++)
         for (int64_t n = n0; n < n1; n++)
             out[m * out_stride + n] =
                 lowbit_finish(w, rows, m, n, dot_s8(w, (const int8_t *)rows->a + m * rows->stride, n), rows->scale[m]);
 }
 
-static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1, float *out,
-                         int64_t out_stride) {
+static void products_f32(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
+                         float *out, int64_t out_stride) {
     for (int64_t m = 0; m < rows->m; m++)
         for (int64_t n = n0; n < n1; n++)
             out[m * out_stride + n] =

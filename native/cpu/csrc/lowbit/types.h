@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* `codes` is [n][blocks][64]. A block holds 128 consecutive k of one column: byte i has code i in its low and code 64 + i
- * in its high half. Code c of column j in group g stands for table[j * table_column + g * table_group + c], times the
+/* `codes` is [n][blocks][64]. A block holds 128 consecutive k of one column: byte i has code i in its low and code 64 +
+ * i in its high half. Code c of column j in group g stands for table[j * table_column + g * table_group + c], times the
  * scale of its group.
  *
  * Groups of a multiple of 128 k, `group_blocks` blocks each, have scale[j][g] (one group: a scale a column). Groups of
@@ -23,8 +23,8 @@ struct lowbit_weights {
 
 /* Rows of A, padded with zeros to `blocks` whole blocks.
  *
- * s8 rows lie in the order of k. f32 rows lie in the order in which a block's codes leave a vector of 16 dwords, shifted
- * by a nibble at a time: element [t][j] of the block is k = 4 j + t/2 + 64 (t mod 2); see lowbit_order. */
+ * s8 rows lie in the order of k. f32 rows lie in the order in which a block's codes leave a vector of 16 dwords,
+ * shifted by a nibble at a time: element [t][j] of the block is k = 4 j + t/2 + 64 (t mod 2); see lowbit_order. */
 struct lowbit_rows {
     int64_t m;
     const void *a;

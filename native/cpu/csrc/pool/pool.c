@@ -16,7 +16,7 @@
 
 #include "pool/wait.h"
 
-enum { MOST_THREADS = 64, LINE = 64 };
+enum { MOST_THREADS = PUMICE_MOST_THREADS, LINE = 64 };
 /* A futex wake-up costs 5 to 50 us, and the layers of a model follow each other as fast: spin a little longer than that
  * before going to sleep. */
 static const int64_t SPIN_NANOSECONDS = 100000;

@@ -416,6 +416,39 @@ static void lstm_cell(const float *gates, const float *peepholes, float *c, floa
     }
 }
 
+static void lstm_trace(float *gates, const float *c, float *c_after, float *h, int64_t hidden) {
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        const int64_t some = smaller(LANES, hidden - i);
+        const vf in = sigmoid_of(part(gates + i, some)), out = sigmoid_of(part(gates + hidden + i, some));
+        const vf keep = sigmoid_of(part(gates + 2 * hidden + i, some)), fresh = tanh_of(part(gates + 3 * hidden + i, some));
+        const vf cell = add(mul(keep, part(c + i, some)), mul(in, fresh));
+        put(gates + i, in, some);
+        put(gates + hidden + i, out, some);
+        put(gates + 2 * hidden + i, keep, some);
+        put(gates + 3 * hidden + i, fresh, some);
+        put(c_after + i, cell, some);
+        put(h + i, mul(out, tanh_of(cell)), some);
+    }
+}
+
+/* y (1 - y), the slope of a sigmoid whose value is y. */
+INLINE vf sigmoid_slope(vf y) { return mul(y, sub(all(1), y)); }
+
+static void lstm_gradient(float *gates, const float *c, const float *c_after, const float *dh, float *dc, int64_t hidden) {
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        const int64_t some = smaller(LANES, hidden - i);
+        const vf in = part(gates + i, some), out = part(gates + hidden + i, some);
+        const vf keep = part(gates + 2 * hidden + i, some), fresh = part(gates + 3 * hidden + i, some);
+        const vf shown = tanh_of(part(c_after + i, some)), given = part(dh + i, some);
+        const vf cell = add(part(dc + i, some), mul(mul(given, out), sub(all(1), mul(shown, shown))));
+        put(gates + i, mul(mul(cell, fresh), sigmoid_slope(in)), some);
+        put(gates + hidden + i, mul(mul(given, shown), sigmoid_slope(out)), some);
+        put(gates + 2 * hidden + i, mul(mul(cell, part(c + i, some)), sigmoid_slope(keep)), some);
+        put(gates + 3 * hidden + i, mul(mul(cell, in), sub(all(1), mul(fresh, fresh))), some);
+        put(dc + i, mul(cell, keep), some);
+    }
+}
+
 static void gru_reset(const float *gates, const float *x, float *out, int64_t hidden) {
     for (int64_t i = 0; i < hidden; i += LANES) {
         const int64_t some = smaller(LANES, hidden - i);
@@ -444,6 +477,8 @@ static void gru_cell(const float *gates, const float *fed, float *h, int64_t hid
     table->rows_range = range_of;                \
     table->rows_nearest = nearest_centroid;      \
     table->rows_lstm_cell = lstm_cell;           \
+    table->rows_lstm_trace = lstm_trace;         \
+    table->rows_lstm_gradient = lstm_gradient;   \
     table->rows_gru_reset = gru_reset;           \
     table->rows_gru_cell = gru_cell;
 

@@ -10,12 +10,13 @@
 #include "rows/api.h"
 
 enum { HISTOGRAM_BINS = 1 << 16 };
-static const int64_t LEAST_ELEMENTS = 16384; /* of a chunk: a few us, as handing one over costs less than one */
+static const int64_t LEAST_ELEMENTS = 32768; /* of a chunk: handing over less costs more, with what the other core must fetch */
 
-/* Elements of a chunk so that every thread gets a few, none below the least. */
+/* Elements of a chunk so that every thread gets one or two, none below the least, and all threads as many. */
 static int64_t share(int64_t elements, int threads, int64_t least) {
-    const int team = pumice_team(threads);
-    return larger(team == 1 ? elements : (elements + team * 2 - 1) / (team * 2), larger(least, 1));
+    const int64_t team = pumice_team(threads), most = team == 1 ? 1 : smaller(2 * team, elements / larger(least, 1));
+    const int64_t chunks = most < team ? larger(most, 1) : most / team * team;
+    return larger((elements + chunks - 1) / chunks, 1);
 }
 
 static int64_t chunks_of(int64_t count, int64_t step) { return (count + step - 1) / step; }

@@ -1,4 +1,4 @@
-"""The CPU kernels plugin: operators computed in C with the best instructions that the machine has.
+"""The CPU plugin: operators computed in C with the best instructions that the machine has, and the runtime `native`.
 
 `pumice_kernels` yields one `Kernel` an operator and type; all compiled code is loaded when a plan is compiled, never
 when the plugin is imported. `PUMICE_CPU_ISA` forces an instruction-set level, `pumice_cpu.native.threads` says how many
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from pumice import hookimpl
 from pumice.ops.record import Kernel
+from pumice_cpu.runtime.strategy import NativeRuntime
 
 
 @hookimpl
@@ -18,3 +19,8 @@ def pumice_kernels() -> Iterable[Kernel]:
     from pumice_cpu.kernels import all_kernels
 
     return all_kernels()
+
+
+@hookimpl
+def pumice_runtimes() -> Iterable[type[NativeRuntime]]:
+    yield NativeRuntime

@@ -106,6 +106,21 @@ def contiguous(array: Array, what: str) -> Array:
     return np.ascontiguousarray(array)
 
 
+def in_memory_order(array: Array) -> tuple[Array, tuple[int, ...]] | None:
+    """The array with its axes in the order in which memory runs, contiguous then, and the axes that go back.
+
+    None if it has gaps or repeats. So an image with channels last is taken as it is.
+    """
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis] if array.shape[axis] > 1 else 0)
+    turned = array.transpose(order)
+    if not turned.flags.c_contiguous:
+        return None
+    back = [0] * array.ndim
+    for place, axis in enumerate(order):
+        back[axis] = place
+    return turned, tuple(back)
+
+
 def rows(array: Array, what: str) -> tuple[Array, int]:
     """A matrix (rows, columns) with contiguous columns, and the elements from one row to the next."""
     size = array.itemsize

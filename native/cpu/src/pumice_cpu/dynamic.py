@@ -7,13 +7,16 @@ the bias and the activation.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
 from pumice_cpu.arrays import Array, contiguous, empty, pointer, refuse_overlap, rows
 from pumice_cpu.gemm import ACTIVATIONS, Packed
 from pumice_cpu.native import NativeError, check, library
+
+Activation = Literal["none", "gelu", "silu", "tanh", "sigmoid"]
 
 
 def matmul(
@@ -24,7 +27,7 @@ def matmul(
     *,
     per_row: bool = True,
     b_zero: Array | None = None,
-    activation: Literal["none", "gelu", "silu", "tanh", "sigmoid"] = "none",
+    activation: Activation = "none",
     out: Array | None = None,
     threads: int = 0,
 ) -> Array:
@@ -44,6 +47,31 @@ def matmul(
     Raises:
         NativeError: shapes or types do not fit, or `out` overlaps an operand.
     """
+    if out is None:
+        out = empty((*a.shape[:-1], weights.n))
+    bound(
+        a, weights, scale, bias, out, per_row=per_row, b_zero=b_zero, activation=activation, threads=threads
+    )()  # fmt: skip
+    return out
+
+
+def bound(
+    a: Array,
+    weights: Packed,
+    scale: Array | float,
+    bias: Array | None,
+    out: Array,
+    *,
+    per_row: bool = True,
+    b_zero: Array | None = None,
+    activation: Activation = "none",
+    threads: int = 0,
+) -> Callable[[], None]:
+    """`matmul` on these very arrays as a call without arguments, for layers that run again and again.
+
+    Raises:
+        NativeError: shapes or types do not fit, or `out` overlaps an operand.
+    """
     if a.dtype != np.float32 or a.shape[-1] != weights.k or weights.product != "integer":
         raise NativeError(
             f"A is {a.dtype}{list(a.shape)}; it must be float32 (..., {weights.k}), and W packed as integers"
@@ -55,14 +83,15 @@ def matmul(
     if scales.size not in {1, weights.n}:
         raise NativeError(f"{scales.size} scales do not fit {weights.n} columns; give one, or one a column")
     shape = (*a.shape[:-1], weights.n)
-    if out is None:
-        out = empty(shape)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise NativeError(f"`out` must be a contiguous float32 array of shape {list(shape)}")
     refuse_overlap(out, matrix, bias)
-    status = library().pumice_dynamic_matmul(
-        weights.handle, pointer(matrix), matrix.shape[0], weights.k, stride, int(per_row), pointer(scales), weights.n,
-        int(scales.size > 1), pointer(zeros), pointer(bias), ACTIVATIONS[activation], pointer(out), weights.n, threads,
-    )  # fmt: skip
-    check(status, f"the product of {list(a.shape)} and 8-bit weights {[weights.k, weights.n]}")
-    return out
+    run, left, target, m, n = library().pumice_dynamic_matmul, pointer(matrix), pointer(out), matrix.shape[0], weights.n
+    right = (pointer(scales), n, int(scales.size > 1), pointer(zeros), pointer(bias), ACTIVATIONS[activation])
+
+    def call(_alive: Any = (matrix, weights, scales, zeros, bias, out)) -> None:
+        status = run(weights.handle, left, m, weights.k, stride, int(per_row), *right, target, n, threads)
+        if status:
+            check(status, f"the product of {list(a.shape)} and 8-bit weights {[weights.k, n]}")
+
+    return call

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
@@ -112,16 +113,40 @@ def gemm(
     Raises:
         NativeError: shapes or types do not fit, or `out` overlaps an operand.
     """
-    out = _result(out, (a.shape[0], b.n), epilogue.output, a, epilogue.residual)
+    if out is None:
+        out = empty((a.shape[0], b.n), epilogue.output)
+    bound(a, b, epilogue, out, a_zero=a_zero, b_zero=b_zero, threads=threads)()
+    return out
+
+
+def bound(
+    a: Array,
+    b: Packed,
+    epilogue: Epilogue,
+    out: Array,
+    *,
+    a_zero: int = 0,
+    b_zero: Array | None = None,
+    threads: int = 0,
+) -> Callable[[], None]:
+    """`gemm` on these very arrays as a call without arguments, for layers that run again and again.
+
+    Raises:
+        NativeError: shapes or types do not fit, or `out` overlaps an operand.
+    """
+    _check_result(out, (a.shape[0], b.n), epilogue.output, a, epilogue.residual)
     zeros = None if b_zero is None else np.ascontiguousarray(np.broadcast_to(b_zero, (b.n,)), np.int32)
     matrix, kept = _matrix(a, "A")
     struct, alive = _epilogue(epilogue, b.n)
     stride = out.strides[0] // out.itemsize if out.shape[0] > 1 else b.n
-    status = library().pumice_gemm(b.handle, matrix, a_zero, pointer(zeros), struct, pointer(out), stride, threads)
-    if status:
-        check(status, f"the product of {a.dtype}{list(a.shape)} and {[b.k, b.n]}")
-    del kept, alive
-    return out
+    run, handle, b_zeros, target = library().pumice_gemm, b.handle, pointer(zeros), pointer(out)
+
+    def call(_alive: Any = (kept, b, zeros, alive, out)) -> None:
+        status = run(handle, matrix, a_zero, b_zeros, struct, target, stride, threads)
+        if status:
+            check(status, f"the product of {a.dtype}{list(a.shape)} and {[b.k, b.n]}")
+
+    return call
 
 
 def batched(
@@ -205,15 +230,12 @@ def _offsets(shape: tuple[int, ...], strides: tuple[int, ...], size: int, stack:
     return total.ravel()
 
 
-def _result(out: Array | None, shape: tuple[int, int], dtype: DTypeLike, *operands: Array | None) -> Array:
-    if out is None:
-        return empty(shape, dtype)
+def _check_result(out: Array, shape: tuple[int, int], dtype: DTypeLike, *operands: Array | None) -> None:
     if out.shape != shape or out.dtype != np.dtype(dtype):
         raise NativeError(f"`out` is {out.dtype}{list(out.shape)} but the result is {np.dtype(dtype)}{list(shape)}")
     if out.ndim and shape[1] > 1 and out.strides[1] != out.itemsize:
         raise NativeError("the rows of `out` must be contiguous; give an `out` in C order")
     refuse_overlap(out, *operands)
-    return out
 
 
 def _floats(values: Array | float | None, count: int) -> Array | None:

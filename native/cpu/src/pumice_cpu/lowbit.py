@@ -10,6 +10,7 @@ multiply activations rounded to bfloat16, tables of float32 are exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +124,18 @@ def matmul(
     Raises:
         NativeError: shapes or types do not fit, or `out` overlaps an operand.
     """
+    if out is None:
+        out = empty((*a.shape[:-1], weights.n))
+    bound(a, weights, bias, out, threads=threads)()
+    return out
+
+
+def bound(a: Array, weights: Codebook, bias: Array | None, out: Array, *, threads: int = 0) -> Callable[[], None]:
+    """`matmul` on these very arrays as a call without arguments, for layers that run again and again.
+
+    Raises:
+        NativeError: shapes or types do not fit, or `out` overlaps an operand.
+    """
     if a.dtype != np.float32 or a.shape[-1] != weights.k:
         raise NativeError(
             f"A is {a.dtype}{list(a.shape)}; 4-bit weights {[weights.k, weights.n]} take float32 (..., k)"
@@ -131,16 +144,18 @@ def matmul(
     if bias is not None:
         bias = np.ascontiguousarray(np.broadcast_to(np.asarray(bias, np.float32), (weights.n,)))
     shape = (*a.shape[:-1], weights.n)
-    if out is None:
-        out = empty(shape)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise NativeError(f"`out` must be a contiguous float32 array of shape {list(shape)}")
     refuse_overlap(out, matrix, bias)
-    status = library().pumice_lowbit_matmul(
-        weights.handle, pointer(matrix), matrix.shape[0], stride, pointer(bias), pointer(out), weights.n, threads
-    )
-    check(status, f"the product of {list(a.shape)} and 4-bit weights {[weights.k, weights.n]}")
-    return out
+    run, handle, n, m = library().pumice_lowbit_matmul, weights.handle, weights.n, matrix.shape[0]
+    left, offsets, target = pointer(matrix), pointer(bias), pointer(out)
+
+    def call(_alive: Any = (matrix, weights, bias, out)) -> None:
+        status = run(handle, left, m, stride, offsets, target, n, threads)
+        if status:
+            check(status, f"the product of {list(a.shape)} and 4-bit weights {[weights.k, n]}")
+
+    return call
 
 
 def quantize_rows(a: Array, *, threads: int = 0) -> tuple[Array, Array]:

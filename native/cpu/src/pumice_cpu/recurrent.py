@@ -6,6 +6,7 @@ i, o, f, c for an LSTM and z, r, h for a GRU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import attrs
@@ -14,9 +15,12 @@ import numpy as np
 from pumice_cpu.arrays import Array, contiguous, empty, pointer
 from pumice_cpu.gemm import Epilogue, Packed, gemm, pack
 from pumice_cpu.native import NativeError, check, ffi, library
+from pumice_cpu.nhwc import Product
 
 Cell = Literal["lstm", "gru"]
 GATES = {"lstm": 4, "gru": 3}
+SPLIT_BATCH = 8
+"""Rows from which products of split operands are worth their tiles."""
 
 
 @attrs.frozen(eq=False)
@@ -30,6 +34,28 @@ class Weights:
     recurrent: Packed
     candidate: Packed | None
     """A GRU's last third of R, whose product takes another operand."""
+    r: Array
+    """R as it was given."""
+    _split: list[Product] = attrs.field(factory=list)
+    _biased: list[Any] = attrs.field(factory=list)
+    """The bias of the last run, which seldom changes, and what was made of it."""
+
+    def biased(self, bias: Array | None) -> tuple[Epilogue, Array | None]:
+        """What the projected input takes along, and what a GRU adds to the candidate before its reset."""
+        last = self._biased[0] if self._biased else None
+        if last is None or last[0] is not bias:
+            outer, inner = _biases(self, bias)
+            last = (bias, Epilogue(bias=outer), inner)
+            self._biased[:] = [last]
+        return last[1], last[2]
+
+    def split(self, batch: int) -> Any:
+        """R for products of split operands, NULL where these are not faster."""
+        if self.cell != "lstm" or batch < SPLIT_BATCH or not library().pumice_nhwc_splits():
+            return ffi().NULL
+        if not self._split:
+            self._split.append(Product.of_matrix(self.r.T))
+        return self._split[0].handle
 
 
 def prepare(cell: Cell, w: Array, r: Array, *, linear_before_reset: bool = False) -> Weights:
@@ -42,8 +68,8 @@ def prepare(cell: Cell, w: Array, r: Array, *, linear_before_reset: bool = False
     if r.shape[0] != GATES[cell] * hidden or w.shape[0] != r.shape[0] or w.dtype != np.float32 or r.dtype != np.float32:
         raise NativeError(f"{cell} weights {w.dtype}{list(w.shape)} and {r.dtype}{list(r.shape)} do not fit each other")
     if cell == "lstm":
-        return Weights(cell, hidden, False, pack(w.T), pack(r.T), None)
-    return Weights(cell, hidden, linear_before_reset, pack(w.T), pack(r[: 2 * hidden].T), pack(r[2 * hidden :].T))
+        return Weights(cell, hidden, False, pack(w.T), pack(r.T), None, r)
+    return Weights(cell, hidden, linear_before_reset, pack(w.T), pack(r[: 2 * hidden].T), pack(r[2 * hidden :].T), r)
 
 
 def run(
@@ -77,13 +103,13 @@ def run(
         NativeError: shapes or types do not fit.
     """
     time, batch = x.shape[:2]
-    hidden, width = weights.hidden, GATES[weights.cell] * weights.hidden
+    hidden = weights.hidden
     if y.shape != (time, batch, hidden) or h.shape != (batch, hidden) or x.dtype != np.float32:
         raise NativeError(
             f"{weights.cell} over {x.dtype}{list(x.shape)}: states {list(h.shape)} and {list(y.shape)} do not fit"
         )
-    outer, inner = _biases(weights, bias)
-    projected = gemm(contiguous(x, "x").reshape(time * batch, -1), weights.input, Epilogue(bias=outer), threads=threads)
+    epilogue, inner = weights.biased(bias)
+    projected = gemm(contiguous(x, "x").reshape(time * batch, -1), weights.input, epilogue, threads=threads)
     peepholes = None if peepholes is None else np.ascontiguousarray(peepholes, np.float32)
     lengths = None if lengths is None else np.ascontiguousarray(lengths, np.int32)
     struct = ffi().new("struct pumice_recurrence *")
@@ -93,7 +119,73 @@ def run(
     struct.candidate = ffi().NULL if weights.candidate is None else weights.candidate.handle
     struct.inner_bias, struct.peepholes = pointer(inner), pointer(peepholes)
     struct.lengths, struct.h, struct.c, struct.y = pointer(lengths), pointer(h), pointer(c), pointer(y)
-    check(library().pumice_recurrent(struct, threads), f"the {weights.cell} over {list(x.shape)} with width {width}")
+    struct.split = weights.split(batch)
+    first = None if struct.split == ffi().NULL else (h.copy(), c.copy() if c is not None else None)
+    status = library().pumice_recurrent(struct, threads)
+    if status == library().PUMICE_NHWC_UNDEFINED and first is not None:
+        h[...], c[...] = first  # type: ignore[index]
+        struct.split = ffi().NULL
+        status = library().pumice_recurrent(struct, threads)
+    check(status, weights.cell)
+
+
+@attrs.frozen(eq=False)
+class Pulled:
+    """Gradients of one direction of an LSTM."""
+
+    gates: Array
+    """(time * batch, 4 * hidden): of the gates' sums."""
+    states: Array
+    """(time * batch, hidden): the state before each step, in order of time."""
+    h: Array
+    """(batch, hidden): of the first state, as `c`."""
+    c: Array
+
+
+def lstm_gradient(
+    w: Array, r: Array, bias: Array | None, x: Array, first: Sequence[Array], dy: Array, last: Sequence[Array],
+    *, reverse: bool = False, threads: int = 0,
+) -> Pulled:  # fmt: skip
+    """Run an LSTM again, and back; arguments as for `prepare` and `run`.
+
+    Args:
+        w: (4 * hidden, input).
+        r: (4 * hidden, hidden).
+        bias: (8 * hidden,).
+        x: (time, batch, input).
+        first: h and c before the first step; not changed.
+        dy: (time, batch, hidden), contiguous but for the steps.
+        last: gradients of h and c after the last step; not changed.
+        reverse: from the last step to the first.
+        threads: 0 means `native.threads()`.
+
+    Raises:
+        NativeError: there is not enough memory.
+    """
+    (time, batch), hidden = x.shape[:2], r.shape[1]
+    weights, back = prepare("lstm", w, r), pack(r)
+    flat = contiguous(x, "x").reshape(time * batch, -1)
+    projected = gemm(flat, weights.input, weights.biased(bias)[0], threads=threads)
+    gates, kept, cells = empty((time * batch, 4 * hidden)), *(empty((time + 1, batch, hidden)) for _ in range(2))
+    kept[0], cells[0] = first
+    dh, dc = (states((batch, hidden), d) for d in last)
+    struct = ffi().new("struct pumice_lstm_gradient *")
+    struct.reverse, struct.time, struct.batch, struct.hidden = reverse, time, batch, hidden
+    struct.dy, struct.dy_stride, struct.projected = pointer(dy), dy.strides[0] // dy.itemsize, pointer(projected)
+    struct.recurrent, struct.back = weights.recurrent.handle, back.handle
+    struct.gates, struct.states, struct.cells = pointer(gates), pointer(kept), pointer(cells)
+    struct.dh, struct.dc = pointer(dh), pointer(dc)
+    struct.split = weights.split(batch)
+    split_back = None if struct.split == ffi().NULL else Product.of_matrix(r)
+    struct.split_back = ffi().NULL if split_back is None else split_back.handle
+    status = library().pumice_lstm_gradient(struct, threads)
+    if status == library().PUMICE_NHWC_UNDEFINED:
+        struct.split = struct.split_back = ffi().NULL
+        dh[...], dc[...] = last
+        status = library().pumice_lstm_gradient(struct, threads)
+    check(status, "the gradient of the lstm")
+    before = kept[:-1][::-1] if reverse else kept[:-1]
+    return Pulled(gates, before.reshape(time * batch, hidden), dh, dc)
 
 
 def _biases(weights: Weights, bias: Array | None) -> tuple[Array | None, Array | None]:

@@ -2,19 +2,20 @@
 quantization, and what calibration and clustering count.
 
 All take float32 arrays of any shape and strides (what is not contiguous is copied first) and give new, 64-byte-aligned
-ones. Errors against exact results, in units in the last place: exp, log and erf 1, sigmoid 3, SiLU 4, tanh 5,
-GELU 6; the tanh form of GELU loses more where its result is tiny. `threads` 0 means `native.threads()`.
+ones. Errors against exact results, in units in the last place: exp, log and erf 1, tanh 2, sigmoid 3, SiLU and GELU 4;
+the tanh form of GELU loses more where its result is tiny. `threads` 0 means `native.threads()`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from pumice_cpu.arrays import Array, contiguous, empty, pointer, refuse_overlap
+from pumice_cpu.arrays import Array, contiguous, empty, in_memory_order, pointer, refuse_overlap
 from pumice_cpu.native import NativeError, check, ffi, library
 
 Function = Literal[
@@ -44,6 +45,8 @@ def map_elements(
     Raises:
         NativeError: x is not float32, a parameter is missing, or `out` overlaps x or does not fit.
     """
+    if out is None and not x.flags.c_contiguous and (turned := in_memory_order(x)) is not None:
+        return map_elements(function, turned[0], parameters, threads=threads).transpose(turned[1])
     x = _float32(x, "x")
     if len(parameters) != PARAMETERS.get(function, 0):
         raise NativeError(f"{function} takes {PARAMETERS.get(function, 0)} parameters, not {len(parameters)}")
@@ -94,27 +97,28 @@ def binary(operation: Literal["add", "sub", "mul", "div"], a: Array, b: Array, *
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise NativeError(f"operands are of types {a.dtype} and {b.dtype}; this kernel takes float32")
     shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    larger = a if a.size >= b.size else b
+    if not larger.flags.c_contiguous and larger.shape == shape and (turned := in_memory_order(larger)) is not None:
+        order = np.argsort(turned[1])
+        a, b = (x.reshape((1,) * (len(shape) - x.ndim) + x.shape).transpose(order) for x in (a, b))
+        return binary(operation, a, b, threads=threads).transpose(turned[1])
     out = empty(shape)
     if out.size == 0:
         return out
+    merged = _merged(a.shape, b.shape)
+    if merged is None:
+        raise NativeError(f"{list(a.shape)} and {list(b.shape)} broadcast in more than {BINARY_AXES} separate axes")
     a, b = contiguous(a, "a"), contiguous(b, "b")
-    if a.shape == b.shape:
-        merged, a_steps, b_steps = [1, 1, 1, out.size], [0, 0, 0, 1], [0, 0, 0, 1]
-    elif b.size == 1 or a.size == 1:
-        merged, a_steps, b_steps = [1, 1, 1, out.size], [0, 0, 0, int(a.size > 1)], [0, 0, 0, int(b.size > 1)]
-    else:
-        merged, a_steps, b_steps = _merged(shape, a, b)
-    new = ffi().new
+    extents, a_steps, b_steps = merged
     status = library().pumice_binary(
-        OPERATIONS[operation], pointer(a), new("int64_t[4]", a_steps), pointer(b), new("int64_t[4]", b_steps),
-        pointer(out), new("int64_t[4]", merged), threads,
-    )  # fmt: skip
-    check(status, f"{operation} of {list(a.shape)} and {list(b.shape)}")
+        OPERATIONS[operation], pointer(a), a_steps, pointer(b), b_steps, pointer(out), extents, threads
+    )
+    check(status, operation)
     return out
 
 
-def _steps(x: Array, rank: int) -> list[int]:
-    padded = (1,) * (rank - x.ndim) + x.shape
+def _steps(shape: tuple[int, ...], rank: int) -> list[int]:
+    padded = (1,) * (rank - len(shape)) + shape
     steps, step = [], 1
     for extent in reversed(padded):
         steps.append(0 if extent == 1 else step)
@@ -122,8 +126,10 @@ def _steps(x: Array, rank: int) -> list[int]:
     return steps[::-1]
 
 
-def _merged(shape: tuple[int, ...], a: Array, b: Array) -> tuple[list[int], list[int], list[int]]:
-    """Shape and steps over four axes, neighbours joined where both operands run on."""
+@functools.lru_cache(maxsize=1024)
+def _merged(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[Any, Any, Any] | None:
+    """Shape and steps over four axes, neighbours joined where both operands run on; None if there are more."""
+    shape = np.broadcast_shapes(a, b)
     joined: list[list[int]] = []
     for extent, p, q in zip(shape, _steps(a, len(shape)), _steps(b, len(shape)), strict=True):
         if extent == 1:
@@ -133,20 +139,15 @@ def _merged(shape: tuple[int, ...], a: Array, b: Array) -> tuple[list[int], list
         else:
             joined.append([extent, p, q])
     if len(joined) > BINARY_AXES:
-        raise NativeError(f"{list(a.shape)} and {list(b.shape)} broadcast in more than {BINARY_AXES} separate axes")
+        return None
     joined = [[1, 0, 0]] * (BINARY_AXES - len(joined)) + joined
-    return [j[0] for j in joined], [j[1] for j in joined], [j[2] for j in joined]
+    extents, a_steps, b_steps = (ffi().new("int64_t[4]", list(column)) for column in zip(*joined, strict=True))
+    return extents, a_steps, b_steps
 
 
 def mergeable(a: Array, b: Array) -> bool:
     """Whether `binary` can broadcast these shapes."""
-    if a.shape == b.shape or a.size == 1 or b.size == 1:
-        return True
-    try:
-        _merged(np.broadcast_shapes(a.shape, b.shape), a, b)
-    except NativeError:
-        return False
-    return True
+    return a.shape == b.shape or _merged(a.shape, b.shape) is not None
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -255,7 +256,14 @@ def transpose(x: Array, axes: Sequence[int], *, threads: int = 0) -> Array:
 # --- quantization -----------------------------------------------------------------------------------------------------
 
 
-def _parameters(scale: Any, zero: Any, shape: tuple[int, ...], axis: int | None) -> tuple[Array, Array, int, int, int]:
+def parameters_along(
+    scale: Any, zero: Any, shape: tuple[int, ...], axis: int | None
+) -> tuple[Array, Array, int, int, int]:
+    """Scales and zero points, one each or one a place of the axis, and the shape as (outer, places, inner).
+
+    Raises:
+        NativeError: the scales do not fit the axis.
+    """
     scales = np.ascontiguousarray(scale, np.float32).reshape(-1)
     zeros = np.ascontiguousarray(
         np.broadcast_to(np.asarray(0 if zero is None else zero, np.int32).reshape(-1), scales.shape)
@@ -300,7 +308,7 @@ def quantize(
     if kind not in (np.uint8, np.int8):
         raise NativeError(f"quantization to {kind} has no kernel; use uint8 or int8")
     limits = np.iinfo(kind)
-    scales, zeros, outer, channels, inner = _parameters(scale, zero, x.shape, axis)
+    scales, zeros, outer, channels, inner = parameters_along(scale, zero, x.shape, axis)
     out = empty(x.shape, kind)
     status = library().pumice_quantize(
         pointer(x), pointer(out), int(kind == np.int8), outer, channels, inner, pointer(scales), pointer(zeros),
@@ -319,7 +327,7 @@ def dequantize(q: Array, scale: Any, zero: Any = None, *, axis: int | None = Non
     if q.dtype not in (np.uint8, np.int8):
         raise NativeError(f"dequantization of {q.dtype} has no kernel; use uint8 or int8")
     q = contiguous(q, "q")
-    scales, zeros, outer, channels, inner = _parameters(scale, zero, q.shape, axis)
+    scales, zeros, outer, channels, inner = parameters_along(scale, zero, q.shape, axis)
     out = empty(q.shape)
     status = library().pumice_dequantize(
         pointer(q),

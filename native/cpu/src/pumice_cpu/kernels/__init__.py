@@ -10,10 +10,19 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 
+import attrs
+
 from pumice.ops.record import Kernel
 
 
 def all_kernels() -> Iterator[Kernel]:
     """The records of every module of this package."""
     for found in pkgutil.iter_modules(__path__):
-        yield from importlib.import_module(f"{__name__}.{found.name}").KERNELS
+        for kernel in importlib.import_module(f"{__name__}.{found.name}").KERNELS:
+            yield attrs.evolve(kernel, variant=_variant)
+
+
+def _variant() -> str:
+    from pumice_cpu import native
+
+    return f"level {native.level()}, {native.threads()} threads"

@@ -15,6 +15,7 @@ from pumice.ops.conv import OPS as CORE, adjoint_window
 from pumice.ops.integer import OPS as CORE_INTEGER
 from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Outputs
 from pumice.ops.window import Window
+from pumice_cpu.fusing import convolution
 
 if TYPE_CHECKING:
     from pumice_cpu.conv_f32 import ConvF32
@@ -93,11 +94,17 @@ def _adjoint(w: Array, window: Window, size: Sequence[int], groups: int) -> Conv
     """The adjoint of the convolution with a window, to results of a size."""
     from pumice_cpu.conv_f32 import ConvF32
 
+    reach = [(k - 1) * d for k, d in zip(window.kernel, window.dilations, strict=True)]
+    before = tuple(r - p for r, p in zip(reach, window.before, strict=True))
+    dense = groups == 1 and max(window.strides) == 1 and min(before) >= 0
     turned = Window(
         size=window.output, kernel=window.kernel, strides=window.strides, dilations=window.dilations,
-        before=window.before, after=window.after, output=tuple(size),
+        before=before if dense else window.before, after=window.after, output=tuple(size),
     )  # fmt: skip
-    return ConvF32(w, turned, groups=groups, transposed=True)
+    if not dense:
+        return ConvF32(w, turned, groups=groups, transposed=True)
+    # Without strides it is a convolution with the kernel turned around, for which there are more kernels.
+    return ConvF32(np.flip(w, tuple(range(2, w.ndim))).swapaxes(0, 1), turned)
 
 
 def _conv_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Sequence[bool]) -> Outputs:
@@ -210,7 +217,7 @@ _SUMS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 _EXACT: dict[str, Any] = {"dtypes": BYTES, "rtol": 0.0, "atol": 0.0}
 
 KERNELS = (
-    _record("Conv", _conv, [1], **_SUMS),
+    _record("Conv", _conv, [1], fuse=convolution, **_SUMS),
     _record("ConvTranspose", _conv_transpose, [1], **_SUMS),
     _record("ConvInteger", _conv_integer, [1, 3, 4], **_EXACT),
     _record("QLinearConv", _qlinear_conv, [3, 5, 8], **_EXACT),

@@ -75,7 +75,7 @@ def _few_bits(
     return (matmul(a, weights, bias),)
 
 
-def _fields(packed: Array, count: int) -> Array:
+def fields(packed: Array, count: int) -> Array:
     """Bytes (n, bytes) as their two fields each (n, count), the lower ones first."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]
 
@@ -88,9 +88,9 @@ def _packed(node: Node, b: Array, scales: Array, zeros: Array | None) -> Codeboo
     blocks = -(-depth // block)
     middle: Any = np.float32(ENTRIES // 2)
     if zeros is not None:
-        points = _fields(zeros.reshape(width, -1), blocks) if zeros.dtype == np.uint8 else zeros
+        points = fields(zeros.reshape(width, -1), blocks) if zeros.dtype == np.uint8 else zeros
         middle = points.reshape(width, blocks)
-    codes, table = _fields(b.reshape(width, -1), depth).T, np.arange(ENTRIES)
+    codes, table = fields(b.reshape(width, -1), depth).T, np.arange(ENTRIES)
     return pack(codes, table, scales.reshape(width, blocks), middle, group=block, table_type="float32")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
+from pumice_cpu.fusing import matrix_product
 
 if TYPE_CHECKING:
     from pumice_cpu.gemm import Epilogue, Packed, Product
@@ -235,8 +236,8 @@ _SUMS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 _EXACT: dict[str, Any] = {"dtypes": BYTES, "rtol": 0.0, "atol": 0.0}
 
 KERNELS = (
-    _record("MatMul", _matmul, "float", **_SUMS),
-    _record("Gemm", _gemm, "float", **_SUMS),
+    _record("MatMul", _matmul, "float", fuse=matrix_product, **_SUMS),
+    _record("Gemm", _gemm, "float", fuse=matrix_product, **_SUMS),
     _record("FusedMatMul", _fused_matmul, "float", domain=_MICROSOFT, accepts=_is_plain_fused, **_SUMS),
     _record("MatMulInteger", _matmul_integer, "integer", **_EXACT),
     _record("QLinearMatMul", _qlinear_matmul, "integer", 3, **_EXACT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,33 @@ def _runs_here(x: Array, window: Window) -> bool:
     return 0 < x.ndim - 2 <= MOST_AXES and x.size > 0 and min(window.output) > 0
 
 
+@lru_cache(maxsize=512)
+def _window(node: Node, size: tuple[int, ...]) -> Window:
+    return Window.of(node, size, node.attributes["kernel_shape"])
+
+
 def _max_pool(node: Node, x: Array) -> Outputs:
+    from pumice_cpu import nhwc
     from pumice_cpu.pooling import max_pool, max_pool_levels
 
-    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    window = _window(node, x.shape[2:])
     if not _runs_here(x, window):
         return _NUMPY["MaxPool"](node, x)
     if x.dtype == np.float32:
+        turned = _channels_last(x)
+        if turned is not None and x.ndim <= nhwc.MOST_AXES + 2:
+            return (nhwc.first(nhwc.max_pool(turned, window)),)
         return (max_pool(x, window),)
     y = max_pool_levels(np.ascontiguousarray(np.moveaxis(x, 1, -1)), window)
     return (np.ascontiguousarray(np.moveaxis(y, -1, 1)),)
+
+
+def _channels_last(x: Array) -> Array | None:
+    """(batch, *size, channels) if that is how the image lies in memory, and not the other way."""
+    from pumice_cpu.nhwc import last
+
+    turned = last(x)
+    return turned if turned.flags.c_contiguous and not x.flags.c_contiguous else None
 
 
 def _without_indices(node: Node) -> str | None:
@@ -38,7 +56,7 @@ def _without_indices(node: Node) -> str | None:
 def _average_pool(node: Node, x: Array) -> Outputs:
     from pumice_cpu.pooling import average_pool, window_counts
 
-    window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
+    window = _window(node, x.shape[2:])
     if not _runs_here(x, window):
         return _NUMPY["AveragePool"](node, x)
     return (average_pool(x, window, window_counts(window, bool(node.get("count_include_pad", 0)))),)
@@ -46,7 +64,12 @@ def _average_pool(node: Node, x: Array) -> Outputs:
 
 def _global_average(node: Node, x: Array) -> Outputs:
     from pumice_cpu.pooling import plane_means
+    from pumice_cpu.rows import reduce
 
+    turned = _channels_last(x) if x.size else None
+    if turned is not None:
+        means = reduce("mean", turned.reshape(len(x), -1, x.shape[1]), [1], keepdims=False)
+        return (means.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)),)
     return (plane_means(x),) if x.size else _NUMPY["GlobalAveragePool"](node, x)
 
 

@@ -1,5 +1,6 @@
-"""LSTM and GRU of the Plan, with ONNX's default activations and no clip. Constant weights are packed when the plan is
-compiled; weights that are fed are packed at every run.
+"""LSTM and GRU of the Plan, with ONNX's default activations and no clip, and the gradient of the LSTM.
+
+Constant weights are packed when the plan is compiled; weights that are fed are packed at every run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
+from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Outputs
+from pumice.ops.recurrent import OPS as CORE
 
 if TYPE_CHECKING:
     from pumice_cpu.recurrent import Cell, Weights
@@ -38,7 +40,7 @@ def _packed(cell: Cell, node: Node, w: Array, r: Array) -> list[Weights]:
     return [prepare(cell, w[i], r[i], linear_before_reset=linear) for i in range(len(w))]
 
 
-def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: Sequence[Array | None]) -> Outputs:
+def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: Sequence[Any]) -> Outputs:
     """Y (time, directions, batch, hidden) and the last states, in the node's layout; `rest` begins with B."""
     from pumice_cpu.arrays import empty
     from pumice_cpu.recurrent import run, states
@@ -79,17 +81,67 @@ def _bind(cell: Cell) -> Callable[[Node, Sequence[Any]], Forward]:
         if constant_w is None or constant_r is None or constant_w.dtype != np.float32:
             return _run(cell)
         kept: list[Weights] = []
+        constant_b = constants[3] if len(constants) > 3 else None
+        biases = None if constant_b is None else list(constant_b)
 
         def forward(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Outputs:
             if w is not constant_w or r is not constant_r:
                 return _layer(cell, node, _packed(cell, node, w, r), x, rest)
             if not kept:
                 kept.extend(_packed(cell, node, w, r))
+            if biases is not None and rest[0] is constant_b:  # the same rows every time, of which something is kept
+                return _layer(cell, node, kept, x, (biases, *rest[1:]))
             return _layer(cell, node, kept, x, rest)
 
         return forward
 
     return bind
+
+
+def _lstm_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Sequence[bool]) -> Outputs:
+    x, w, r, b, lengths, first_h, first_c, peepholes = (*inputs, *[None] * (8 - len(inputs)))[:8]
+    if lengths is not None or peepholes is not None or not x.size:
+        (core,) = [op.vjp for op in CORE if op.op_type == "LSTM" and op.vjp is not None]
+        return tuple(core(node, inputs, outputs, grads, wanted))
+    layout, hidden = node.get("layout", 0), r.shape[2]
+    steps = x.swapaxes(0, 1) if layout else x
+    time, batch = steps.shape[:2]
+    dy = grads[0] if grads[0] is None or not layout else grads[0].transpose(1, 2, 0, 3)
+    found = [
+        _pulled(
+            node, i, steps, w[i], r[i], None if b is None else b[i],
+            [None if s is None else s[:, i] if layout else s[i] for s in (first_h, first_c)],
+            np.zeros((time, batch, hidden), np.float32) if dy is None else np.ascontiguousarray(dy[:, i], np.float32),
+            [None if g is None else g[:, i] if layout else g[i] for g in (*grads, None, None)[1:3]],
+        )
+        for i in range(len(w))
+    ]  # fmt: skip
+    dx, dw, dr, db, dh, dc = (list(parts) for parts in zip(*found, strict=True))
+    stacked = [np.stack(parts, axis=1 if layout else 0) for parts in (dh, dc)]
+    whole = sum(dx[1:], dx[0]) if wanted[0] else None
+    result = [
+        whole.swapaxes(0, 1) if layout and whole is not None else whole, np.stack(dw), np.stack(dr),
+        None if b is None else np.stack(db), None, *stacked, None,
+    ]  # fmt: skip
+    return tuple(result[: len(inputs)])
+
+
+def _pulled(
+    node: Node, number: int, x: Array, w: Array, r: Array, b: Array | None, first: Sequence[Array | None], dy: Array,
+    last: Sequence[Array | None],
+) -> tuple[Array, ...]:  # fmt: skip
+    """Gradients of x, W, R, B and the first states, of one direction."""
+    from pumice_cpu.recurrent import lstm_gradient, states
+
+    shape = (x.shape[1], r.shape[1])
+    reverse = number == 1 or node.get("direction", "forward") == "reverse"
+    back = lstm_gradient(
+        w, r, b, x, tuple(states(shape, s) for s in first), dy, tuple(states(shape, d) for d in last), reverse=reverse
+    )
+    columns = np.ascontiguousarray(x).reshape(len(back.gates), -1)
+    bias = back.gates.sum(axis=0)
+    turned = back.gates.T
+    return (back.gates @ w).reshape(x.shape), turned @ columns, turned @ back.states, np.tile(bias, 2), back.h, back.c
 
 
 def _record(op_type: str, cell: Cell, since: int) -> Kernel:
@@ -98,4 +150,8 @@ def _record(op_type: str, cell: Cell, since: int) -> Kernel:
     )
 
 
-KERNELS = (_record("LSTM", "lstm", 1), _record("GRU", "gru", 3))
+KERNELS = (
+    _record("LSTM", "lstm", 1),
+    _record("GRU", "gru", 3),
+    Kernel(op_type="LSTM", part="vjp", run=_lstm_vjp, accepts=_accepts("lstm"), rtol=1e-4, atol=1e-4),
+)

@@ -161,11 +161,15 @@ def _skip_layer_norm(
 
 
 def _batch_norm(node: Node, x: Array, *stored: Array) -> Outputs:
-    from pumice_cpu.rows import batch_norm
+    from pumice_cpu.rows import batch_norm, binary
 
     if x.size < SMALL or x.ndim < 2 or any(v.dtype != FLOAT for v in stored):
         return _core(node, x, *stored)
     scale, bias, mean, var = stored
+    if not x.flags.c_contiguous:  # channels last, most likely: rows of channels
+        factor, ends = scale / np.sqrt(var + FLOAT.type(node.get("epsilon", 1e-5))), (1,) * (x.ndim - 2)
+        shift = bias - mean * factor
+        return (binary("add", binary("mul", x, factor.reshape(-1, *ends)), shift.reshape(-1, *ends)),)
     return (batch_norm(x, scale, bias, mean, var, node.get("epsilon", 1e-5)),)
 
 
@@ -229,6 +233,12 @@ def _dynamic_quantize(node: Node, x: Array) -> Outputs:
     return quantize(x, scale, zero), scale, zero
 
 
+def _histogram(node: Node, x: Array) -> Outputs:
+    from pumice_cpu.rows import histogram, value_range
+
+    return histogram(x), np.array(value_range(x), np.float32)
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,5 +296,6 @@ KERNELS = (
             ("DequantizeLinear", _dequantize, _QUANTIZED),
         )
     ),
+    Kernel(op_type="Histogram", domain="pumice", run=_histogram, rtol=0.0, atol=0.0),
     Kernel(op_type="DynamicQuantizeLinear", since=11, run=_dynamic_quantize, rtol=0.0, atol=0.0),
 )

@@ -1,0 +1,290 @@
+/* Products with channels last: packing, the split into chunks, and what becomes of a tile.
+ *
+ *   for each chunk (block of outputs x panels of filters)     shared out among the threads
+ *     the block's frame, made in memory of the thread         stays in the second-level cache
+ *     for each panel
+ *       for each tile of pixels                               sum over taps and channels, then the epilogue */
+#include "nhwc/nhwc.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/numbers.h"
+#include "pool/pool.h"
+
+static const double CHUNK_MACS = 4e6;      /* worth handing to another thread */
+static const int64_t FRAME_BYTES = 768 << 10, MANY_WEIGHTS = 1 << 20;
+enum { LINE = 64, FEW_CHANNELS = 16, CHUNKS_PER_THREAD = 4, LEAST_BLOCK = 64, MOST_BLOCK = 256 };
+
+/* --- packing ------------------------------------------------------------------------------------------------------ */
+
+struct packing {
+    const struct pumice_nhwc *conv;
+    const float *weights, *scale;
+    const int64_t *steps;
+    int failed;
+};
+
+/* Weight of a filter, or 0 beyond the edges; `tap` and `channel` are those of the frame. */
+static float weight(const struct packing *p, int64_t filter, int64_t channel, int64_t tap) {
+    const struct pumice_conv_shape *s = &p->conv->shape;
+    if (filter >= s->filters || channel >= p->conv->channels) return 0;
+    if (p->conv->folded) tap = tap * s->kernel[ACROSS] + channel / s->channels, channel %= s->channels;
+    const float w = p->weights[filter * p->steps[0] + channel * p->steps[1] + tap * p->steps[2]];
+    return p->scale ? w * p->scale[filter] : w;
+}
+
+static void pack_panel(void *context, int64_t panel, int worker) {
+    struct packing *p = context;
+    const struct pumice_nhwc *conv = p->conv;
+    const int64_t tap_bytes = conv->depth * conv->filters * (int64_t)sizeof(float);
+    float *rows = pumice_scratch(SCRATCH_GEMM_B, (size_t)tap_bytes);
+    if (!rows) {
+        p->failed = 1;
+        return;
+    }
+    char *to = conv->weights + panel * conv->panel_bytes;
+    for (int64_t t = 0; t < conv->taps; t++, to += tap_bytes) {
+        for (int64_t k = 0; k < conv->depth; k++)
+            for (int64_t f = 0; f < conv->filters; f++)
+                rows[k * conv->filters + f] = weight(p, panel * conv->filters + f, k, t);
+        if (conv->product) conv->product->pack(to, rows, conv->depth);
+        else memcpy(to, rows, (size_t)tap_bytes);
+    }
+}
+
+static void pack_depthwise(const struct packing *p) {
+    const struct pumice_conv_shape *s = &p->conv->shape;
+    float *to = (float *)(void *)p->conv->weights;
+    for (int64_t t = 0; t < volume(s->kernel); t++)
+        for (int64_t f = 0; f < s->filters; f++)
+            *to++ = p->weights[f * p->steps[0] + t * p->steps[2]] * (p->scale ? p->scale[f] : 1);
+}
+
+static void lay_out(struct pumice_nhwc *conv) {
+    const struct pumice_conv_shape *s = &conv->shape;
+    conv->pointwise = volume(s->kernel) == 1 && volume(s->stride) == 1 && inside(s);
+    conv->folded = s->channels < FEW_CHANNELS && s->kernel[ACROSS] > 1 && s->dilation[ACROSS] == 1;
+    conv->columns[DOWN] = s->kernel[DOWN], conv->columns[ACROSS] = conv->folded ? 1 : s->kernel[ACROSS];
+    conv->taps = conv->columns[DOWN] * conv->columns[ACROSS];
+    conv->channels = conv->folded ? s->channels * s->kernel[ACROSS] : s->channels;
+    conv->pixels = conv->product ? conv->product->pixels : conv->plain->rows;
+    conv->filters = conv->product ? conv->product->filters : conv->plain->columns;
+    conv->depth = round_up(conv->channels, conv->product ? conv->product->channel_step : 1);
+    conv->step = conv->product ? conv->product->channel_step : conv->depth;
+    conv->steps = conv->taps * (conv->depth / conv->step);
+    conv->slice = conv->product ? conv->product->slice : conv->steps;
+    conv->panels = (s->filters + conv->filters - 1) / conv->filters;
+    conv->panel_bytes = conv->taps * conv->depth * conv->filters * (int64_t)sizeof(float);
+    const int64_t lines = (conv->depth * (int64_t)sizeof(float) + LINE - 1) / LINE;
+    conv->pixel_bytes = (lines | 1) * LINE; /* pixels an odd number of lines apart share no cache sets */
+}
+
+struct pumice_nhwc *pumice_nhwc_create(const struct pumice_conv_shape *shape, const float *weights,
+                                       const int64_t *steps, const float *scale, int threads) {
+    const int depthwise = shape->groups > 1;
+    if (!makes_sense(shape) || shape->size[0] != 1 || shape->kernel[0] != 1) return NULL;
+    if (depthwise && (shape->groups != shape->channels || shape->filters != shape->channels)) return NULL;
+    struct pumice_nhwc *conv = calloc(1, sizeof *conv);
+    if (!conv) return NULL;
+    conv->shape = *shape;
+    conv->level = pumice_level();
+    conv->depthwise = depthwise;
+    conv->product = conv->level->table.nhwc_product();
+    conv->plain = gemm_kernel_of(conv->level, PUMICE_FLOAT);
+    lay_out(conv);
+    const int64_t taps = volume(shape->kernel);
+    conv->weights = pumice_alloc(
+        (size_t)(depthwise ? taps * shape->filters * (int64_t)sizeof(float) : conv->panels * conv->panel_bytes));
+    struct packing packing = {conv, weights, scale, steps, 0};
+    if (conv->weights && depthwise) pack_depthwise(&packing);
+    else if (conv->weights)
+        pumice_parallel(conv->panels * conv->panel_bytes < 1 << 18 ? 1 : threads, conv->panels, pack_panel, &packing);
+    if (conv->weights && !packing.failed) return conv;
+    pumice_nhwc_free(conv);
+    return NULL;
+}
+
+int pumice_nhwc_splits(void) { return pumice_level()->table.nhwc_product() != NULL; }
+
+void pumice_nhwc_free(struct pumice_nhwc *conv) {
+    if (!conv) return;
+    pumice_free(conv->weights);
+    free(conv);
+}
+
+/* --- a tile ------------------------------------------------------------------------------------------------------- */
+
+/* Steps [from, from + steps) of a tile's sum. */
+static void multiply(const struct pumice_nhwc *conv, int pixels, const char *a, const int64_t *offset, int64_t from,
+                     int64_t steps, const char *panel, float *tile, const char *next, int64_t fetched) {
+    const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float);
+    if (conv->product) {
+        conv->product->tile(pixels, a, conv->pixel_bytes, offset + from, steps, panel + from * step_bytes, tile,
+                            from > 0, next, fetched);
+        return;
+    }
+    const struct gemm_fetch nothing = {panel, 0};
+    for (int64_t s = from; s < from + steps; s++)
+        conv->plain->tile(pixels, conv->step, a + offset[s], conv->pixel_bytes, panel + s * step_bytes, tile, s > 0,
+                          nothing);
+}
+
+/* `count` pixels of a tile from pixel `at` of the result on, filters from `filter` on; whether any is NaN. */
+static int store(const struct nhwc_run *run, float *tile, int64_t at, int64_t count, int64_t filter, int64_t columns) {
+    const struct pumice_nhwc *conv = run->conv;
+    const struct pumice_nhwc_epilogue *e = run->epilogue;
+    const struct kernel_table *table = &conv->level->table;
+    const float *bias = e->bias ? e->bias + filter : NULL,
+                *residual = run->residual ? run->residual + at * conv->shape.filters + filter : NULL;
+    float *y = run->y + at * conv->shape.filters + filter;
+    if (e->function < 0 && !(e->late && residual))
+        return table->nhwc_finish(y, conv->shape.filters, tile, conv->filters, count, columns, bias, residual,
+                                  conv->shape.filters, e->low, e->high);
+    const int undefined = table->nhwc_finish(tile, conv->filters, tile, conv->filters, count, columns, bias,
+                                             e->late ? NULL : residual, conv->shape.filters, e->low, e->high);
+    if (e->function >= 0) table->rows_map(e->function, tile, tile, count * conv->filters, e->parameters);
+    table->nhwc_finish(y, conv->shape.filters, tile, conv->filters, count, columns, NULL, e->late ? residual : NULL,
+                       conv->shape.filters, -INFINITY, INFINITY);
+    return undefined;
+}
+
+/* --- chunks ------------------------------------------------------------------------------------------------------- */
+
+struct chunk {
+    const struct nhwc_run *run;
+    const char *frame;
+    const int64_t *offset;
+    float *sums;            /* of all tiles of a panel */
+    int64_t first;          /* pixel of the result */
+    int64_t columns, width; /* of a row of the frame, and of those the outputs */
+    int64_t pixels;         /* flat */
+};
+
+/* The runs of outputs in pixels [p, p + count) of the frame. */
+static int store_runs(const struct chunk *chunk, float *tile, int64_t p, int64_t count, int64_t filter,
+                      int64_t columns) {
+    int undefined = 0;
+    for (int64_t i = p; i < p + count;) {
+        const int64_t row = i / chunk->columns, column = i % chunk->columns,
+                      next = smaller(p + count, (row + 1) * chunk->columns);
+        const int64_t used = smaller(next, row * chunk->columns + chunk->width) - i;
+        if (used > 0)
+            undefined |= store(chunk->run, tile + (i - p) * chunk->run->conv->filters,
+                               chunk->first + row * chunk->width + column, used, filter, columns);
+        i = next;
+    }
+    return undefined;
+}
+
+static int multiply_panel(const struct chunk *chunk, int64_t panel) {
+    const struct pumice_nhwc *conv = chunk->run->conv;
+    const int64_t filter = panel * conv->filters, columns = smaller(conv->filters, conv->shape.filters - filter);
+    const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float),
+                  tiles = (chunk->pixels + conv->pixels - 1) / conv->pixels;
+    const int64_t fetched = round_up(step_bytes / tiles, LINE); /* the next slice, while the tiles read this one */
+    int undefined = 0;
+    for (int64_t from = 0; from < conv->steps; from += conv->slice) {
+        const int64_t steps = smaller(conv->slice, conv->steps - from);
+        const int last = from + steps == conv->steps;
+        const char *weights = conv->weights + panel * conv->panel_bytes, *next = weights + (from + steps) * step_bytes;
+        for (int64_t p = 0; p < chunk->pixels; p += conv->pixels) {
+            const int64_t count = smaller(conv->pixels, chunk->pixels - p);
+            float *tile = chunk->sums + (conv->slice < conv->steps ? p * conv->filters : 0);
+            multiply(conv, (int)count, chunk->frame + p * conv->pixel_bytes, chunk->offset, from, steps, weights, tile,
+                     next, fetched);
+            next += fetched * steps;
+            if (last) undefined |= store_runs(chunk, tile, p, count, filter, columns);
+        }
+    }
+    return undefined;
+}
+
+static int multiply_chunk(const struct chunk *chunk, int64_t first_panel, int64_t last_panel) {
+    const struct nhwc_product *product = chunk->run->conv->product;
+    int undefined = 0;
+    if (product) product->start();
+    for (int64_t panel = first_panel; panel < last_panel; panel++) undefined |= multiply_panel(chunk, panel);
+    if (product) product->finish();
+    return undefined;
+}
+
+static void run_chunk(void *context, int64_t number, int worker) {
+    struct nhwc_run *run = context;
+    const struct pumice_nhwc *conv = run->conv;
+    const int64_t *output = conv->shape.output;
+    const int64_t panels = number % run->panel_chunks, block = number / run->panel_chunks;
+    const int64_t image = conv->pointwise ? 0 : block / run->blocks,
+                  row = (conv->pointwise ? block : block % run->blocks) * run->block;
+    const int64_t all = conv->pointwise ? run->batch * volume(output) : output[DOWN],
+                  rows = smaller(run->block, all - row);
+    const struct frame frame = nhwc_frame(conv, run->block);
+    const size_t bytes = conv->pointwise ? (size_t)((run->block + conv->pixels) * conv->pixel_bytes) : frame.bytes;
+    const int64_t staged = conv->folded ? reach(&conv->shape, ACROSS) * conv->shape.channels : conv->channels;
+    const size_t sums =
+        (size_t)(conv->filters * (int64_t)sizeof(float)) * (bytes / (size_t)conv->pixel_bytes + (size_t)conv->pixels);
+    char *memory = pumice_scratch(SCRATCH_CONV, bytes + sums + (size_t)conv->steps * sizeof(int64_t) +
+                                                    (size_t)staged * sizeof(float));
+    if (!memory) {
+        run->failed = 1;
+        return;
+    }
+    int64_t *offset = (int64_t *)(void *)(memory + bytes + sums);
+    float *pixel = (float *)(void *)(offset + conv->steps);
+    struct chunk chunk = {.run = run, .frame = memory, .offset = offset, .sums = (float *)(void *)(memory + bytes)};
+    if (conv->pointwise) {
+        for (int64_t s = 0; s < conv->steps; s++) offset[s] = s * conv->step * (int64_t)sizeof(float);
+        nhwc_fill_pixels(run, memory, row, rows, pixel);
+        chunk.first = row, chunk.columns = chunk.width = chunk.pixels = rows;
+    } else {
+        nhwc_step_offsets(conv, &frame, offset);
+        nhwc_fill_frame(run, &frame, memory, image, row, pixel);
+        chunk.first = (image * output[DOWN] + row) * output[ACROSS];
+        chunk.columns = frame.columns, chunk.width = output[ACROSS];
+        chunk.pixels = (rows - 1) * frame.columns + output[ACROSS];
+    }
+    const int64_t first = panels * run->panel_step;
+    if (multiply_chunk(&chunk, first, smaller(conv->panels, first + run->panel_step))) run->undefined = 1;
+}
+
+/* Blocks that fill the cache, but several for each thread; where even small ones are too few, or the weights are many,
+ * which every block reads anew, panels are shared out: each thread then makes the frame for itself. */
+static void share_out(struct nhwc_run *run, int threads) {
+    const struct pumice_nhwc *conv = run->conv;
+    const int64_t *output = conv->shape.output, all = run->batch * volume(output),
+                  width = conv->pointwise ? 1 : output[ACROSS];
+    const int64_t lines = conv->pointwise ? all : output[DOWN], wanted = threads > 1 ? CHUNKS_PER_THREAD * threads : 1;
+    const int64_t taken =
+        conv->pixel_bytes * width * (conv->pointwise ? 1 : conv->shape.stride[DOWN] * conv->shape.stride[ACROSS]);
+    const int64_t most = larger(larger(LEAST_BLOCK / width, 1), smaller(MOST_BLOCK * 4 / width, FRAME_BYTES / taken));
+    const int64_t even = conv->panels * conv->panel_bytes > MANY_WEIGHTS ? lines : all / width / wanted;
+    run->block = smaller(lines, larger(larger(LEAST_BLOCK / width, 1), smaller(most, even)));
+    run->blocks = (lines + run->block - 1) / run->block;
+    run->block = (lines + run->blocks - 1) / run->blocks;
+    if (conv->pointwise)
+        run->block = round_up(run->block, conv->pixels), run->blocks = (lines + run->block - 1) / run->block;
+    const int64_t chunks = conv->pointwise ? run->blocks : run->blocks * run->batch;
+    const double macs =
+        (double)run->block * (double)width * (double)conv->depth * (double)conv->taps * (double)conv->filters;
+    const int64_t least = (int64_t)(CHUNK_MACS / macs) + 1;
+    const int64_t parts = chunks < threads ? (threads + chunks - 1) / chunks : 1;
+    run->panel_step = smaller(conv->panels, larger((conv->panels + parts - 1) / parts, least));
+    run->panel_chunks = (conv->panels + run->panel_step - 1) / run->panel_step;
+}
+
+int pumice_nhwc_run(const struct pumice_nhwc *conv, int64_t batch, const float *x, const int64_t *x_steps,
+                    const float *residual, float *y, const struct pumice_nhwc_epilogue *epilogue, int threads) {
+    if (batch < 1) return PUMICE_OK;
+    struct nhwc_run run = {conv, epilogue, x, x_steps, residual, y, batch};
+    if (conv->depthwise) return nhwc_run_depthwise(&run, threads);
+    const double macs = (double)(batch * volume(conv->shape.output)) *
+                        (double)(conv->panels * conv->panel_bytes / (int64_t)sizeof(float));
+    threads = macs < 2 * CHUNK_MACS ? 1 : pumice_team(threads);
+    pumice_note_run(conv->level, conv->product ? SLOT_nhwc_product : SLOT_nhwc_finish);
+    share_out(&run, threads);
+    pumice_parallel(threads, run.blocks * (conv->pointwise ? 1 : batch) * run.panel_chunks, run_chunk, &run);
+    if (run.failed) return PUMICE_NO_MEMORY;
+    return run.undefined && conv->product ? PUMICE_NHWC_UNDEFINED : PUMICE_OK;
+}

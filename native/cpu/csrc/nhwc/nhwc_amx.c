@@ -1,0 +1,153 @@
+/* Float products from bfloat16 tiles: x = x1 + x2 + e with bfloat16 x1, x2 and |e| <= 2^-17 |x|, so that
+ *
+ *     x w = x1 w1 + x1 w2 + x2 w1 + an error of 2^-16 |x w| at most
+ *
+ * summed in float32: three products where the tiles are sixteen times as fast as float32's multiply-add. Of a pixel and of
+ * a filter the two parts of 32 channels lie side by side: 64 bytes x1, 64 bytes x2. Denormal numbers count as zero, and
+ * infinite ones give NaN. */
+#include <immintrin.h>
+
+#include "base/table.h"
+
+enum {
+    PIXELS = 32,
+    FILTERS = 32,
+    CHANNELS = 32,
+    PART = 64,
+    BOTH = 2 * PART,
+    TILE_BYTES = 1024,
+    TILE_ROW = 128,
+    SLICE = 8
+};
+
+struct configuration {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+static const struct configuration FULL = {
+    .palette = 1,
+    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
+};
+
+static void start(void) { _tile_loadconfig(&FULL); }
+static void finish(void) { _tile_release(); }
+
+/* What rounding to bfloat16 leaves. */
+static inline __m512 rest(__m512 x, __m256i rounded) {
+    return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+}
+
+/* 32 numbers as two rows of bfloat16. */
+static inline void split(char *to, __m512 low, __m512 high) {
+    const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    const __m512 low_rest = rest(low, _mm512_castsi512_si256(first));
+    const __m512 high_rest = rest(high, _mm512_extracti64x4_epi64(first, 1));
+    _mm512_storeu_si512(to, first);
+    _mm512_storeu_si512(to + PART, (__m512i)_mm512_cvtne2ps_pbh(high_rest, low_rest));
+}
+
+static void convert(char *to, const float *from, int64_t count) {
+    for (; count >= CHANNELS; count -= CHANNELS, from += CHANNELS, to += BOTH)
+        split(to, _mm512_loadu_ps(from), _mm512_loadu_ps(from + 16));
+    if (count <= 0) return;
+    const uint32_t mask = (1u << count) - 1;
+    split(to, _mm512_maskz_loadu_ps((__mmask16)mask, from), _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), from + 16));
+}
+
+/* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. */
+static void pack(char *panel, const float *rows, int64_t depth) {
+    char parts[BOTH];
+    for (int64_t k = 0; k < depth; k++, rows += FILTERS) {
+        split(parts, _mm512_loadu_ps(rows), _mm512_loadu_ps(rows + 16));
+        const uint16_t *from = (const uint16_t *)(const void *)parts;
+        char *block = panel + k / CHANNELS * 4 * TILE_BYTES;
+        for (int part = 0; part < 2; part++)
+            for (int f = 0; f < FILTERS; f++) {
+                uint16_t *tile = (uint16_t *)(void *)(block + (2 * part + f / 16) * TILE_BYTES);
+                tile[k % CHANNELS / 2 * 32 + f % 16 * 2 + k % 2] = from[part * FILTERS + f];
+            }
+    }
+}
+
+/* Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 filters; the small products come first. Pixels pass by once for every
+ * panel: the streaming load keeps them from pushing the panel's slice out of the first-level cache. */
+static inline __attribute__((always_inline)) void dots(const int two, const char *a, int64_t a_step,
+                                                       const int64_t *offset, int64_t steps, const char *panel,
+                                                       float *tile, int accumulate, const char *next, int64_t fetched) {
+    if (accumulate) {
+        _tile_loadd(0, tile, TILE_ROW);
+        _tile_loadd(1, tile + 16, TILE_ROW);
+        if (two) _tile_loadd(2, tile + 16 * FILTERS, TILE_ROW);
+        if (two) _tile_loadd(3, tile + 16 * FILTERS + 16, TILE_ROW);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (two) _tile_zero(2);
+        if (two) _tile_zero(3);
+    }
+    for (int64_t s = 0; s < steps; s++, panel += 4 * TILE_BYTES) {
+        const char *upper = a + offset[s], *lower = upper + 16 * a_step;
+        _tile_loadd(6, panel, 64);
+        _tile_stream_loadd(4, upper + PART, a_step);
+        _tile_loadd(7, panel + TILE_BYTES, 64);
+        if (two) _tile_stream_loadd(5, lower + PART, a_step);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) _tile_dpbf16ps(2, 5, 6);
+        if (two) _tile_dpbf16ps(3, 5, 7);
+        _tile_stream_loadd(4, upper, a_step);
+        if (two) _tile_stream_loadd(5, lower, a_step);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) _tile_dpbf16ps(2, 5, 6);
+        if (two) _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(6, panel + 2 * TILE_BYTES, 64);
+        _tile_loadd(7, panel + 3 * TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) _tile_dpbf16ps(2, 5, 6);
+        if (two) _tile_dpbf16ps(3, 5, 7);
+        for (int64_t done = 0; done < fetched; done += 64, next += 64) __builtin_prefetch(next, 0, 2);
+    }
+    _tile_stored(0, tile, TILE_ROW);
+    _tile_stored(1, tile + 16, TILE_ROW);
+    if (two) _tile_stored(2, tile + 16 * FILTERS, TILE_ROW);
+    if (two) _tile_stored(3, tile + 16 * FILTERS + 16, TILE_ROW);
+}
+
+static __attribute__((noipa)) void tile_32(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
+                                           const char *panel, float *tile, int accumulate, const char *next,
+                                           int64_t fetched) {
+    dots(1, a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+}
+
+static __attribute__((noipa)) void tile_16(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
+                                           const char *panel, float *tile, int accumulate, const char *next,
+                                           int64_t fetched) {
+    dots(0, a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+}
+
+static void tile(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
+                 float *tile, int accumulate, const char *next, int64_t fetched) {
+    (pixels > 16 ? tile_32 : tile_16)(a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+}
+
+static const struct nhwc_product *product(void) {
+    static const struct nhwc_product split_product = {
+        .pixels = PIXELS,
+        .filters = FILTERS,
+        .channel_step = CHANNELS,
+        .slice = SLICE,
+        .convert = convert,
+        .pack = pack,
+        .tile = tile,
+        .start = start,
+        .finish = finish,
+    };
+    return &split_product;
+}
+
+OVERRIDES(nhwc, amx) { table->nhwc_product = product; }
