@@ -20,18 +20,18 @@ def product(share, rows=1):
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9])
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.5, 0.97, 0.99])
 def test_a_product_that_skips_zeros_is_the_same_product(share, rows):
     plan, x, w = product(share, rows)
     np.testing.assert_allclose(plan.run({"x": x})["y"], x @ w, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("share", "skips"), [(0.5, False), (0.8, False), (0.9, True)])
+@pytest.mark.parametrize(("share", "skips"), [(0.5, False), (0.9, False), (0.96, True)])
 def test_zeros_are_skipped_where_that_was_measured_to_win(share, skips):
     assert (bound(None, [None, product(share)[2]]) is not None) is skips
 
 
 def test_a_matrix_that_is_fed_in_its_place_is_multiplied_by():
-    plan, x, w = product(0.95)
+    plan, x, w = product(0.97)
     other = np.ones_like(w)
     np.testing.assert_allclose(plan.run({"x": x, "w": other})["y"], x @ other, rtol=1e-4)

@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "compress": "Compress one model and account for what was gained and lost.",
         "auto": "Search for the best recipe from whatever is installed, and compress with it.",
         "train": "Train a model on labelled data.",
-        "distil": "Train a smaller network to do what a larger one does.",
+        "distil": "Train a smaller network, the student, to do what a larger one, the teacher, does.",
         "batch": "Compress many models; one that fails does not stop the rest.",
         "inspect": "Show what is in a model and what would be worth compressing.",
         "evaluate": "Measure the accuracy of a model on data.",
