@@ -22,7 +22,8 @@ from typing import Any, Self
 import attrs
 import numpy as np
 from kernel_cases import Case, Work, all_cases
-from kernel_peers import Peer, PeerError, environment
+from kernel_peers import Peer, environment
+from peers.environment import PeerError
 from tables import Table, machine, measurement, write_json
 
 COLD_BYTES, MOST_COPIES = 64 << 20, 64

@@ -20,8 +20,9 @@ from typing import Any
 import attrs
 import fashion
 import numpy as np
-from kernel_peers import Peer, PeerError, environment
+from kernel_peers import Peer, environment
 from models import networks
+from peers.environment import PeerError
 from peers.isolation import Failed, isolated
 from tables import Table, measurement, write_json
 

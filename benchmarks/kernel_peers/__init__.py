@@ -9,38 +9,22 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from models.store import cache_folder
+from peers.environment import PeerError, interpreter
 
 PACKAGES = ("numpy==2.4.6", "onnxruntime==1.31.1", "openvino==2026.4.1", "onnx==1.23.2", "torch==2.13.0")
 SERVER = Path(__file__).with_name("server.py")
 
 
-class PeerError(RuntimeError):
-    """A peer that cannot be had or cannot compute a case; the text is one line."""
-
-
 def environment() -> Path:
-    """The interpreter of the peers' environment, made on first use; `PUMICE_PEERS_PYTHON` names one that is there.
+    """The interpreter that the peers run in, made on first use.
 
     Raises:
         PeerError: the packages cannot be installed.
     """
-    if chosen := os.environ.get("PUMICE_PEERS_PYTHON"):
-        return Path(chosen)
-    folder = cache_folder() / "kernel-peers"
-    python, done = folder / "bin" / "python", folder / "packages"
-    if done.exists() and done.read_text().split() == list(PACKAGES):
-        return python
-    for command in ([sys.executable, "-m", "venv", folder], [python, "-m", "pip", "install", "--quiet", *PACKAGES]):
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode:
-            raise PeerError(f"the peers cannot be installed: {finished.stderr.strip().splitlines()[-1]}")
-    done.write_text("\n".join(PACKAGES))
-    return python
+    return interpreter("kernel-peers", PACKAGES)
 
 
 class Peer:

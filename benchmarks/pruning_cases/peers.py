@@ -7,9 +7,7 @@ trained by our step.
 """
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from models import case
-from models.store import cache_folder
+from peers.environment import PeerError, interpreter
 from tables import Table, measurement
 
 from .pictures import Outcome, compressed, prune, train, training_data
@@ -28,30 +26,6 @@ COLUMNS = {"case": 42, "accuracy": 24, "params": -8, "MACs": -10}
 
 
 ONNXSIM = "import onnx, onnxsim, sys; onnx.save(onnxsim.apply_structured_pruning(sys.argv[1], 0.5), sys.argv[2])"
-
-
-class PeerError(RuntimeError):
-    """The peer cannot be had, or failed; the text is one line."""
-
-
-def environment() -> Path:
-    """The interpreter of the peers' environment, made on first use, or the one that `PUMICE_PEERS_PYTHON` names.
-
-    Raises:
-        PeerError: the packages cannot be installed.
-    """
-    if given := os.environ.get("PUMICE_PEERS_PYTHON"):
-        return Path(given)
-    folder = cache_folder() / "pruning-peers"
-    python, done = folder / "bin" / "python", folder / "packages"
-    if done.exists() and done.read_text().split() == list(PACKAGES):
-        return python
-    for command in ([sys.executable, "-m", "venv", folder], [python, "-m", "pip", "install", "--quiet", *PACKAGES]):
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode:
-            raise PeerError(f"the peer cannot be installed: {finished.stderr.strip().splitlines()[-1]}")
-    done.write_text("\n".join(PACKAGES))
-    return python
 
 
 def run(*, quick: bool, epochs: int, limit: int | None) -> dict[str, Any]:
@@ -119,7 +93,9 @@ def torch_pruned(source: Path, data: dict[str, np.ndarray], target: Path, epochs
 
 
 def _asked(arguments: list[str], order: str = "") -> None:
-    finished = subprocess.run([environment(), *arguments], input=order, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [interpreter("pruning-peers", PACKAGES), *arguments], input=order, capture_output=True, text=True, check=False
+    )
     if finished.returncode:
         raise PeerError(f"the peer failed: {(finished.stderr.strip().splitlines() or ['?'])[-1]}")
 

@@ -48,7 +48,8 @@ def test_a_ratio_below_the_target_is_marked():
 
 
 def test_a_process_that_dies_is_an_error_of_one_line():
-    from kernel_peers import Peer, PeerError
+    from kernel_peers import Peer
+    from peers.environment import PeerError
 
     peer = Peer("numpy", Path(sys.executable), threads=1)
     try:

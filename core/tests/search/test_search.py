@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from pumice.errors import PumiceError
+from pumice.model import save
 from pumice.pipeline import compress
 from pumice.search import laboratory, search
 from pumice.search.laboratory import Evidence, Laboratory
 from pumice.steps import Auto
-from pumice.testing.models import random_feeds, serialized, tiny_cnn
+from pumice.testing.models import random_feeds, tiny_cnn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 LIMITS = {"searcher": "random", "trials": 4, "budget": 0.0, "max_drop": 0.1}
@@ -24,7 +25,6 @@ class FeedsThatStay(dict):
 def problem(tmp_path_factory):
     """A model on disk, and samples labelled by the model itself."""
     from pumice.measure import pick_runtime
-    from pumice.model import save
 
     folder = tmp_path_factory.mktemp("problem")
     save(tiny_cnn(), folder / "model.onnx")
@@ -61,10 +61,12 @@ def test_it_begins_with_what_compress_would_do(found):
     assert found.trials[0].origin.startswith("opening")
 
 
-def test_the_winning_recipe_gives_the_same_bytes_again(found, problem, tmp_path):
+def test_the_winning_recipe_gives_the_same_bytes_again(problem, tmp_path):
+    found = search(*problem, {**LIMITS, "trials": 1, "study": str(tmp_path)})
     again = compress(*problem, found.recipe, measure=False)
-    once_more = compress(*problem, found.recipe.to_dict(), measure=False)
-    assert serialized(again.model) == serialized(once_more.model)
+    save(again.model, tmp_path / "again.onnx")
+    tried = tmp_path / "models" / found.verdict.winner.trial.model
+    assert (tmp_path / "again.onnx").read_bytes() == tried.read_bytes()
 
 
 def test_the_parts_of_the_data_do_not_overlap(problem):
@@ -123,9 +125,12 @@ def test_a_plugin_that_breaks_costs_its_trial_and_no_more(problem, monkeypatch):
     assert found.verdict.sentence() == "no recipe meets the limits: none could be measured"
 
 
-def test_what_is_plainly_too_inaccurate_is_stopped_early(problem):
-    found = search(*problem, {**LIMITS, "max_drop": 0.0, "trials": 6})
-    assert all(trial.figures is None for trial in found.trials if trial.state == "stopped")
+def test_what_is_plainly_too_inaccurate_is_stopped_before_it_is_timed(problem, monkeypatch):
+    monkeypatch.setattr(Laboratory, "_drop", lambda self, model, limit: (0.5, 0.4, 0.6, limit))
+    monkeypatch.setattr(Laboratory, "_timed", None)
+    found = search(*problem, {**LIMITS, "trials": 2})
+    assert [(trial.state, trial.figures) for trial in found.trials] == [("stopped", None)] * 2
+    assert "it loses 0.5000, 0.4000 at least" in found.trials[0].reason
 
 
 def test_as_a_step_of_a_recipe_it_applies_the_winner(problem):
