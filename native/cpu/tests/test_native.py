@@ -148,7 +148,18 @@ VECTOR_TO_STACK = re.compile(r"^(%[xyz]mm\d+,\S*\(%r(sp|bp)\)|q\d+, (q\d+, )?\[(
 SUMS = ("vfmadd", "vpdpbusd", "vdpbf16", "vpmaddwd", "fmla", "smlal", "sdot", "smmla")
 FEWEST_SUMS = 8
 """A loop with as many multiply-adds is the k loop of a tile, or evaluates a function."""
-OF_FUNCTIONS = ("vdiv", "vround", "vrndscale", "vscalef", "vcvtps2dq", "fdiv", "frint", "fcvt")
+OF_FUNCTIONS = (
+    "vdiv",
+    "vround",
+    "vrndscale",
+    "vscalef",
+    "vcvtps2dq",
+    "vpermt2ps",
+    "vpermi2ps",
+    "fdiv",
+    "frint",
+    "fcvt",
+)
 """What exp, tanh and their like have in their loops and no k loop has: their polynomials keep temporaries on the stack,
 not sums."""
 

@@ -3,6 +3,9 @@
  *
  *   exp 1   log 1   tanh 2   sigmoid 3   erf 1   gelu 4   silu 4
  *
+ * Where tables of 32 floats can be looked up (AVX-512), tanh and gelu take polynomials of pieces.h; gelu's
+ * error is then below 4e-14 where x is below -7, and its result zero below -7.75.
+ *
  * The approximation of GELU by tanh loses more where it is tiny: its argument to exp is large there, and rounded.
  * NaN gives NaN, infinities and results too large or small give what IEEE 754 says. The polynomials of exp, log and erf
  * are minimax fits in the form of N. Juffa's published ones, as is tanh's near zero; gelu's is explained where it
@@ -83,6 +86,25 @@ INLINE vf silu_of(vf x, vf alpha) {
     return mul(choose(below(y, all(0)), negative, x), reciprocal(add(all(1), scale_by(p, n))));
 }
 
+#ifdef TABLES_OF_32
+
+#include "rows/pieces.h"
+
+/* c[0] + c[1] t + ... of the lane's piece. */
+INLINE vf in_piece(const float (*c)[32], int degree, vi piece, vf t) {
+    vf p = look_up(c[degree], piece);
+    for (int i = degree - 1; i >= 0; i--) p = fma_(p, t, look_up(c[i], piece));
+    return p;
+}
+
+INLINE vf tanh_of(vf x) {
+    const vf a = least(all(0x1.fffffep+3f), magnitude(x));
+    const vi piece = most_i(all_i(0), sub_i(exponent_and_two_bits(a), all_i(0x3d800000 >> 21))); /* from 1/16 on */
+    return with_sign_of(in_piece(tanh_pieces, 5, piece, sub(a, look_up(tanh_middle[0], piece))), x);
+}
+
+#else
+
 /* An odd polynomial near zero, 1 - 2 / (exp(2 |x|) + 1) elsewhere. */
 INLINE vf tanh_of(vf x) {
     const vf a = least(all(TANH_END), magnitude(x)), s = mul(x, x);
@@ -93,6 +115,8 @@ INLINE vf tanh_of(vf x) {
     const vf far = fnma(all(2), reciprocal(add(exp_of_moderate(add(a, a)), all(1))), all(1));
     return choose(below(all(0.55f), a), with_sign_of(far, x), near);
 }
+
+#endif
 
 /* An odd polynomial near zero, 1 - exp(polynomial) elsewhere. */
 INLINE vf erf_of(vf x) {
@@ -113,6 +137,17 @@ INLINE vf erf_of(vf x) {
     far = sub(all(1), exp_of_moderate(far));
     return choose(below(all(0.921875f), a), with_sign_of(far, x), near);
 }
+
+#ifdef TABLES_OF_32
+
+/* max(x, 0) - |x| Q(|x|), where Q(u) = 1 - Phi(u): so the tail of negative x keeps its relative precision. */
+INLINE vf gelu_of(vf x) {
+    const vf u = least(all(0x1.fffffep+2f), magnitude(x)), n = nearest(fms(u, all(4), all(0.5f)));
+    const vf t = fnma(n, all(0.25f), sub(u, all(0.125f)));
+    return fnma(u, in_piece(normal_tail, 7, to_int(n), t), most(all(0), x));
+}
+
+#else
 
 #define HALF_LOG2_E 0.721347511f
 #define HALF_LOG2_E_REST 9.62981517e-09f
@@ -160,6 +195,8 @@ INLINE vf gelu_of(vf x) {
     const vf tail = scale_by(add(product, fma_(lost_uts, e, fms(uts, e, product))), n);
     return sub(most(all(0), x), tail);
 }
+
+#endif
 
 /* x / (1 + exp(-2 c)), c = sqrt(2 / pi) (x + 0.044715 x^3): Gelu's approximation by tanh. */
 INLINE vf gelu_tanh_of(vf x) {

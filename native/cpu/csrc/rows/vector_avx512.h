@@ -85,6 +85,19 @@ INLINE vi choose_i(vm m, vi yes, vi no) {
 
 INLINE vf scale_by(vf x, vf n) { return FLOATS(_mm512_scalef_ps(x.a, n.a), _mm512_scalef_ps(x.b, n.b)); }
 
+/* Tables of 32 floats: the lanes' entries, by the low five bits of an index. */
+#define TABLES_OF_32
+INLINE __m512 sixteen_entries(const float *table, __m512i index) {
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), index, _mm512_load_ps(table + 16));
+}
+INLINE vf look_up(const float *table, vi index) {
+    return FLOATS(sixteen_entries(table, index.a), sixteen_entries(table, index.b));
+}
+INLINE vi exponent_and_two_bits(vf x) {
+    return INTEGERS(_mm512_srli_epi32(_mm512_castps_si512(x.a), 21), _mm512_srli_epi32(_mm512_castps_si512(x.b), 21));
+}
+INLINE vi most_i(vi x, vi y) { return INTEGERS(_mm512_max_epi32(x.a, y.a), _mm512_max_epi32(x.b, y.b)); }
+
 INLINE float sum_of(vf x) { return _mm512_reduce_add_ps(_mm512_add_ps(x.a, x.b)); }
 INLINE float most_of(vf x) { return _mm512_reduce_max_ps(_mm512_max_ps(x.a, x.b)); }
 INLINE float least_of(vf x) { return _mm512_reduce_min_ps(_mm512_min_ps(x.a, x.b)); }
