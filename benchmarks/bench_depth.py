@@ -1,4 +1,4 @@
-"""Errors of quantization add up with depth: a 50-layer residual network, careless integers, and the repair by training.
+"""Errors of quantization add up with depth: 50 layers of inverted residuals, careless integers, the repair by training.
 
     python benchmarks/bench_depth.py [--quick] [--json FILE] [--model FILE] [--keep FOLDER] [--pictures 60000]
 
@@ -39,7 +39,7 @@ COMPARED = 64
 
 def deep(folder: Path, *, quick: bool) -> ir.Model:
     """The network, trained."""
-    path = networks.deep(folder / "deep.onnx", blocks=3 if quick else 8, stride=2)
+    path = networks.bottlenecks(folder / "deep.onnx", blocks=(2, 2, 2) if quick else (5, 6, 5))
     return fashion.train(path, TRAINING | ({"epochs": 1} if quick else {}), 3000 if quick else None).model
 
 

@@ -1,15 +1,17 @@
 """The plan with the installed kernels against the plan in NumPy alone, on real float models, end to end.
 
-    python benchmarks/bench_plan.py [--quick] [--json FILE] [--only ID,ID] [--threads 1,2]
+    python benchmarks/bench_plan.py [--quick] [--json FILE] [--only ID,ID] [--threads 1,2] [--batch 1,32]
 
-One row a model and number of threads, each in a process of its own that is bound to as many cores. Both plans take
-turns of a few runs on the model's timing feed; times are medians, the spread is half the distance of the quartiles,
+One row a model, number of threads and batch, each in a process of its own that is bound to as many cores. Batches are
+one sample, and as many as evaluation, calibration and training take at a time. Both plans take turns of a few runs on
+the model's timing feed, repeated to the batch where the model leaves that free; times are medians, the spread is half the distance of the quartiles,
 relative. `error` is the largest difference of an output, relative to the largest value of that output; `NumPy still`
 names the operators that took most of the time among those that no kernel computes. `resnet50` has that network's shape
 and random weights, a picture of 224 x 224.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -25,6 +27,7 @@ import numpy as np
 from models import CASES, case, networks
 from tables import Table, measurement, write_json
 
+from pumice.data.dataset import DEFAULT_BATCH
 from pumice.model import load
 from pumice.plan import Plan, compile_plan
 from pumice.registry import registry
@@ -37,7 +40,7 @@ TARGET = 5.0
 SECONDS, QUICK_SECONDS, FEWEST, MOST = 6.0, 1.0, 3, 100
 TURN, REST = 5, 0.15
 """Runs in a row, and seconds between two turns, in which threads that wait by spinning fall asleep."""
-COLUMNS = {"case": 16, "threads": -7, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6, "error": -8,
+COLUMNS = {"case": 16, "threads": -7, "batch": -5, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6, "error": -8,
            "NumPy still": 30}  # fmt: skip
 
 
@@ -107,35 +110,36 @@ def _left(plans: list[Plan], feed: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{kind} {t / whole:.0%}" for t, kind in slow)
 
 
-def measured(name: str, seconds: float) -> dict[str, Any]:
+def measured(name: str, batch: int, seconds: float) -> dict[str, Any]:
     """The record of one model in this process."""
     if name == RESNET50:
         with tempfile.TemporaryDirectory() as folder:
             path = networks.resnet50(Path(folder) / "resnet50.onnx")
-            feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}
+            feed = {"x": np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)}
             return attrs.asdict(compared(path, feed, seconds))
-    return attrs.asdict(compared(case(name).path, case(name).feed, seconds))
+    feed = {name: np.concatenate([array] * batch) for name, array in case(name).feed.items()}
+    return attrs.asdict(compared(case(name).path, feed, seconds))
 
 
-def in_process(name: str, threads: int, seconds: float) -> Compared:
-    """The record of one model in a process with so many threads and cores.
+def in_process(name: str, threads: int, batch: int, seconds: float) -> Compared:
+    """The record of one model and batch in a process with so many threads and cores.
 
     Raises:
         RuntimeError: the process failed.
     """
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--child", name, str(threads), str(seconds)]
+    command = [sys.executable, __file__, "--child", name, str(threads), str(batch), str(seconds)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}")
     return Compared(**json.loads(done.stdout))
 
 
-def child(name: str, threads: str, seconds: str) -> int:
+def child(name: str, threads: str, batch: str, seconds: str) -> int:
     """Print the record of one model as JSON."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
-    print(json.dumps(measured(name, float(seconds))))
+    print(json.dumps(measured(name, int(batch), float(seconds))))
     return 0
 
 
@@ -147,18 +151,18 @@ def main() -> int:
     seconds = QUICK_SECONDS if arguments.quick else SECONDS
     table, record, failures = Table(COLUMNS), [], []
     for name in arguments.only or (QUICK if arguments.quick else DEFAULT):
-        for threads in arguments.threads:
+        for threads, batch in itertools.product(arguments.threads, arguments.batch):
             try:
-                row = in_process(name, threads, seconds)
+                row = in_process(name, threads, batch, seconds)
             except RuntimeError as error:
-                failures.append(f"{name}: {error}")
+                failures.append(f"{name}, batch {batch}: {error}")
                 continue
             ratio = row.numpy / row.kernels
             mark = "!" if ratio < TARGET else ""
             times = [f"{row.numpy * 1e3:.2f}", f"{row.kernels * 1e3:.2f}"]
             figures = [f"{ratio:.1f}{mark}", f"{row.spread:.1%}", f"{row.error:.1e}"]
-            table.row([name, str(threads), *times, *figures, row.left])
-            peers, label = {"NumPy": row.numpy * 1e3}, f"{name}, {threads} threads"
+            table.row([name, str(threads), str(batch), *times, *figures, row.left])
+            peers, label = {"NumPy": row.numpy * 1e3}, f"{name}, {threads} threads, batch {batch}"
             found = measurement(label, "ms", row.kernels * 1e3, peers, spread=row.spread, higher_is_better=False)
             record.append({**found, "error": row.error})
     for line in failures:
@@ -176,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=names, default=[], help="identifiers of cases")
     counts = lambda text: [int(count) for count in text.split(",")]
     parser.add_argument("--threads", type=counts, default=[1, 2], help="numbers of threads")
+    parser.add_argument("--batch", type=counts, default=[1, DEFAULT_BATCH], help="samples at a time")
     return parser
 
 

@@ -154,6 +154,23 @@ def inverted_residuals(path: Path, stages: tuple[tuple[int, ...], ...], classes:
     return net.save(path, 3, "H", "W", output=("N", classes))
 
 
+def bottlenecks(
+    path: Path, blocks: tuple[int, ...] = (5, 6, 5), widths: tuple[int, ...] = (16, 24, 40), seed: int = 0
+) -> Path:
+    """Inverted residuals 3 * sum(blocks) + 2 layers deep: 50 with the default, 115,000 weights."""
+    net = Network("bottlenecks", seed)
+    y, channels = net.conv_norm("x", "in", 1, widths[0], stride=2), widths[0]
+    for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        for i in range(count):
+            name, inner, first = f"stage{stage}.{i}", 4 * channels, stage > 0 and i == 0
+            z = net.conv_norm(y, f"{name}.up", channels, inner, kernel=1)
+            z = net.conv_norm(z, f"{name}.deep", inner, inner, stride=2 if first else 1, groups=inner)
+            z = net.conv_norm(z, f"{name}.down", inner, width, kernel=1, relu=False)
+            y, channels = z if first else net.graph.node("Add", [y, z], f"{name}.add"), width
+    net.head(y, channels)
+    return net.save(path, 1, SIDE, SIDE)
+
+
 def _relu6(net: Network, x: str, name: str) -> str:
     limits = [net.vector("zero", (), 0.0), net.vector("six", (), 6.0)]
     return net.graph.node("Clip", [x, *limits], f"{name}.relu6")

@@ -14,6 +14,7 @@ WORDS = {"x": np.random.default_rng(0).integers(0, 50, (2, 6))}
 BUILDERS = {
     "resnet": (networks.resnet, PICTURES, 165_000),
     "deep": (networks.deep, PICTURES, 400_000),
+    "bottlenecks": (networks.bottlenecks, PICTURES, 115_000),
     "vit": (networks.vit, PICTURES, 455_000),
     "lstm": (networks.lstm, PICTURES, 214_000),
     "bert": (lambda path: networks.bert(path, width=16, layers=2, heads=2, words=50), WORDS, 7_500),
