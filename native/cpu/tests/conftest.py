@@ -17,6 +17,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("threads", [1, 2, 3, 4])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Timings of tests are nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PUMICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def level(request):
     """The name of the level in force."""

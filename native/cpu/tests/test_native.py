@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 
+import attrs
 import numpy as np
 import pytest
 
+from pumice.measure.plan_runtime import PlanRuntime
+from pumice.testing.models import tiny_cnn
 from pumice_cpu import _native, arrays, native
 from pumice_cpu.gemm import gemm, pack
 from pumice_cpu.peak import peak
@@ -133,6 +136,25 @@ def test_the_number_of_threads_can_be_set_and_given_back():
     finally:
         native.set_threads(0)
     assert native.threads() == cores
+
+
+def test_a_limit_holds_for_this_thread_and_until_it_is_left():
+    cores, elsewhere = native.threads(), []
+    with native.at_most(cores + 1):
+        assert native.threads() == cores + 1
+        other = threading.Thread(target=lambda: elsewhere.append(native.threads()))
+        other.start()
+        other.join()
+    assert elsewhere == [native.threads()] == [cores]
+
+
+def test_the_plan_as_a_runtime_holds_kernels_to_its_threads():
+    class Plan:
+        def run(self, feeds):
+            return {"threads": native.threads()}
+
+    session = PlanRuntime().open(tiny_cnn(), threads=3)
+    assert attrs.evolve(session, plan=Plan()).run({}) == {"threads": 3}
 
 
 @pytest.mark.parametrize("product", ["float", "bfloat", "integer"])

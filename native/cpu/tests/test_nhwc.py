@@ -94,15 +94,22 @@ def test_matrix_products_with_all_that_follows(shape, level, threads, rng):
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
-def test_an_operand_that_cannot_be_split_is_reported(value, level, rng):
+def test_operands_that_cannot_be_split_give_what_float32_does(value, level, rng):
     a, b = (rng.standard_normal(s).astype(np.float32) for s in ((40, 50), (50, 60)))
-    a[17, 3] = value
-    y = nhwc.Product.of_matrix(b).rows(a, nhwc.Finish())
-    if level == "amx":
-        assert y is None
-    else:
+    for operand in (a, b):
+        operand[17, 3] = value
         with np.errstate(all="ignore"):
-            np.testing.assert_allclose(y, a @ b, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(nhwc.Product.of_matrix(b).rows(a, nhwc.Finish()), a @ b, rtol=1e-4, atol=1e-4)
+
+
+def test_infinity_stays_where_its_windows_are(conv, level):
+    x, w, b, node = conv
+    x[1, 2, 0, 0] = np.inf
+    product, output = packed(node, x, w)
+    y = nhwc.first(product.image(x, output, nhwc.Finish(bias=b)))
+    with np.errstate(all="ignore"):
+        (want,) = core_table().resolve("", "Conv", 21).forward(node, x, w, b)
+    np.testing.assert_allclose(y, want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("geometry", [(3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (5, 3, 2, 1)])

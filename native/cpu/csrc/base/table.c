@@ -79,6 +79,10 @@ const struct level *pumice_level(void) {
     return atomic_load(&in_force);
 }
 
+const struct level *pumice_level_of(int number) { return pumice_level_usable(number) ? &levels[number] : NULL; }
+
+int pumice_level_number(const struct level *level) { return (int)(level - levels); }
+
 void pumice_note_run(const struct level *level, int slot) {
     unsigned char giver = (unsigned char)(1 + level->gives[slot]);
     if (atomic_load_explicit(&ran[slot], memory_order_relaxed) != giver)

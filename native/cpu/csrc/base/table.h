@@ -45,6 +45,10 @@ struct level {
 /* The level in force. Packed weights keep the one that packed them. */
 const struct level *pumice_level(void);
 
+/* A level by its number, NULL if the machine has it not; and back. */
+const struct level *pumice_level_of(int number);
+int pumice_level_number(const struct level *level);
+
 void pumice_note_run(const struct level *level, int slot);
 
 /* Call a kernel of a level and remember which level's code ran, for tests: RUN(level, gemm_f32)(...). Once a layer, not

@@ -335,8 +335,9 @@ static void block_task(void *context, int64_t chunk, int worker) {
                 pixels = rowed;
                 if (conv->form.staged && rows == 1) rowed[1] = rowed[0];
             }
-            kernel(tile, pixels, rows, conv->offset, conv->packed_segments, conv->packed_depth,
-                   conv->weights + panel * panel_bytes(conv), conv->bias + panel * columns, filters);
+            const tile_kernel run_tile = i == 0 && conv->form.first ? conv->form.first : kernel;
+            run_tile(tile, pixels, rows, conv->offset, conv->packed_segments, conv->packed_depth,
+                     conv->weights + panel * panel_bytes(conv), conv->bias + panel * columns, filters);
             const int64_t at = (image * run->pixels + first + i) * s->filters + group * each + p * columns;
             conv_u8_finish(run, tile, conv->form.filters, run->multiplier + panel * columns, at, rows, filters);
         }

@@ -130,6 +130,26 @@ void pumice_packed_free(struct pumice_packed *packed) {
     free(packed);
 }
 
+struct gemm_description gemm_describe(const struct pumice_packed *packed, const struct level **level) {
+    *level = packed->level;
+    return (struct gemm_description){packed->product, packed->b_type, packed->k, packed->n};
+}
+
+const void *gemm_packed_memory(const struct pumice_packed *packed) {
+    return packed->sums ? (const void *)packed->sums : packed->data;
+}
+
+struct pumice_packed *gemm_map(const struct gemm_description *description, const struct level *level, const void *memory) {
+    const struct pumice_matrix b = {NULL, (int)description->b_type, description->k, description->n, 0, 0};
+    const int product = (int)description->product;
+    if (product < PUMICE_FLOAT || product > PUMICE_INTEGER || b.rows < 0 || b.columns < 0) return NULL;
+    struct pumice_packed *packed = calloc(1, sizeof *packed);
+    if (!packed) return NULL;
+    describe(packed, level, product, &b);
+    place(packed, (char *)memory);
+    return packed;
+}
+
 int64_t pumice_packed_bytes(const struct pumice_packed *packed) { return (int64_t)bytes_to_place(packed); }
 
 /* --- one chunk ---------------------------------------------------------------------------------------------------- */

@@ -21,6 +21,15 @@ static inline void gemm_activate(const struct gemm_store *store, float *values, 
     store->map(store->function, values, values, count, &one);
 }
 
+/* All that tells packed weights from others but the weights, which are `pumice_packed_bytes` from one address on. */
+struct gemm_description {
+    int64_t product, b_type, k, n;
+};
+struct gemm_description gemm_describe(const struct pumice_packed *packed, const struct level **level);
+const void *gemm_packed_memory(const struct pumice_packed *packed);
+/* The weights over memory that must outlive them, freed by free(); NULL where there is no memory, or they make no sense. */
+struct pumice_packed *gemm_map(const struct gemm_description *description, const struct level *level, const void *memory);
+
 /* The level's kernel for a product. */
 const struct gemm_kernel *gemm_kernel_of(const struct level *level, int product);
 

@@ -1,13 +1,11 @@
 /* Products whose left operand is quantized on the way: each row is read once for its range and once for its values,
  * while it is in the first-level cache, and the sums leave the integer product with the row's scale. */
-#include <math.h>
-#include <string.h>
-
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "base/table.h"
 #include "gemm/api.h"
 #include "lowbit/api.h"
+#include "lowbit/dynamic.h"
 #include "pool/pool.h"
 #include "rows/api.h"
 
@@ -38,19 +36,14 @@ static void quantize_alike(void *context, int64_t chunk, int worker) {
         j->level->table.rows_quantize(j->a + m * j->a_stride, j->q + m * j->k, j->k, &j->all);
 }
 
-/* ONNX's DynamicQuantizeLinear: the range widened to hold zero, over 255 steps. */
 static void choose_parameters(struct quantizing *j) {
-    float low = 0, high = 0, range[2];
+    float range[2] = {0, 0}, of_row[2];
     for (int64_t m = 0; m < j->m && j->k; m++) {
-        j->level->table.rows_range(j->a + m * j->a_stride, j->k, range);
-        low = range[0] < low ? range[0] : low;
-        high = range[1] > high ? range[1] : high;
+        j->level->table.rows_range(j->a + m * j->a_stride, j->k, of_row);
+        range[0] = of_row[0] < range[0] ? of_row[0] : range[0];
+        range[1] = of_row[1] > range[1] ? of_row[1] : range[1];
     }
-    const float scale = (high - low) / 255;
-    j->all.scale = scale > 0 ? scale : 1;
-    const float zero = rintf(-low / j->all.scale);
-    j->all.zero = (int32_t)(zero < 0 ? 0 : zero > 255 ? 255 : zero);
-    j->all.low = 0, j->all.high = 255;
+    j->all = dynamic_quantization(range);
 }
 
 int pumice_dynamic_matmul(const struct pumice_packed *b, const float *a, int64_t m, int64_t k, int64_t a_stride,

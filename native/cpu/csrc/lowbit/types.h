@@ -34,6 +34,18 @@ struct lowbit_rows {
     const float *bias;  /* [n] or NULL */
 };
 
+/* What becomes of integer sums of a recurrent product: columns of the weights, and the row of the state. */
+struct lowbit_columns {
+    const int32_t *sums;  /* of each column's weights */
+    const int32_t *zeros; /* of each column, or NULL */
+    const float *scale;
+};
+struct lowbit_state {
+    float scale;
+    int32_t zero;
+    int32_t sum; /* of the row's levels less their zero point; where columns have zeros */
+};
+
 static inline int64_t lowbit_order(int64_t k) {
     int64_t within = k % 128, j = within % 64 / 4, t = within % 4 * 2 + within / 64;
     return k - within + 16 * t + j;

@@ -14,6 +14,9 @@
 struct pumice_nhwc;
 struct pumice_nhwc *pumice_nhwc_create(const struct pumice_conv_shape *shape, const float *weights,
                                        const int64_t *steps, const float *scale, int threads);
+/* The same, whose operands are never split. */
+struct pumice_nhwc *pumice_nhwc_create_whole(const struct pumice_conv_shape *shape, const float *weights,
+                                             const int64_t *steps, const float *scale, int threads);
 void pumice_nhwc_free(struct pumice_nhwc *conv);
 
 /* Whether the level in force multiplies split operands, faster than float32. */
@@ -26,14 +29,12 @@ struct pumice_nhwc_epilogue {
     int32_t function; /* enum pumice_function, or -1 */
     const float *parameters;
     float low, high; /* -infinity, infinity for none */
+    int64_t y_step;  /* elements from one pixel of y to the next; 0: as many as filters */
 };
 
-/* What pumice_nhwc_run returns, beside a status, where a sum is NaN: a product of split operands is, where an operand is
- * infinite, and should be computed another way. */
-enum { PUMICE_NHWC_UNDEFINED = -1 };
-
-/* y (batch, *output, filters), contiguous, from x; x_steps are the elements from one image, channel, row and column to
- * the next. The residual is NULL or like y. */
+/* y (batch, *output, filters), contiguous but for the step, from x; x_steps are the elements from one image, channel, row and column to
+ * the next. The residual is NULL or like y without gaps, and another memory. Where an operand is infinite or NaN, and cannot be split,
+ * all is computed again in float32. */
 int pumice_nhwc_run(const struct pumice_nhwc *conv, int64_t batch, const float *x, const int64_t *x_steps,
                     const float *residual, float *y, const struct pumice_nhwc_epilogue *epilogue, int threads);
 

@@ -31,30 +31,41 @@ static int finish(float *y, int64_t y_step, const float *tile, int64_t tile_step
     return undefined;
 }
 
-/* `outputs` neighbours share the weights of a tap. */
-INLINE void depthwise_some(float *y, int64_t y_step, const float *x, int64_t x_step, const int64_t *at, int64_t taps,
-                           const float *weights, int64_t step, const int outputs, int64_t count) {
-    vf sum[4];
-    for (int o = 0; o < outputs; o++) sum[o] = all(0);
-    for (int64_t t = 0; t < taps; t++) {
-        const vf w = load_some(weights + t * step, count);
-        for (int o = 0; o < outputs; o++) sum[o] = fma_(load_some(x + at[t] + o * x_step, count), w, sum[o]);
+/* `outputs` neighbours share the weights of a tap, of `vectors` channels; of the last vector some lanes. */
+INLINE void depthwise_some(float *y, const float *x, const struct nhwc_windows *w, int64_t c, const int outputs,
+                           const int vectors, int64_t last) {
+    vf sum[4][2];
+    for (int v = 0; v < vectors; v++) {
+        const int64_t count = v + 1 < vectors ? LANES : last;
+        const vf first = w->bias ? load_some(w->bias + c + v * LANES, count) : all(0);
+        for (int o = 0; o < outputs; o++) sum[o][v] = first;
     }
-    for (int o = 0; o < outputs; o++) store_some(y + o * y_step, sum[o], count);
+    for (int64_t t = 0; t < w->taps; t++) {
+        const float *weights = w->weights + w->tap[t] * w->channels + c, *at = x + w->at[t] + c;
+        for (int v = 0; v < vectors; v++) {
+            const int64_t count = v + 1 < vectors ? LANES : last;
+            const vf weight = load_some(weights + v * LANES, count);
+            for (int o = 0; o < outputs; o++)
+                sum[o][v] = fma_(load_some(at + o * w->x_step + v * LANES, count), weight, sum[o][v]);
+        }
+    }
+    const vf low = all(w->low), high = all(w->high);
+    for (int o = 0; o < outputs; o++)
+        for (int v = 0; v < vectors; v++)
+            store_some(y + o * w->y_step + c + v * LANES, bounded(sum[o][v], low, high),
+                       v + 1 < vectors ? LANES : last);
 }
 
-static void depthwise(float *y, int64_t y_step, const float *x, int64_t x_step, const int64_t *at, int64_t taps,
-                      const float *weights, int64_t step, int64_t outputs, int64_t channels) {
-    for (int64_t c = 0; c < channels; c += LANES) {
-        const int64_t count = smaller(LANES, channels - c);
-        int64_t o = 0;
-        for (; o + 4 <= outputs; o += 4)
-            depthwise_some(y + o * y_step + c, y_step, x + o * x_step + c, x_step, at, taps, weights + c, step, 4,
-                           count);
-        for (; o < outputs; o++)
-            depthwise_some(y + o * y_step + c, y_step, x + o * x_step + c, x_step, at, taps, weights + c, step, 1,
-                           count);
-    }
+INLINE void depthwise_outputs(float *y, const float *x, const struct nhwc_windows *w, const int outputs) {
+    int64_t c = 0;
+    for (; c + 2 * LANES <= w->channels; c += 2 * LANES) depthwise_some(y, x, w, c, outputs, 2, LANES);
+    for (; c < w->channels; c += LANES) depthwise_some(y, x, w, c, outputs, 1, smaller(LANES, w->channels - c));
+}
+
+static void depthwise(float *y, const struct nhwc_windows *w) {
+    int64_t o = 0;
+    for (; o + 4 <= w->outputs; o += 4) depthwise_outputs(y + o * w->y_step, w->x + o * w->x_step, w, 4);
+    for (; o < w->outputs; o++) depthwise_outputs(y + o * w->y_step, w->x + o * w->x_step, w, 1);
 }
 
 static void maximum(float *y, int64_t y_step, const float *x, int64_t x_step, const int64_t *at, int64_t taps,

@@ -1,4 +1,4 @@
-/* Products with channels last: packing, the split into chunks, and what becomes of a tile.
+/* Products with channels last: the split into chunks, and what becomes of a tile.
  *
  *   for each chunk (block of outputs x panels of filters)     shared out among the threads
  *     the block's frame, made in memory of the thread         stays in the second-level cache
@@ -7,8 +7,6 @@
 #include "nhwc/nhwc.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "base/memory.h"
 #include "base/numbers.h"
@@ -16,114 +14,17 @@
 
 static const double CHUNK_MACS = 4e6;      /* worth handing to another thread */
 static const int64_t FRAME_BYTES = 768 << 10, MANY_WEIGHTS = 1 << 20;
-enum { LINE = 64, FEW_CHANNELS = 16, CHUNKS_PER_THREAD = 4, LEAST_BLOCK = 64, MOST_BLOCK = 256 };
-
-/* --- packing ------------------------------------------------------------------------------------------------------ */
-
-struct packing {
-    const struct pumice_nhwc *conv;
-    const float *weights, *scale;
-    const int64_t *steps;
-    int failed;
-};
-
-/* Weight of a filter, or 0 beyond the edges; `tap` and `channel` are those of the frame. */
-static float weight(const struct packing *p, int64_t filter, int64_t channel, int64_t tap) {
-    const struct pumice_conv_shape *s = &p->conv->shape;
-    if (filter >= s->filters || channel >= p->conv->channels) return 0;
-    if (p->conv->folded) tap = tap * s->kernel[ACROSS] + channel / s->channels, channel %= s->channels;
-    const float w = p->weights[filter * p->steps[0] + channel * p->steps[1] + tap * p->steps[2]];
-    return p->scale ? w * p->scale[filter] : w;
-}
-
-static void pack_panel(void *context, int64_t panel, int worker) {
-    struct packing *p = context;
-    const struct pumice_nhwc *conv = p->conv;
-    const int64_t tap_bytes = conv->depth * conv->filters * (int64_t)sizeof(float);
-    float *rows = pumice_scratch(SCRATCH_GEMM_B, (size_t)tap_bytes);
-    if (!rows) {
-        p->failed = 1;
-        return;
-    }
-    char *to = conv->weights + panel * conv->panel_bytes;
-    for (int64_t t = 0; t < conv->taps; t++, to += tap_bytes) {
-        for (int64_t k = 0; k < conv->depth; k++)
-            for (int64_t f = 0; f < conv->filters; f++)
-                rows[k * conv->filters + f] = weight(p, panel * conv->filters + f, k, t);
-        if (conv->product) conv->product->pack(to, rows, conv->depth);
-        else memcpy(to, rows, (size_t)tap_bytes);
-    }
-}
-
-static void pack_depthwise(const struct packing *p) {
-    const struct pumice_conv_shape *s = &p->conv->shape;
-    float *to = (float *)(void *)p->conv->weights;
-    for (int64_t t = 0; t < volume(s->kernel); t++)
-        for (int64_t f = 0; f < s->filters; f++)
-            *to++ = p->weights[f * p->steps[0] + t * p->steps[2]] * (p->scale ? p->scale[f] : 1);
-}
-
-static void lay_out(struct pumice_nhwc *conv) {
-    const struct pumice_conv_shape *s = &conv->shape;
-    conv->pointwise = volume(s->kernel) == 1 && volume(s->stride) == 1 && inside(s);
-    conv->folded = s->channels < FEW_CHANNELS && s->kernel[ACROSS] > 1 && s->dilation[ACROSS] == 1;
-    conv->columns[DOWN] = s->kernel[DOWN], conv->columns[ACROSS] = conv->folded ? 1 : s->kernel[ACROSS];
-    conv->taps = conv->columns[DOWN] * conv->columns[ACROSS];
-    conv->channels = conv->folded ? s->channels * s->kernel[ACROSS] : s->channels;
-    conv->pixels = conv->product ? conv->product->pixels : conv->plain->rows;
-    conv->filters = conv->product ? conv->product->filters : conv->plain->columns;
-    conv->depth = round_up(conv->channels, conv->product ? conv->product->channel_step : 1);
-    conv->step = conv->product ? conv->product->channel_step : conv->depth;
-    conv->steps = conv->taps * (conv->depth / conv->step);
-    conv->slice = conv->product ? conv->product->slice : conv->steps;
-    conv->panels = (s->filters + conv->filters - 1) / conv->filters;
-    conv->panel_bytes = conv->taps * conv->depth * conv->filters * (int64_t)sizeof(float);
-    const int64_t lines = (conv->depth * (int64_t)sizeof(float) + LINE - 1) / LINE;
-    conv->pixel_bytes = (lines | 1) * LINE; /* pixels an odd number of lines apart share no cache sets */
-}
-
-struct pumice_nhwc *pumice_nhwc_create(const struct pumice_conv_shape *shape, const float *weights,
-                                       const int64_t *steps, const float *scale, int threads) {
-    const int depthwise = shape->groups > 1;
-    if (!makes_sense(shape) || shape->size[0] != 1 || shape->kernel[0] != 1) return NULL;
-    if (depthwise && (shape->groups != shape->channels || shape->filters != shape->channels)) return NULL;
-    struct pumice_nhwc *conv = calloc(1, sizeof *conv);
-    if (!conv) return NULL;
-    conv->shape = *shape;
-    conv->level = pumice_level();
-    conv->depthwise = depthwise;
-    conv->product = conv->level->table.nhwc_product();
-    conv->plain = gemm_kernel_of(conv->level, PUMICE_FLOAT);
-    lay_out(conv);
-    const int64_t taps = volume(shape->kernel);
-    conv->weights = pumice_alloc(
-        (size_t)(depthwise ? taps * shape->filters * (int64_t)sizeof(float) : conv->panels * conv->panel_bytes));
-    struct packing packing = {conv, weights, scale, steps, 0};
-    if (conv->weights && depthwise) pack_depthwise(&packing);
-    else if (conv->weights)
-        pumice_parallel(conv->panels * conv->panel_bytes < 1 << 18 ? 1 : threads, conv->panels, pack_panel, &packing);
-    if (conv->weights && !packing.failed) return conv;
-    pumice_nhwc_free(conv);
-    return NULL;
-}
-
-int pumice_nhwc_splits(void) { return pumice_level()->table.nhwc_product() != NULL; }
-
-void pumice_nhwc_free(struct pumice_nhwc *conv) {
-    if (!conv) return;
-    pumice_free(conv->weights);
-    free(conv);
-}
+enum { CHUNKS_PER_THREAD = 4, LEAST_BLOCK = 64, MOST_BLOCK = 256 };
 
 /* --- a tile ------------------------------------------------------------------------------------------------------- */
 
 /* Steps [from, from + steps) of a tile's sum. */
 static void multiply(const struct pumice_nhwc *conv, int pixels, const char *a, const int64_t *offset, int64_t from,
-                     int64_t steps, const char *panel, float *tile, const char *next, int64_t fetched) {
+                     int64_t steps, const char *panel, float *tile) {
     const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float);
     if (conv->product) {
         conv->product->tile(pixels, a, conv->pixel_bytes, offset + from, steps, panel + from * step_bytes, tile,
-                            from > 0, next, fetched);
+                            from > 0);
         return;
     }
     const struct gemm_fetch nothing = {panel, 0};
@@ -139,14 +40,15 @@ static int store(const struct nhwc_run *run, float *tile, int64_t at, int64_t co
     const struct kernel_table *table = &conv->level->table;
     const float *bias = e->bias ? e->bias + filter : NULL,
                 *residual = run->residual ? run->residual + at * conv->shape.filters + filter : NULL;
-    float *y = run->y + at * conv->shape.filters + filter;
+    const int64_t y_step = nhwc_y_step(run);
+    float *y = run->y + at * y_step + filter;
     if (e->function < 0 && !(e->late && residual))
-        return table->nhwc_finish(y, conv->shape.filters, tile, conv->filters, count, columns, bias, residual,
+        return table->nhwc_finish(y, y_step, tile, conv->filters, count, columns, bias, residual,
                                   conv->shape.filters, e->low, e->high);
     const int undefined = table->nhwc_finish(tile, conv->filters, tile, conv->filters, count, columns, bias,
                                              e->late ? NULL : residual, conv->shape.filters, e->low, e->high);
     if (e->function >= 0) table->rows_map(e->function, tile, tile, count * conv->filters, e->parameters);
-    table->nhwc_finish(y, conv->shape.filters, tile, conv->filters, count, columns, NULL, e->late ? residual : NULL,
+    table->nhwc_finish(y, y_step, tile, conv->filters, count, columns, NULL, e->late ? residual : NULL,
                        conv->shape.filters, -INFINITY, INFINITY);
     return undefined;
 }
@@ -161,6 +63,8 @@ struct chunk {
     int64_t first;          /* pixel of the result */
     int64_t columns, width; /* of a row of the frame, and of those the outputs */
     int64_t pixels;         /* flat */
+    int64_t tile;           /* pixels of one */
+    int by_rows;            /* tiles end with the outputs of a row, else they go on through the padding */
 };
 
 /* The runs of outputs in pixels [p, p + count) of the frame. */
@@ -179,23 +83,35 @@ static int store_runs(const struct chunk *chunk, float *tile, int64_t p, int64_t
     return undefined;
 }
 
+/* Tiles of a level that takes any number of pixels leave out the padding between rows, and are of about one size. */
+static void cut_tiles(struct chunk *chunk) {
+    const struct pumice_nhwc *conv = chunk->run->conv;
+    const int64_t parts = (chunk->width + conv->pixels - 1) / conv->pixels;
+    chunk->by_rows = !conv->product;
+    chunk->tile = chunk->by_rows ? (chunk->width + parts - 1) / parts : conv->pixels;
+}
+
+static int64_t pixels_of_tile(const struct chunk *chunk, int64_t p) {
+    return smaller(chunk->tile, chunk->by_rows ? chunk->width - p % chunk->columns : chunk->pixels - p);
+}
+
+static int64_t next_tile(const struct chunk *chunk, int64_t p, int64_t count) {
+    const int64_t column = p % chunk->columns;
+    return chunk->by_rows && column + count == chunk->width ? p - column + chunk->columns : p + count;
+}
+
 static int multiply_panel(const struct chunk *chunk, int64_t panel) {
     const struct pumice_nhwc *conv = chunk->run->conv;
     const int64_t filter = panel * conv->filters, columns = smaller(conv->filters, conv->shape.filters - filter);
-    const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float),
-                  tiles = (chunk->pixels + conv->pixels - 1) / conv->pixels;
-    const int64_t fetched = round_up(step_bytes / tiles, LINE); /* the next slice, while the tiles read this one */
     int undefined = 0;
     for (int64_t from = 0; from < conv->steps; from += conv->slice) {
         const int64_t steps = smaller(conv->slice, conv->steps - from);
         const int last = from + steps == conv->steps;
-        const char *weights = conv->weights + panel * conv->panel_bytes, *next = weights + (from + steps) * step_bytes;
-        for (int64_t p = 0; p < chunk->pixels; p += conv->pixels) {
-            const int64_t count = smaller(conv->pixels, chunk->pixels - p);
+        for (int64_t p = 0, count; p < chunk->pixels; p = next_tile(chunk, p, count)) {
+            count = pixels_of_tile(chunk, p);
             float *tile = chunk->sums + (conv->slice < conv->steps ? p * conv->filters : 0);
-            multiply(conv, (int)count, chunk->frame + p * conv->pixel_bytes, chunk->offset, from, steps, weights, tile,
-                     next, fetched);
-            next += fetched * steps;
+            multiply(conv, (int)count, chunk->frame + p * conv->pixel_bytes, chunk->offset, from, steps,
+                     conv->weights + panel * conv->panel_bytes, tile);
             if (last) undefined |= store_runs(chunk, tile, p, count, filter, columns);
         }
     }
@@ -222,11 +138,10 @@ static void run_chunk(void *context, int64_t number, int worker) {
                   rows = smaller(run->block, all - row);
     const struct frame frame = nhwc_frame(conv, run->block);
     const size_t bytes = conv->pointwise ? (size_t)((run->block + conv->pixels) * conv->pixel_bytes) : frame.bytes;
-    const int64_t staged = conv->folded ? reach(&conv->shape, ACROSS) * conv->shape.channels : conv->channels;
     const size_t sums =
         (size_t)(conv->filters * (int64_t)sizeof(float)) * (bytes / (size_t)conv->pixel_bytes + (size_t)conv->pixels);
     char *memory = pumice_scratch(SCRATCH_CONV, bytes + sums + (size_t)conv->steps * sizeof(int64_t) +
-                                                    (size_t)staged * sizeof(float));
+                                                    (size_t)nhwc_staged(conv) * sizeof(float));
     if (!memory) {
         run->failed = 1;
         return;
@@ -245,6 +160,7 @@ static void run_chunk(void *context, int64_t number, int worker) {
         chunk.columns = frame.columns, chunk.width = output[ACROSS];
         chunk.pixels = (rows - 1) * frame.columns + output[ACROSS];
     }
+    cut_tiles(&chunk);
     const int64_t first = panels * run->panel_step;
     if (multiply_chunk(&chunk, first, smaller(conv->panels, first + run->panel_step))) run->undefined = 1;
 }
@@ -274,6 +190,15 @@ static void share_out(struct nhwc_run *run, int threads) {
     run->panel_chunks = (conv->panels + run->panel_step - 1) / run->panel_step;
 }
 
+/* An operand cannot be split, and the sum is NaN where float32 has infinity: all of them again, in float32. */
+static int run_unsplit(struct nhwc_run run, int threads) {
+    struct pumice_nhwc *plain = nhwc_unsplit(run.conv, threads);
+    if (!plain) return PUMICE_NO_MEMORY;
+    const int status = pumice_nhwc_run(plain, run.batch, run.x, run.x_steps, run.residual, run.y, run.epilogue, threads);
+    pumice_nhwc_free(plain);
+    return status;
+}
+
 int pumice_nhwc_run(const struct pumice_nhwc *conv, int64_t batch, const float *x, const int64_t *x_steps,
                     const float *residual, float *y, const struct pumice_nhwc_epilogue *epilogue, int threads) {
     if (batch < 1) return PUMICE_OK;
@@ -286,5 +211,5 @@ int pumice_nhwc_run(const struct pumice_nhwc *conv, int64_t batch, const float *
     share_out(&run, threads);
     pumice_parallel(threads, run.blocks * (conv->pointwise ? 1 : batch) * run.panel_chunks, run_chunk, &run);
     if (run.failed) return PUMICE_NO_MEMORY;
-    return run.undefined && conv->product ? PUMICE_NHWC_UNDEFINED : PUMICE_OK;
+    return run.undefined && conv->product ? run_unsplit(run, threads) : PUMICE_OK;
 }

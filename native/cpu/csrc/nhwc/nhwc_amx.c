@@ -6,6 +6,7 @@
  * a filter the two parts of 32 channels lie side by side: 64 bytes x1, 64 bytes x2. Denormal numbers count as zero, and
  * infinite ones give NaN. */
 #include <immintrin.h>
+#include <string.h>
 
 #include "base/table.h"
 
@@ -40,28 +41,40 @@ static inline __m512 rest(__m512 x, __m256i rounded) {
     return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
 }
 
-/* 32 numbers as two rows of bfloat16. */
-static inline void split(char *to, __m512 low, __m512 high) {
-    const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+/* The largest bfloat16 instead of what is larger, so that rounding does not make it infinite; NaN stays. */
+static inline __m512 in_range(__m512 x) {
+    const __m512 most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7F7F0000));
+    return _mm512_min_ps(most, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), most), x));
+}
+
+/* 32 numbers as two rows of bfloat16; with `bound` also those that bfloat16 has not the range for. */
+static inline __attribute__((always_inline)) void split(char *to, __m512 low, __m512 high, const int bound) {
+    const __m512i first =
+        (__m512i)(bound ? _mm512_cvtne2ps_pbh(in_range(high), in_range(low)) : _mm512_cvtne2ps_pbh(high, low));
     const __m512 low_rest = rest(low, _mm512_castsi512_si256(first));
     const __m512 high_rest = rest(high, _mm512_extracti64x4_epi64(first, 1));
     _mm512_storeu_si512(to, first);
     _mm512_storeu_si512(to + PART, (__m512i)_mm512_cvtne2ps_pbh(high_rest, low_rest));
 }
 
-static void convert(char *to, const float *from, int64_t count) {
+static inline void convert_pixel(char *to, const float *from, int64_t count) {
     for (; count >= CHANNELS; count -= CHANNELS, from += CHANNELS, to += BOTH)
-        split(to, _mm512_loadu_ps(from), _mm512_loadu_ps(from + 16));
+        split(to, _mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), 0);
     if (count <= 0) return;
     const uint32_t mask = (1u << count) - 1;
-    split(to, _mm512_maskz_loadu_ps((__mmask16)mask, from), _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), from + 16));
+    split(to, _mm512_maskz_loadu_ps((__mmask16)mask, from), _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), from + 16),
+          0);
+}
+
+static void convert(char *to, int64_t to_step, const float *from, int64_t from_step, int64_t pixels, int64_t count) {
+    for (int64_t i = 0; i < pixels; i++) convert_pixel(to + i * to_step, from + i * from_step, count);
 }
 
 /* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. */
 static void pack(char *panel, const float *rows, int64_t depth) {
     char parts[BOTH];
     for (int64_t k = 0; k < depth; k++, rows += FILTERS) {
-        split(parts, _mm512_loadu_ps(rows), _mm512_loadu_ps(rows + 16));
+        split(parts, _mm512_loadu_ps(rows), _mm512_loadu_ps(rows + 16), 1);
         const uint16_t *from = (const uint16_t *)(const void *)parts;
         char *block = panel + k / CHANNELS * 4 * TILE_BYTES;
         for (int part = 0; part < 2; part++)
@@ -72,11 +85,29 @@ static void pack(char *panel, const float *rows, int64_t depth) {
     }
 }
 
+static float widened(uint16_t part) {
+    const uint32_t bits = (uint32_t)part << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static void unpack(float *rows, const char *panel, int64_t depth) {
+    for (int64_t k = 0; k < depth; k++, rows += FILTERS) {
+        const char *block = panel + k / CHANNELS * 4 * TILE_BYTES;
+        for (int f = 0; f < FILTERS; f++) {
+            const int64_t at = k % CHANNELS / 2 * 32 + f % 16 * 2 + k % 2;
+            const uint16_t *first = (const uint16_t *)(const void *)(block + f / 16 * TILE_BYTES);
+            rows[f] = widened(first[at]) + widened(first[at + TILE_BYTES]);
+        }
+    }
+}
+
 /* Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 filters; the small products come first. Pixels pass by once for every
  * panel: the streaming load keeps them from pushing the panel's slice out of the first-level cache. */
 static inline __attribute__((always_inline)) void dots(const int two, const char *a, int64_t a_step,
                                                        const int64_t *offset, int64_t steps, const char *panel,
-                                                       float *tile, int accumulate, const char *next, int64_t fetched) {
+                                                       float *tile, int accumulate) {
     if (accumulate) {
         _tile_loadd(0, tile, TILE_ROW);
         _tile_loadd(1, tile + 16, TILE_ROW);
@@ -110,7 +141,6 @@ static inline __attribute__((always_inline)) void dots(const int two, const char
         _tile_dpbf16ps(1, 4, 7);
         if (two) _tile_dpbf16ps(2, 5, 6);
         if (two) _tile_dpbf16ps(3, 5, 7);
-        for (int64_t done = 0; done < fetched; done += 64, next += 64) __builtin_prefetch(next, 0, 2);
     }
     _tile_stored(0, tile, TILE_ROW);
     _tile_stored(1, tile + 16, TILE_ROW);
@@ -119,20 +149,18 @@ static inline __attribute__((always_inline)) void dots(const int two, const char
 }
 
 static __attribute__((noipa)) void tile_32(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
-                                           const char *panel, float *tile, int accumulate, const char *next,
-                                           int64_t fetched) {
-    dots(1, a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+                                           const char *panel, float *tile, int accumulate) {
+    dots(1, a, a_step, offset, steps, panel, tile, accumulate);
 }
 
 static __attribute__((noipa)) void tile_16(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
-                                           const char *panel, float *tile, int accumulate, const char *next,
-                                           int64_t fetched) {
-    dots(0, a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+                                           const char *panel, float *tile, int accumulate) {
+    dots(0, a, a_step, offset, steps, panel, tile, accumulate);
 }
 
 static void tile(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
-                 float *tile, int accumulate, const char *next, int64_t fetched) {
-    (pixels > 16 ? tile_32 : tile_16)(a, a_step, offset, steps, panel, tile, accumulate, next, fetched);
+                 float *tile, int accumulate) {
+    (pixels > 16 ? tile_32 : tile_16)(a, a_step, offset, steps, panel, tile, accumulate);
 }
 
 static const struct nhwc_product *product(void) {
@@ -143,6 +171,7 @@ static const struct nhwc_product *product(void) {
         .slice = SLICE,
         .convert = convert,
         .pack = pack,
+        .unpack = unpack,
         .tile = tile,
         .start = start,
         .finish = finish,

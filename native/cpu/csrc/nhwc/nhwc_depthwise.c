@@ -1,9 +1,8 @@
 /* Depthwise convolution with channels last: every channel by itself, many channels at a time.
  *
- * A chunk is some rows of outputs of an image. The padded rows that it reads are copied together, so that windows at the
- * border are like others. */
+ * A chunk is some rows of outputs of an image, which is read where it lies; if its channels are not side by side, the
+ * rows that the chunk reads are copied first. */
 #include <math.h>
-#include <string.h>
 
 #include "base/memory.h"
 #include "base/numbers.h"
@@ -11,63 +10,79 @@
 #include "pool/pool.h"
 
 static const double CHUNK_MACS = 5e5;
-static const int64_t COPY_BYTES = 256 << 10;
 
-static void copy_row(const struct nhwc_run *run, float *to, const float *row, int64_t width) {
+/* An image with its channels side by side; of a copy only some rows are there. */
+struct image {
+    const float *x;
+    int64_t row, pixel; /* elements from one to the next */
+};
+
+/* Rows [first, last) of an image in another order; its row 0 would lie at x. */
+static struct image gathered(const struct nhwc_run *run, const float *x, int64_t first, int64_t last, float *to) {
     const struct pumice_conv_shape *s = &run->conv->shape;
-    const int64_t pixel = run->x_steps[3], channel = run->x_steps[1];
-    for (int64_t i = 0; i < width; i++, to += s->channels) {
-        const int64_t at = i - s->before[ACROSS];
-        if (!row || at < 0 || at >= s->size[ACROSS]) memset(to, 0, (size_t)s->channels * sizeof *to);
-        else if (channel == 1) memcpy(to, row + at * pixel, (size_t)s->channels * sizeof *to);
-        else
-            for (int64_t c = 0; c < s->channels; c++) to[c] = row[at * pixel + c * channel];
-    }
+    const struct image image = {to - first * s->size[ACROSS] * s->channels, s->size[ACROSS] * s->channels, s->channels};
+    for (int64_t h = first; h < last; h++)
+        for (int64_t w = 0; w < s->size[ACROSS]; w++)
+            for (int64_t c = 0; c < s->channels; c++)
+                *to++ = x[h * run->x_steps[2] + w * run->x_steps[3] + c * run->x_steps[1]];
+    return image;
 }
 
+/* What depthwise_some leaves to do for a row whose first pixel is `at`. */
 static void finish_row(const struct nhwc_run *run, float *y, int64_t at) {
     const struct pumice_conv_shape *s = &run->conv->shape;
     const struct pumice_nhwc_epilogue *e = run->epilogue;
     const struct kernel_table *table = &run->conv->level->table;
-    const int64_t width = s->output[ACROSS], channels = s->filters;
+    const int64_t width = s->output[ACROSS], channels = s->filters, step = nhwc_y_step(run);
     const float *residual = run->residual ? run->residual + at * channels : NULL;
-    table->nhwc_finish(y, channels, y, channels, width, channels, e->bias, e->late ? NULL : residual, channels, e->low,
-                       e->high);
-    if (e->function >= 0) table->rows_map(e->function, y, y, width * channels, e->parameters);
-    if (e->late && residual)
-        table->nhwc_finish(y, channels, y, channels, width, channels, NULL, residual, channels, -INFINITY, INFINITY);
+    if (residual && !e->late)
+        table->nhwc_finish(y, step, y, step, width, channels, NULL, residual, channels, e->low, e->high);
+    for (int64_t i = 0; e->function >= 0 && i < (step == channels ? 1 : width); i++)
+        table->rows_map(e->function, y + i * step, y + i * step, step == channels ? width * channels : channels,
+                        e->parameters);
+    if (residual && e->late)
+        table->nhwc_finish(y, step, y, step, width, channels, NULL, residual, channels, -INFINITY, INFINITY);
+}
+
+static void run_row(const struct nhwc_run *run, const struct image *image, int64_t row, float *y, int64_t *memory) {
+    const struct pumice_conv_shape *s = &run->conv->shape;
+    const struct pumice_nhwc_epilogue *e = run->epilogue;
+    const int summed = run->residual && !e->late; /* bounds come after that */
+    struct nhwc_windows windows = {
+        .x = image->x, .weights = (const float *)(const void *)run->conv->weights, .bias = e->bias,
+        .x_step = s->stride[ACROSS] * image->pixel, .y_step = nhwc_y_step(run), .channels = s->channels,
+        .low = summed ? -INFINITY : e->low, .high = summed ? INFINITY : e->high};
+    struct nhwc_span span = nhwc_first_span(memory);
+    while (nhwc_next_span(s, row, image->row, image->pixel, &span)) {
+        windows.at = span.at, windows.tap = span.tap, windows.taps = span.taps;
+        windows.outputs = span.until - span.from;
+        run->conv->level->table.nhwc_depthwise(y + span.from * windows.y_step, &windows);
+    }
 }
 
 static void rows_chunk(void *context, int64_t number, int worker) {
     struct nhwc_run *run = context;
     const struct pumice_conv_shape *s = &run->conv->shape;
-    const int64_t width = reach(s, ACROSS), channels = s->channels, taps = volume(s->kernel);
-    const int64_t image = number / run->blocks, first = number % run->blocks * run->block;
+    const int64_t index = number / run->blocks, first = number % run->blocks * run->block;
     const int64_t last = smaller(s->output[DOWN], first + run->block);
-    const int64_t height = (last - first - 1) * s->stride[DOWN] + (s->kernel[DOWN] - 1) * s->dilation[DOWN] + 1;
-    char *memory = pumice_scratch(SCRATCH_CONV,
-                                  (size_t)(height * width * channels) * sizeof(float) + (size_t)taps * sizeof(int64_t));
+    const int64_t top = larger(0, first * s->stride[DOWN] - s->before[DOWN]);
+    const int64_t bottom = smaller(s->size[DOWN], (last - 1) * s->stride[DOWN] - s->before[DOWN] +
+                                                      (s->kernel[DOWN] - 1) * s->dilation[DOWN] + 1);
+    const int lies = run->x_steps[1] == 1;
+    const int64_t copied = lies ? 0 : larger(0, bottom - top) * s->size[ACROSS] * s->channels;
+    int64_t *memory = pumice_scratch(SCRATCH_CONV, nhwc_span_bytes(s) + (size_t)copied * sizeof(float));
     if (!memory) {
         run->failed = 1;
         return;
     }
-    int64_t *at = (int64_t *)(void *)memory;
-    float *rows = (float *)(void *)(at + taps);
-    for (int64_t t = 0; t < taps; t++)
-        at[t] = (t / s->kernel[ACROSS] * s->dilation[DOWN] * width + t % s->kernel[ACROSS] * s->dilation[ACROSS]) *
-                channels;
-    for (int64_t r = 0; r < height; r++) {
-        const int64_t row = first * s->stride[DOWN] - s->before[DOWN] + r;
-        const int inside_image = row >= 0 && row < s->size[DOWN];
-        copy_row(run, rows + r * width * channels,
-                 inside_image ? run->x + image * run->x_steps[0] + row * run->x_steps[2] : NULL, width);
-    }
-    for (int64_t o = first; o < last; o++) {
-        const int64_t pixel = (image * s->output[DOWN] + o) * s->output[ACROSS];
-        float *y = run->y + pixel * channels;
-        run->conv->level->table.nhwc_depthwise(
-            y, channels, rows + (o - first) * s->stride[DOWN] * width * channels, s->stride[ACROSS] * channels, at,
-            taps, (const float *)(const void *)run->conv->weights, channels, s->output[ACROSS], channels);
+    float *rows = (float *)(void *)((char *)memory + nhwc_span_bytes(s));
+    const float *x = run->x + index * run->x_steps[0];
+    const struct image image =
+        lies ? (struct image){x, run->x_steps[2], run->x_steps[3]} : gathered(run, x, top, bottom, rows);
+    for (int64_t row = first; row < last; row++) {
+        const int64_t pixel = (index * s->output[DOWN] + row) * s->output[ACROSS];
+        float *y = run->y + pixel * nhwc_y_step(run);
+        run_row(run, &image, row, y, memory);
         finish_row(run, y, pixel);
     }
 }
@@ -77,10 +92,7 @@ int nhwc_run_depthwise(struct nhwc_run *run, int threads) {
     const double row = (double)(s->output[ACROSS] * s->channels) * (double)volume(s->kernel);
     if ((double)(run->batch * s->output[DOWN]) * row < 2 * CHUNK_MACS) threads = 1;
     const int64_t least = (int64_t)(CHUNK_MACS / row) + 1, team = pumice_team(threads);
-    const int64_t most =
-        larger(1, COPY_BYTES / (reach(s, ACROSS) * s->channels * (int64_t)sizeof(float) * s->stride[DOWN]));
-    run->block = smaller(s->output[DOWN],
-                         larger(smaller(most, run->batch * s->output[DOWN] / (2 * team)), smaller(least, most)));
+    run->block = smaller(s->output[DOWN], larger(run->batch * s->output[DOWN] / (2 * team), least));
     run->blocks = (s->output[DOWN] + run->block - 1) / run->block;
     pumice_note_run(run->conv->level, SLOT_nhwc_depthwise);
     pumice_parallel(threads, run->batch * run->blocks, rows_chunk, run);

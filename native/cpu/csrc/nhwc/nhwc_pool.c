@@ -15,50 +15,26 @@ struct pooling {
     int failed;
 };
 
-/* Outputs o of an axis whose tap t lies inside: first, and one past the last. */
-static int64_t first_inside(const struct pumice_conv_shape *s, int axis, int64_t tap) {
-    const int64_t missing = s->before[axis] - tap * s->dilation[axis];
-    return missing > 0 ? smaller(s->output[axis], (missing + s->stride[axis] - 1) / s->stride[axis]) : 0;
-}
-
-static int64_t end_inside(const struct pumice_conv_shape *s, int axis, int64_t tap) {
-    const int64_t room = s->size[axis] - 1 + s->before[axis] - tap * s->dilation[axis];
-    return room < 0 ? 0 : smaller(s->output[axis], room / s->stride[axis] + 1);
-}
-
-/* Outputs [from, until) of a row, which all have the same taps. */
-static void pool_some(const struct pooling *p, const float *image, float *y, int64_t row, int64_t from, int64_t until,
-                      int64_t *at) {
-    const struct pumice_conv_shape *s = p->shape;
-    int64_t taps = 0;
-    for (int64_t i = 0; i < s->kernel[DOWN]; i++)
-        for (int64_t j = 0; j < s->kernel[ACROSS]; j++) {
-            const int64_t h = row * s->stride[DOWN] + i * s->dilation[DOWN] - s->before[DOWN];
-            const int64_t w = from * s->stride[ACROSS] + j * s->dilation[ACROSS] - s->before[ACROSS];
-            if (h >= 0 && h < s->size[DOWN] && w >= 0 && w < s->size[ACROSS])
-                at[taps++] = (h * s->size[ACROSS] + w) * s->channels;
-        }
-    p->level->table.nhwc_maximum(y + from * s->channels, s->channels, image, s->stride[ACROSS] * s->channels, at, taps,
-                                 until - from, s->channels);
+static void pool_some(const struct pooling *p, const struct nhwc_span *span, const float *image, float *y) {
+    const int64_t channels = p->shape->channels;
+    p->level->table.nhwc_maximum(y + span->from * channels, channels, image, p->shape->stride[ACROSS] * channels,
+                                 span->at, span->taps, span->until - span->from, channels);
 }
 
 static void pool_chunk(void *context, int64_t chunk, int worker) {
     struct pooling *p = context;
     const struct pumice_conv_shape *s = p->shape;
-    int64_t *at = pumice_scratch(SCRATCH_CONV, (size_t)volume(s->kernel) * sizeof *at);
-    if (!at) {
+    int64_t *memory = pumice_scratch(SCRATCH_CONV, nhwc_span_bytes(s));
+    if (!memory) {
         p->failed = 1;
         return;
     }
-    const int64_t last = s->kernel[ACROSS] - 1;
-    const int64_t whole = first_inside(s, ACROSS, 0), end = larger(whole, end_inside(s, ACROSS, last));
     for (int64_t number = chunk * p->step; number < smaller(p->rows, (chunk + 1) * p->step); number++) {
-        const int64_t image = number / s->output[DOWN], row = number % s->output[DOWN];
-        const float *x = p->x + image * volume(s->size) * s->channels;
-        float *y = p->y + number * s->output[ACROSS] * s->channels;
-        for (int64_t o = 0; o < whole; o++) pool_some(p, x, y, row, o, o + 1, at);
-        if (end > whole) pool_some(p, x, y, row, whole, end, at);
-        for (int64_t o = end; o < s->output[ACROSS]; o++) pool_some(p, x, y, row, o, o + 1, at);
+        const int64_t row = number % s->output[DOWN];
+        const float *x = p->x + number / s->output[DOWN] * volume(s->size) * s->channels;
+        struct nhwc_span span = nhwc_first_span(memory);
+        while (nhwc_next_span(s, row, s->size[ACROSS] * s->channels, s->channels, &span))
+            pool_some(p, &span, x, p->y + number * s->output[ACROSS] * s->channels);
     }
 }
 

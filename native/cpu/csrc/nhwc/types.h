@@ -10,15 +10,25 @@ struct nhwc_product {
     int pixels, filters; /* of a tile, rows of `filters` floats */
     int channel_step;    /* channels of a tap are padded to a multiple of this many with zeros */
     int slice;           /* of a panel, in steps, that stays in the first-level cache */
-    /* One pixel's channels, zero from `count` to the next multiple. */
-    void (*convert)(char *to, const float *from, int64_t count);
+    /* The channels of some pixels, zero from `count` to the next multiple. */
+    void (*convert)(char *to, int64_t to_step, const float *from, int64_t from_step, int64_t pixels, int64_t count);
     /* A tap's part of a panel, from `depth` rows of `filters` floats; a multiple of channel_step. */
     void (*pack)(char *panel, const float *rows, int64_t depth);
-    /* tile[r][f] (+)= sum over steps of channel_step channels; pixel r of a step lies at a + offset[step] + r * a_step.
-     * Meanwhile `fetched` bytes a step from `next` on are brought into the second-level cache. */
+    /* The rows again: the parts' sums. */
+    void (*unpack)(float *rows, const char *panel, int64_t depth);
+    /* tile[r][f] (+)= sum over steps of channel_step channels; pixel r of a step lies at a + offset[step] + r * a_step. */
     void (*tile)(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
-                 float *tile, int accumulate, const char *next, int64_t fetched);
+                 float *tile, int accumulate);
     void (*start)(void), (*finish)(void); /* around the tiles of a chunk, on its thread */
+};
+
+/* Depthwise outputs that have the same taps: those of x lie at[t], those of the weights tap[t] * channels on. */
+struct nhwc_windows {
+    const float *x, *weights, *bias; /* bias may be NULL */
+    int64_t x_step, y_step;          /* from one output's window to the next one's, and from output to output */
+    const int64_t *at, *tap;
+    int64_t taps, outputs, channels;
+    float low, high;
 };
 
 #endif

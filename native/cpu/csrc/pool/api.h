@@ -6,5 +6,7 @@
 int pumice_threads(void);
 /* Below 1: back to the cores this process may run on. */
 void pumice_set_threads(int threads);
+/* The same for calls from this thread; below 1: as other threads. Returns what it was. */
+int pumice_limit_threads(int threads);
 
 #endif

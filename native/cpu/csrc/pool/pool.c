@@ -44,6 +44,7 @@ static const uint64_t OPEN = (uint64_t)1 << 31, INSIDE = ((uint64_t)1 << 31) - 1
 
 static _Thread_local int inside_a_task;
 static _Atomic int wanted_threads;
+static _Thread_local int limit; /* of calls from this thread; 0: none */
 
 /* --- chunks ------------------------------------------------------------------------------------------------------- */
 
@@ -157,12 +158,18 @@ static int cores(void) {
 }
 
 int pumice_threads(void) {
-    int threads = atomic_load(&wanted_threads);
+    int threads = limit ? limit : atomic_load(&wanted_threads);
     if (threads < 1) threads = cores();
     return threads < MOST_THREADS ? threads : MOST_THREADS;
 }
 
 void pumice_set_threads(int threads) { atomic_store(&wanted_threads, threads); }
+
+int pumice_limit_threads(int threads) {
+    const int before = limit;
+    limit = threads < 1 ? 0 : threads;
+    return before;
+}
 
 int pumice_team(int threads) {
     if (inside_a_task) return 1;

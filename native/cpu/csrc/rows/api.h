@@ -77,7 +77,7 @@ struct pumice_recurrence {
     int64_t time, batch, hidden, y_stride;
     float *projected;
     const struct pumice_packed *recurrent, *candidate;
-    const struct pumice_nhwc *split; /* LSTM: R^T packed for pumice_nhwc_run, or NULL; may give PUMICE_NHWC_UNDEFINED */
+    const struct pumice_nhwc *split; /* LSTM: R^T packed for pumice_nhwc_run, or NULL */
     const float *inner_bias; /* GRU, linear_before_reset: Rb of the candidate, [hidden]; else NULL */
     const float *peepholes;  /* LSTM: [3][hidden] for i, o, f; else NULL */
     const int32_t *lengths;

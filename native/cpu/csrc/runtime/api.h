@@ -11,6 +11,8 @@
 
 #include "conv/api.h"
 #include "gemm/api.h"
+#include "lowbit/api.h"
+#include "nhwc/api.h"
 #include "rows/api.h"
 
 struct pumice_program;
@@ -25,17 +27,25 @@ int pumice_step_kind(const char *name);
 /* Appends a step over `count` places (-1: an absent operand), copying the arguments. */
 int pumice_program_add(struct pumice_program *program, int kind, const int32_t *places, int count, const void *arguments);
 
+/* Holds a step to so many threads, 0: to as many as a run has. Not while it runs. */
+void pumice_program_limit(struct pumice_program *program, int64_t step, int threads);
+
 /* Runs steps first to last - 1; places[i] is where place i lies. Where `nanoseconds` is not NULL, nanoseconds[i] takes the
  * time of step i. Stops at the first step that fails and returns its status. */
 int pumice_program_run(const struct pumice_program *program, void *const *places, int64_t first, int64_t last, int threads,
                        int64_t *nanoseconds);
 
-/* A packed convolution as bytes, for a file: how many, writing them, and the convolution over bytes that were written by
- * the same build at the same level and that must outlive it; NULL where they are something else. */
-int64_t pumice_conv_u8_image_bytes(const struct pumice_conv_u8 *conv);
-void pumice_conv_u8_write_image(const struct pumice_conv_u8 *conv, void *image);
-struct pumice_conv_u8 *pumice_conv_u8_map_image(const void *image, int64_t bytes);
-void pumice_conv_u8_unmap(struct pumice_conv_u8 *conv);
+/* Packed weights as bytes, for a file: how many, writing them, and the weights over bytes that were written by the same
+ * build and that must outlive them; NULL where they are something else, or of a level that this machine has not. */
+enum pumice_image {
+    PUMICE_IMAGE_CONV_U8 = 0, /* struct pumice_conv_u8 */
+    PUMICE_IMAGE_NHWC = 1,    /* struct pumice_nhwc */
+    PUMICE_IMAGE_MATRIX = 2   /* struct pumice_packed */
+};
+int64_t pumice_image_bytes(int kind, const void *packed);
+void pumice_image_write(int kind, const void *packed, void *image);
+void *pumice_image_map(int kind, const void *image, int64_t bytes);
+void pumice_image_unmap(void *packed);
 
 /* --- arguments, one struct a function; the comment names the places --------------------------------------------------- */
 
@@ -49,6 +59,12 @@ struct pumice_conv_f32_step { /* y, x, residual */
     const struct pumice_conv_f32 *conv;
     int64_t batch;
     struct pumice_conv_f32_epilogue epilogue;
+};
+
+struct pumice_nhwc_step { /* y (batch, *output, filters), x, residual */
+    const struct pumice_nhwc *conv;
+    int64_t batch, x_steps[4];
+    struct pumice_nhwc_epilogue epilogue;
 };
 
 struct pumice_gemm_step { /* y, a, residual */
@@ -82,7 +98,6 @@ struct pumice_dynamic_step { /* y, levels, scale, zero, residual (float32, as y)
     int64_t y_stride;
 };
 
-struct pumice_lowbit;
 struct pumice_lowbit_step { /* y, a */
     const struct pumice_lowbit *weights;
     int64_t rows, depth, columns;
@@ -93,14 +108,8 @@ struct pumice_recurrent_step { /* y, projected, h, c, lengths */
     struct pumice_recurrence recurrence;
 };
 
-struct pumice_lstm_u8_step { /* y, projected, h, c */
-    const struct pumice_packed *recurrent;
-    const float *scale; /* of R's columns, one for all where the step is 0 */
-    int32_t scale_step;
-    const int32_t *zero; /* of R's columns, or NULL */
-    const float *peepholes;
-    int64_t time, batch, hidden, y_stride;
-    int32_t reverse, fixed; /* fixed: the state's scale is 1/127 and its zero point, 128, is in `projected` */
+struct pumice_recurrent_u8_step { /* y, projected, h, c, lengths */
+    struct pumice_recurrence_u8 recurrence;
 };
 
 struct pumice_map_step { /* y, x */
@@ -142,6 +151,11 @@ struct pumice_pool_f32_step { /* y, x */
     int32_t what; /* enum pumice_pool */
     int64_t batch;
     const float *counts;
+};
+
+struct pumice_pool_nhwc_step { /* y, x: the maximum */
+    struct pumice_conv_shape shape;
+    int64_t batch;
 };
 
 struct pumice_pool_rows_step { /* y, x */

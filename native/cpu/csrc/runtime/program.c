@@ -24,6 +24,7 @@ struct step {
     const struct kind *kind;
     void *arguments;
     int32_t places[MOST_OPERANDS];
+    int threads; /* at most, or 0 */
 };
 
 struct pumice_program {
@@ -62,6 +63,10 @@ int pumice_program_add(struct pumice_program *program, int kind, const int32_t *
     return PUMICE_OK;
 }
 
+void pumice_program_limit(struct pumice_program *program, int64_t step, int threads) {
+    if (step >= 0 && step < program->count) program->steps[step].threads = threads;
+}
+
 static int64_t now(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
@@ -71,7 +76,7 @@ static int64_t now(void) {
 static int run_step(const struct step *step, void *const *places, int threads) {
     void *operands[MOST_OPERANDS];
     for (int i = 0; i < MOST_OPERANDS; i++) operands[i] = step->places[i] < 0 ? NULL : places[step->places[i]];
-    return step->kind->run(step->arguments, operands, threads);
+    return step->kind->run(step->arguments, operands, step->threads ? step->threads : threads);
 }
 
 int pumice_program_run(const struct pumice_program *program, void *const *places, int64_t first, int64_t last, int threads,

@@ -1,7 +1,6 @@
 /* Steps that multiply: convolutions, matrix products, recurrent layers. Operands take their place in a copy of the
  * arguments, so that nothing is shared between callers. */
 #include "base/memory.h"
-#include "lowbit/api.h"
 #include "runtime/steps.h"
 
 STEP_FUNCTION(conv_u8, pumice_conv_u8_step) {
@@ -14,6 +13,10 @@ STEP_FUNCTION(conv_f32, pumice_conv_f32_step) {
     struct pumice_conv_f32_epilogue epilogue = a->epilogue;
     epilogue.residual = operands[2];
     return pumice_conv_f32_run(a->conv, a->batch, operands[1], operands[0], &epilogue, threads);
+}
+
+STEP_FUNCTION(nhwc, pumice_nhwc_step) {
+    return pumice_nhwc_run(a->conv, a->batch, operands[1], a->x_steps, operands[2], operands[0], &a->epilogue, threads);
 }
 
 STEP_FUNCTION(gemm, pumice_gemm_step) {
@@ -60,4 +63,11 @@ STEP_FUNCTION(recurrent, pumice_recurrent_step) {
     recurrence.y = operands[0], recurrence.projected = operands[1];
     recurrence.h = operands[2], recurrence.c = operands[3], recurrence.lengths = operands[4];
     return pumice_recurrent(&recurrence, threads);
+}
+
+STEP_FUNCTION(recurrent_u8, pumice_recurrent_u8_step) {
+    struct pumice_recurrence_u8 recurrence = a->recurrence;
+    recurrence.y = operands[0], recurrence.projected = operands[1];
+    recurrence.h = operands[2], recurrence.c = operands[3], recurrence.lengths = operands[4];
+    return pumice_recurrent_u8(&recurrence, threads);
 }

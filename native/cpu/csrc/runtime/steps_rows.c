@@ -31,6 +31,10 @@ STEP_FUNCTION(pool_f32, pumice_pool_f32_step) {
     return pumice_pool_f32(&a->shape, a->what, a->batch, operands[1], operands[0], a->counts, threads);
 }
 
+STEP_FUNCTION(pool_nhwc, pumice_pool_nhwc_step) {
+    return pumice_nhwc_max_pool(&a->shape, a->batch, operands[1], operands[0], threads);
+}
+
 STEP_FUNCTION(pool_rows, pumice_pool_rows_step) {
     return pumice_pool_f32_rows(a->what, a->rows, a->columns, operands[1], operands[0], threads);
 }

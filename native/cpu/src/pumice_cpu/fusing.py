@@ -224,8 +224,7 @@ def _convolve(node: Node, w: Array, groups: int, tail: Tail, constants: Sequence
         residual = None if tail.residual is None else _residual(arrays[tail.residual], (len(x), tail.filters, *output))
         if residual is DECLINED:
             return DECLINED
-        y = product.image(x, output, finish, residual)
-        return DECLINED if y is None else (first(y),)
+        return (first(product.image(x, output, finish, residual)),)
 
     return run
 
@@ -278,7 +277,7 @@ def _multiply_rows(b: Array, tail: Tail, constants: Sequence[tuple[int, Any]]) -
                 return DECLINED
             residual = np.ascontiguousarray(residual)
         y = product.rows(a if a.ndim == 2 else a.reshape(-1, a.shape[-1]), finish, residual)
-        return DECLINED if y is None else (y.reshape(shape),)
+        return (y.reshape(shape),)
 
     return run
 

@@ -153,3 +153,13 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Below 1: as many as the process may use."""
     library().pumice_set_threads(count)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """So many threads in calls from this thread that do not say how many."""
+    before = library().pumice_limit_threads(count)
+    try:
+        yield
+    finally:
+        library().pumice_limit_threads(before)

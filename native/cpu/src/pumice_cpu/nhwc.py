@@ -6,8 +6,8 @@
 results are transposed views, which the next product reads as they are, and which any NumPy function takes.
 
 Where the level in force has tiles of bfloat16 (AMX), float32 operands are split into two bfloat16 each and multiplied
-three times, which leaves an error of at most 2^-16 of the sum of |x w|. The result is None, and must be computed
-another way, where an operand is infinite or NaN. Other levels multiply float32.
+three times, which leaves an error of at most 2^-16 of the sum of |x w|. Where an operand is infinite or NaN all is
+computed again in float32, as other levels do from the first.
 """
 
 from __future__ import annotations
@@ -59,17 +59,19 @@ class Product:
     """Packed weights: those of a convolution, or the second operand of a matrix product."""
 
     def __init__(
-        self, shape: Any, weights: Array, steps: Sequence[int], scale: Array | None, *, upright: bool = False
-    ) -> None:
+        self, shape: Any, weights: Array, steps: Sequence[int], scale: Array | None, *, upright: bool = False,
+        whole: bool = False,
+    ) -> None:  # fmt: skip
         scale = None if scale is None else np.ascontiguousarray(scale, np.float32)
         bytes_ = ffi().new("int64_t[3]", list(steps))
-        self.handle = library().pumice_nhwc_create(shape, pointer(weights), bytes_, pointer(scale), 0)
+        create = library().pumice_nhwc_create_whole if whole else library().pumice_nhwc_create
+        self.handle = create(shape, pointer(weights), bytes_, pointer(scale), 0)
         if self.handle == ffi().NULL:
             raise NativeError("the product cannot be packed: its shapes do not fit each other; check them")
         weakref.finalize(self, library().pumice_nhwc_free, self.handle)
         self.filters, self._upright = shape.filters, upright
         self._steps: dict[tuple[int, ...], Any] = {}
-        self._run, self._undefined = library().pumice_nhwc_run, library().PUMICE_NHWC_UNDEFINED
+        self._run = library().pumice_nhwc_run
 
     @classmethod
     def of_matrix(cls, b: Array, scale: Array | None = None) -> Product:
@@ -79,39 +81,45 @@ class Product:
         return cls(shape_struct(one, b.shape[0], b.shape[1], 1), b, steps, scale)
 
     @classmethod
-    def of_convolution(cls, w: Array, window: Window, groups: int = 1, scale: Array | None = None) -> Product:
-        """Weights (filters, channels / groups, *kernel), one group or as many as channels and filters."""
+    def of_convolution(
+        cls, w: Array, window: Window, groups: int = 1, scale: Array | None = None, *, whole: bool = False
+    ) -> Product:
+        """Weights (filters, channels / groups, *kernel), one group or as many as channels and filters.
+
+        Operands that are `whole` are never split.
+        """
         w = np.ascontiguousarray(w, np.float32)
         taps = math.prod(w.shape[2:])
-        upright = window.size[1:] == window.kernel[1:] == window.output[1:] == (1,)
+        upright = is_upright(window.size, window.kernel, window.output)
         shape = shape_struct(_turned(window) if upright else window, w.shape[1] * groups, w.shape[0], groups)
-        return cls(shape, w, (w.shape[1] * taps, taps, 1), scale, upright=upright)
+        return cls(shape, w, (w.shape[1] * taps, taps, 1), scale, upright=upright, whole=whole)
 
-    def rows(self, a: Array, finish: Finish, residual: Array | None = None) -> Array | None:
+    def rows(self, a: Array, finish: Finish, residual: Array | None = None) -> Array:
         """(m, k) of any strides to (m, n), contiguous; the residual is like the result."""
         y = empty((len(a), self.filters))
         return self._call(a, (*a.strides, 0, 0), y, finish, residual)
 
-    def image(self, x: Array, output: Sequence[int], finish: Finish, residual: Array | None = None) -> Array | None:
+    def image(self, x: Array, output: Sequence[int], finish: Finish, residual: Array | None = None) -> Array:
         """(batch, *output, filters), contiguous, of images (batch, channels, *size) of any strides."""
         steps = x.strides if x.ndim == MOST_AXES + 2 else (*x.strides[:2], 0, x.strides[2])
         if self._upright:
             steps = (*steps[:2], steps[3], steps[2])
         return self._call(x, steps, empty((len(x), *output, self.filters)), finish, residual)
 
-    def _call(
-        self, x: Array, strides: tuple[int, ...], y: Array, finish: Finish, residual: Array | None
-    ) -> Array | None:
+    def _call(self, x: Array, strides: tuple[int, ...], y: Array, finish: Finish, residual: Array | None) -> Array:
         steps = self._steps.get(strides)
         if steps is None:
             steps = self._steps[strides] = ffi().new("int64_t[4]", [s // x.itemsize for s in strides])
         status = self._run(
             self.handle, len(x), _start(x), steps, _start(residual), _start(y), finish.struct, 0
         )  # fmt: skip
-        if status == self._undefined:
-            return None
         check(status, "the product")
         return y
+
+
+def is_upright(size: Sequence[int], kernel: Sequence[int], output: Sequence[int]) -> bool:
+    """Whether an image is one column, which is turned into a row."""
+    return tuple(size[1:]) == tuple(kernel[1:]) == tuple(output[1:]) == (1,)
 
 
 def _turned(window: Window) -> Window:

@@ -44,7 +44,7 @@ class Weights:
         """What the projected input takes along, and what a GRU adds to the candidate before its reset."""
         last = self._biased[0] if self._biased else None
         if last is None or last[0] is not bias:
-            outer, inner = _biases(self, bias)
+            outer, inner = biases(self.hidden, bias, linear_before_reset=self.linear_before_reset)
             last = (bias, Epilogue(bias=outer), inner)
             self._biased[:] = [last]
         return last[1], last[2]
@@ -120,13 +120,7 @@ def run(
     struct.inner_bias, struct.peepholes = pointer(inner), pointer(peepholes)
     struct.lengths, struct.h, struct.c, struct.y = pointer(lengths), pointer(h), pointer(c), pointer(y)
     struct.split = weights.split(batch)
-    first = None if struct.split == ffi().NULL else (h.copy(), c.copy() if c is not None else None)
-    status = library().pumice_recurrent(struct, threads)
-    if status == library().PUMICE_NHWC_UNDEFINED and first is not None:
-        h[...], c[...] = first  # type: ignore[index]
-        struct.split = ffi().NULL
-        status = library().pumice_recurrent(struct, threads)
-    check(status, weights.cell)
+    check(library().pumice_recurrent(struct, threads), weights.cell)
 
 
 @attrs.frozen(eq=False)
@@ -178,25 +172,20 @@ def lstm_gradient(
     struct.split = weights.split(batch)
     split_back = None if struct.split == ffi().NULL else Product.of_matrix(r)
     struct.split_back = ffi().NULL if split_back is None else split_back.handle
-    status = library().pumice_lstm_gradient(struct, threads)
-    if status == library().PUMICE_NHWC_UNDEFINED:
-        struct.split = struct.split_back = ffi().NULL
-        dh[...], dc[...] = last
-        status = library().pumice_lstm_gradient(struct, threads)
-    check(status, "the gradient of the lstm")
+    check(library().pumice_lstm_gradient(struct, threads), "the gradient of the lstm")
     before = kept[:-1][::-1] if reverse else kept[:-1]
     return Pulled(gates, before.reshape(time * batch, hidden), dh, dc)
 
 
-def _biases(weights: Weights, bias: Array | None) -> tuple[Array | None, Array | None]:
-    """What is added to the projected input, and what a GRU adds to the candidate before its reset."""
+def biases(hidden: int, bias: Array | None, *, linear_before_reset: bool) -> tuple[Array | None, Array | None]:
+    """What the projected input takes along, and what a GRU adds to the candidate before its reset."""
     if bias is None:
         return None, None
     half = bias.size // 2
     outer: Any = bias[:half] + bias[half:]
-    if not weights.linear_before_reset:
+    if not linear_before_reset:
         return outer, None
-    start = 2 * weights.hidden
+    start = 2 * hidden
     outer[start:] = bias[start:half]
     return outer, np.ascontiguousarray(bias[half + start :])
 

@@ -72,6 +72,25 @@ static void products(const struct pumice_conv_shape *s, const char *level) {
     free(x), free(w), free(bias), free(residual), free(y);
 }
 
+/* An infinite operand cannot be split: where no window meets it sums stay finite, elsewhere they are not. */
+static void infinity(const struct pumice_conv_shape *s, const char *level) {
+    const int64_t taps = volume(s->kernel), depth = s->channels / s->groups, outputs = volume(s->output);
+    const int64_t image = volume(s->size) * s->channels, count = outputs * s->filters;
+    float *x = drawn(image), *w = drawn(s->filters * depth * taps), *y = room((size_t)count * sizeof *y);
+    const int64_t w_steps[] = {depth * taps, taps, 1}, x_steps[] = {image, 1, s->size[2] * s->channels, s->channels};
+    x[(volume(s->size) / 2) * s->channels] = INFINITY;
+    struct pumice_nhwc *conv = pumice_nhwc_create(s, w, w_steps, NULL, THREADS);
+    const struct pumice_nhwc_epilogue e = {.function = -1, .low = 0, .high = INFINITY};
+    CHECK(conv && pumice_nhwc_run(conv, 1, x, x_steps, NULL, y, &e, THREADS) == PUMICE_OK, "%s", level);
+    for (int64_t i = 0; conv && i < count; i++) {
+        double bound;
+        const double want = expected(s, x, w, i / s->filters, i % s->filters, 0, &bound);
+        CHECK(isfinite(y[i]) == isfinite(want), "%s: output %d: %g, not %g", level, (int)i, y[i], want);
+    }
+    pumice_nhwc_free(conv);
+    free(x), free(w), free(y);
+}
+
 static void maxima(const struct pumice_conv_shape *s, const char *level) {
     const int64_t image = volume(s->size) * s->channels, outputs = volume(s->output),
                   count = BATCH * outputs * s->channels;
@@ -143,6 +162,7 @@ int main(void) {
     EVERY_LEVEL(level) {
         for (int i = 0; i < SHAPES; i++) {
             products(&shapes[i], level);
+            infinity(&shapes[i], level);
             maxima(&shapes[i], level);
         }
         attention(3, 5, 7, 4, 6, level);

@@ -1,5 +1,5 @@
 /* Programs: the steps that have kernels of their own at every level, in memory that ends where the operands do; order,
- * failures, and several callers of one program. */
+ * failures, several callers of one program, weights mapped from bytes, and many programs made and freed. */
 #include <math.h>
 #include <pthread.h>
 #include <string.h>
@@ -123,15 +123,91 @@ static void test_callers(void) {
     pumice_program_free(shared);
 }
 
+/* --- weights in memory of their own ---------------------------------------------------------------------------------- */
+
+enum { CHANNELS = 5, FILTERS = 7, SIDE = 6, PIXELS = SIDE * SIDE, CYCLES = 10000 };
+static const struct pumice_conv_shape SHAPE = {
+    .channels = CHANNELS, .filters = FILTERS, .groups = 1, .size = {1, SIDE, SIDE}, .kernel = {1, 3, 3},
+    .stride = {1, 1, 1}, .dilation = {1, 1, 1}, .before = {0, 1, 1}, .output = {1, SIDE, SIDE}};
+
+/* The image of packed weights, which are freed. */
+static void *taken(int kind, void *packed, void (*release)(void *), int64_t *count) {
+    *count = pumice_image_bytes(kind, packed);
+    void *image = NULL;
+    if (posix_memalign(&image, 64, (size_t)*count)) exit(2);
+    pumice_image_write(kind, packed, image);
+    release(packed);
+    return image;
+}
+
+static void free_nhwc(void *packed) { pumice_nhwc_free(packed); }
+static void free_matrix(void *packed) { pumice_packed_free(packed); }
+
+/* Maps an image in a program of one step, whose arguments hold the weights at their beginning. */
+static void run_image(const char *level, int kind, const char *step, void *image, int64_t count, void *arguments,
+                      const float *x, const float *want, int results) {
+    float *y = room((size_t)results * sizeof *y);
+    void *weights = pumice_image_map(kind, image, count), *places[] = {y, (void *)x, NULL};
+    CHECK(weights, "%s: %s", level, step);
+    memcpy(arguments, &weights, sizeof weights);
+    CHECK(run_one(step, arguments, places, 2, 1) == PUMICE_OK, "%s: %s", level, step);
+    CHECK(!memcmp(y, want, (size_t)results * sizeof *y), "%s: %s", level, step);
+    pumice_image_unmap(weights);
+    CHECK(!pumice_image_map(kind, image, count - 64) && !pumice_image_map(kind + 1, image, count), "%s", level);
+    free(y);
+}
+
+static void test_images(const char *level) {
+    float x[CHANNELS * PIXELS], w[FILTERS * CHANNELS * 9], y[FILTERS * PIXELS];
+    for (int i = 0; i < CHANNELS * PIXELS; i++) x[i] = draw_float();
+    for (int i = 0; i < FILTERS * CHANNELS * 9; i++) w[i] = draw_float();
+    const int64_t steps[] = {CHANNELS * 9, 9, 1};
+    struct pumice_nhwc_step nhwc = {.batch = 1, .x_steps = {0, 1, SIDE * CHANNELS, CHANNELS},
+                                    .epilogue = {.function = -1, .low = -1, .high = 1}};
+    struct pumice_nhwc *conv = pumice_nhwc_create(&SHAPE, w, steps, NULL, 1);
+    CHECK(pumice_nhwc_run(conv, 1, x, nhwc.x_steps, NULL, y, &nhwc.epilogue, 1) == PUMICE_OK, "%s", level);
+    int64_t count;
+    void *image = taken(PUMICE_IMAGE_NHWC, conv, free_nhwc, &count);
+    run_image(level, PUMICE_IMAGE_NHWC, "nhwc", image, count, &nhwc, x, y, FILTERS * PIXELS);
+    free(image);
+
+    const struct pumice_matrix b = {w, PUMICE_F32, CHANNELS, FILTERS, FILTERS, 1};
+    struct pumice_gemm_step gemm = {.a = {x, PUMICE_F32, PIXELS, CHANNELS, CHANNELS, 1},
+                                    .epilogue = {.output = PUMICE_F32}, .y_stride = FILTERS};
+    struct pumice_packed *matrix;
+    CHECK(pumice_pack(&matrix, PUMICE_FLOAT, &b, 1) == PUMICE_OK, "%s", level);
+    CHECK(pumice_gemm(matrix, &gemm.a, 0, NULL, &gemm.epilogue, y, FILTERS, 1) == PUMICE_OK, "%s", level);
+    image = taken(PUMICE_IMAGE_MATRIX, matrix, free_matrix, &count);
+    run_image(level, PUMICE_IMAGE_MATRIX, "gemm", image, count, &gemm, x, y, FILTERS * PIXELS);
+    free(image);
+}
+
+/* Whatever is made is freed: a leak of a byte a cycle is one that the sanitizer tells. */
+static void test_cycles(void) {
+    float x[CHANNELS * PIXELS] = {1}, w[FILTERS * CHANNELS * 9] = {1}, y[FILTERS * PIXELS];
+    const int64_t steps[] = {CHANNELS * 9, 9, 1};
+    void *places[] = {y, x, NULL};
+    for (int i = 0; i < CYCLES; i++) {
+        struct pumice_nhwc_step nhwc = {.batch = 1, .x_steps = {0, 1, SIDE * CHANNELS, CHANNELS},
+                                        .epilogue = {.function = -1, .low = -1, .high = 1}};
+        struct pumice_nhwc *conv = pumice_nhwc_create(&SHAPE, w, steps, NULL, 1);
+        nhwc.conv = conv;
+        CHECK(run_one("nhwc", &nhwc, places, 2, 1) == PUMICE_OK, "cycle %d", i);
+        pumice_nhwc_free(conv);
+    }
+}
+
 int main(void) {
     EVERY_LEVEL(level) {
         for (int i = 0; i < COUNTS; i++) test_add(level, counts[i], i % 2);
         for (int i = 0; i < COUNTS - 1; i++)
             for (int channels = 1; channels < 6; channels++) test_image(level, counts[i], channels);
         for (int i = 0; i < COUNTS - 1; i++) test_rows(level, counts[i]);
+        test_images(level);
     }
     pumice_use_level("");
     test_failures();
     test_callers();
+    test_cycles();
     return summary("runtime");
 }

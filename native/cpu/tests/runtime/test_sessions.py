@@ -4,10 +4,13 @@ import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx_ir as ir
 import psutil
 import pytest
+from onnx import parser
 
 from pumice.errors import DataError, PumiceError
+from pumice.model import load
 from pumice_cpu.runtime.strategy import NativeRuntime
 
 
@@ -16,15 +19,18 @@ def session(quantized_cnn):
     return NativeRuntime().open(quantized_cnn)
 
 
-def test_four_callers_at_once_get_their_own_answers(session, given_images):
+def test_four_callers_at_once_get_their_own_answers_a_thousand_times_each_in_steady_memory(session, given_images):
     feeds = [given_images(1, seed) for seed in range(4)]
     alone = [session.run(feed)["y"] for feed in feeds]
 
-    def call(caller):
-        return all(np.array_equal(session.run(feeds[caller])["y"], alone[caller]) for _ in range(250))
+    def call(caller, times):
+        return all(np.array_equal(session.run(feeds[caller])["y"], alone[caller]) for _ in range(times))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(call, range(4)))
+        assert all(pool.map(call, range(4), [50] * 4))
+        before = resident()
+        assert all(pool.map(call, range(4), [1000] * 4))
+    assert resident() - before < 4 << 20
 
 
 def test_each_shape_is_compiled_once(session, given_images):
@@ -86,16 +92,39 @@ def test_the_profile_tells_every_instruction(session, given_images):
     assert all(line.microseconds > 0 for line in lines)
 
 
-def test_compiling_running_and_dropping_leaks_nothing(quantized_cnn, given_images):
-    from pumice.model import load
+def resident():
+    gc.collect()
+    return psutil.Process().memory_info().rss
 
-    model, feeds, process = load(quantized_cnn), given_images(1), psutil.Process()
+
+def test_opening_running_and_dropping_leaks_nothing(quantized_cnn, given_images):
+    model, feeds = load(quantized_cnn), given_images(1)
 
     def cycle(times):
         for _ in range(times):
             NativeRuntime().open(model, threads=1).run(feeds)
-        gc.collect()
-        return process.memory_info().rss
+        return resident()
 
     before = cycle(10)
     assert cycle(30) - before < 4 << 20
+
+
+SMALL = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) {
+    w = Constant <value = float[2, 2, 1, 1] {1, 2, 3, 4}> () a = Conv(x, w) y = Relu(a)
+}"""
+
+
+def test_ten_thousand_programs_compiled_run_and_freed_leave_memory_flat():
+    session = NativeRuntime().open(ir.from_proto(parser.parse_model(SMALL)), threads=1)
+    feeds = {"x": np.ones((1, 2, 4, 4), np.float32)}
+
+    def cycle(times):
+        for _ in range(times):
+            session.programs.clear()
+            session.packer.made.clear()
+            assert session.run(feeds)["y"][0, :, 0, 0].tolist() == [3.0, 7.0]
+        return resident()
+
+    before = cycle(1000)
+    assert cycle(9000) - before < 2 << 20

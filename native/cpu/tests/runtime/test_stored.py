@@ -1,6 +1,7 @@
 """Programs in files: the same answers, and a clear refusal of whatever is not whole and for this build."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import parser
 
@@ -29,6 +30,12 @@ def test_a_stored_program_answers_as_the_session_that_wrote_it(program):
     for _ in range(2):
         np.testing.assert_array_equal(session.run(feeds)["y"], answers["y"])
     assert path.name in session.description
+
+
+def test_a_stored_float_network_answers_the_same(cnn, given_images, tmp_path):
+    session, feeds, path = NativeRuntime().open(cnn), given_images(2), tmp_path / "net.program"
+    session.save(feeds, path)
+    np.testing.assert_array_equal(NativeRuntime().open(path).run(feeds)["y"], session.run(feeds)["y"])
 
 
 def test_a_stored_transformer_answers_the_same(quantized_transformer, given_tokens, tmp_path):
@@ -70,11 +77,36 @@ def test_other_shapes_than_those_it_was_compiled_for_are_refused(program, given_
         NativeRuntime().open(path).run(given_images(1))
 
 
-def test_a_program_with_reference_kernels_is_not_stored(tmp_path):
-    import onnx_ir as ir
+WITH_REFERENCE = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 6] x) => (float[N, 6] y, int64[2, M] places, float[2] constant) {
+    a = Relu(x) axis = Constant <value_int = 1> () b = CumSum <reverse = 1> (a, axis) c = Softplus(b)
+    y = Tanh(c) places = NonZero(x) constant = Constant <value_floats = [1.0, 2.0]> ()
+}"""
+WITH_GRAPHS = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N] x, bool b) => (float[N] y) {
+    y = If (b) <then_branch = one () => (float[N] z) { z = Relu(x) },
+                else_branch = two () => (float[N] z) { z = Tanh(x) }>
+}"""
 
-    text = '<ir_version: 8, opset_import: ["": 17]> net (float[N] x) => (float[N] y) { y = Softplus(x) }'
-    session = NativeRuntime().open(ir.from_proto(parser.parse_model(text)))
-    with pytest.raises(PumiceError, match="Softplus"):
-        session.save({"x": np.ones(3, np.float32)}, tmp_path / "net.program")
+
+def parsed(text):
+    return NativeRuntime().open(ir.from_proto(parser.parse_model(text)))
+
+
+def test_a_program_with_reference_kernels_answers_the_same(tmp_path, rng):
+    session, feeds = parsed(WITH_REFERENCE), {"x": rng.standard_normal((3, 6)).astype(np.float32)}
+    session.save(feeds, tmp_path / "net.program")
+    opened = NativeRuntime().open(tmp_path / "net.program")
+    for _ in range(2):
+        want, have = session.run(feeds), opened.run(feeds)
+        assert list(have) == list(want)
+        for name, array in want.items():
+            np.testing.assert_array_equal(have[name], array)
+        feeds = {"x": np.maximum(feeds["x"], 0)}
+
+
+def test_a_program_with_graphs_of_its_own_is_not_stored(tmp_path):
+    session = parsed(WITH_GRAPHS)
+    with pytest.raises(PumiceError, match="If runs on a reference kernel"):
+        session.save({"x": np.ones(3, np.float32), "b": np.array(True)}, tmp_path / "net.program")
     assert list(tmp_path.iterdir()) == []

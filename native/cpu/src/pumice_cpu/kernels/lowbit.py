@@ -1,4 +1,5 @@
-"""onnxruntime's products with weights of few bits: DynamicQuantizeMatMul, and MatMulNBits of four bits.
+"""Products with weights of few bits: onnxruntime's DynamicQuantizeMatMul, its MatMulNBits of four bits, and products by
+weights of four bits that the graph widens.
 
 Constant weights are packed when they are first used; weights that are fed go to core's NumPy code.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
+from pumice_cpu.fusing_lowbit import FOUR_BITS, stored_product
 
 if TYPE_CHECKING:
     from pumice_cpu.gemm import Packed
@@ -109,5 +111,9 @@ KERNELS = (
     Kernel(
         op_type="MatMulNBits", domain=_MICROSOFT, run=_core, bind=_bound(_few_bits, (1, 2, 3)),
         accepts=_four_bits_in_blocks, rtol=1e-4, atol=1e-4,
+    ),
+    *(
+        Kernel(op_type=op_type, run=_core, fuse=stored_product, dtypes=FOUR_BITS, rtol=0.0, atol=0.0)
+        for op_type in ("Cast", "DequantizeLinear")
     ),
 )  # fmt: skip

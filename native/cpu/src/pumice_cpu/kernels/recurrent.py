@@ -1,4 +1,5 @@
-"""LSTM and GRU of the Plan, with ONNX's default activations and no clip, and the gradient of the LSTM.
+"""LSTM and GRU of the Plan, with ONNX's default activations and no clip, the gradient of the LSTM, and onnxruntime's
+DynamicQuantizeLSTM.
 
 Constant weights are packed when the plan is compiled; weights that are fed are packed at every run.
 """
@@ -15,6 +16,7 @@ from pumice.ops.recurrent import OPS as CORE
 
 if TYPE_CHECKING:
     from pumice_cpu.recurrent import Cell, Weights
+    from pumice_cpu.recurrent_u8 import Weights as WeightsU8
 
 DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh")}
 
@@ -40,10 +42,12 @@ def _packed(cell: Cell, node: Node, w: Array, r: Array) -> list[Weights]:
     return [prepare(cell, w[i], r[i], linear_before_reset=linear) for i in range(len(w))]
 
 
-def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: Sequence[Any]) -> Outputs:
+def _layer(
+    cell: Cell, node: Node, run: Callable[..., None], weights: Sequence[Any], x: Array, rest: Sequence[Any]
+) -> Outputs:
     """Y (time, directions, batch, hidden) and the last states, in the node's layout; `rest` begins with B."""
     from pumice_cpu.arrays import empty
-    from pumice_cpu.recurrent import run, states
+    from pumice_cpu.recurrent import states
 
     b, lengths, first_h, first_c, peepholes = [*rest, None, None, None, None, None][:5]
     layout, hidden = node.get("layout", 0), weights[0].hidden
@@ -70,7 +74,9 @@ def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: S
 
 def _run(cell: Cell) -> Forward:
     def forward(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Outputs:
-        return _layer(cell, node, _packed(cell, node, w, r), x, rest)
+        from pumice_cpu.recurrent import run
+
+        return _layer(cell, node, run, _packed(cell, node, w, r), x, rest)
 
     return forward
 
@@ -85,17 +91,60 @@ def _bind(cell: Cell) -> Callable[[Node, Sequence[Any]], Forward]:
         biases = None if constant_b is None else list(constant_b)
 
         def forward(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Outputs:
+            from pumice_cpu.recurrent import run
+
             if w is not constant_w or r is not constant_r:
-                return _layer(cell, node, _packed(cell, node, w, r), x, rest)
+                return _layer(cell, node, run, _packed(cell, node, w, r), x, rest)
             if not kept:
                 kept.extend(_packed(cell, node, w, r))
             if biases is not None and rest[0] is constant_b:  # the same rows every time, of which something is kept
-                return _layer(cell, node, kept, x, (biases, *rest[1:]))
-            return _layer(cell, node, kept, x, rest)
+                return _layer(cell, node, run, kept, x, (biases, *rest[1:]))
+            return _layer(cell, node, run, kept, x, rest)
 
         return forward
 
     return bind
+
+
+# --- 8-bit weights ----------------------------------------------------------------------------------------------------
+
+Parameters = tuple["Array | None", ...]
+"""W, R, their scales and zero points: ws, wz, rs, rz."""
+
+
+def _packed_u8(w: Array, r: Array, parameters: Parameters) -> list[WeightsU8]:
+    from pumice_cpu.recurrent_u8 import prepare
+
+    def of_direction(i: int) -> tuple[Any, ...]:
+        return tuple(None if p is None else p.reshape(len(w), -1)[i] for p in parameters)
+
+    def prepared(i: int) -> WeightsU8:
+        ws, wz, rs, rz = of_direction(i)
+        return prepare("lstm", w[i], ws, wz, r[i], rs, rz)
+
+    return [prepared(i) for i in range(len(w))]
+
+
+def _bind_u8(node: Node, constants: Sequence[Any]) -> Forward:
+    """DynamicQuantizeLSTM: weights that are the plan's constants are packed once."""
+    kept: list[WeightsU8] = []
+
+    def forward(node: Node, x: Array, w: Array, r: Array, *rest: Any) -> Outputs:
+        from pumice_cpu.recurrent_u8 import run
+
+        parameters = tuple((*rest, *[None] * 9)[5:9])
+        given = zip((w, r, *parameters), (*constants[1:3], *constants[8:12]), strict=False)
+        if any(array is not constant for array, constant in given):
+            return _layer("lstm", node, run, _packed_u8(w, r, parameters), x, rest)
+        if not kept:
+            kept.extend(_packed_u8(w, r, parameters))
+        return _layer("lstm", node, run, kept, x, rest)
+
+    return forward
+
+
+def _run_u8(node: Node, *arrays: Any) -> Outputs:
+    return _bind_u8(node, [None] * 12)(node, *arrays)
 
 
 def _lstm_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Sequence[bool]) -> Outputs:
@@ -153,5 +202,14 @@ def _record(op_type: str, cell: Cell, since: int) -> Kernel:
 KERNELS = (
     _record("LSTM", "lstm", 1),
     _record("GRU", "gru", 3),
+    Kernel(
+        op_type="DynamicQuantizeLSTM",
+        domain="com.microsoft",
+        run=_run_u8,
+        bind=_bind_u8,
+        accepts=_accepts("lstm"),
+        rtol=1e-4,
+        atol=1e-4,
+    ),
     Kernel(op_type="LSTM", part="vjp", run=_lstm_vjp, accepts=_accepts("lstm"), rtol=1e-4, atol=1e-4),
 )

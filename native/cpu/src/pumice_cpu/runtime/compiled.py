@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from pumice.errors import DataError, nearest
 from pumice.ops.record import Array
 from pumice_cpu import arrays, native
 from pumice_cpu.runtime.executable import Executable
+from pumice_cpu.runtime.timings import limits
 from pumice_cpu.runtime.views import View
 
 PROFILE_RUNS = 5
@@ -36,6 +38,10 @@ class Compiled:
     """Slot and place of every input; None where only reference kernels read it."""
     outputs: Mapping[str, View | Array | int]
     """A view in memory of its own, a constant, or the slot of a value whose shape varies."""
+    signatures: tuple[str, ...]
+    """Of every instruction: see `timings`."""
+    _settled: list[int] = attrs.field(factory=list, init=False)
+    _settling: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def run(
         self, feeds: Mapping[str, Array], out: Mapping[str, Array] | None, threads: int, times: Any = None
@@ -77,20 +83,33 @@ class Compiled:
             return out[name]
         return value
 
+    def settle(self, feeds: Mapping[str, Array], threads: int) -> None:
+        """Before the first run with so many threads: find the steps that are quicker with one."""
+        if threads in self._settled:
+            return
+        with self._settling:
+            if threads not in self._settled:
+                self.executable.limit(limits(self.signatures, threads, lambda count: self._times(feeds, count)))
+                self._settled[:] = [threads]
+
+    def _times(self, feeds: Mapping[str, Array], threads: int) -> list[float]:
+        """Microseconds of every instruction, in one run."""
+        found = [0.0] * len(self.signatures)
+
+        def note(number: int, nanoseconds: float) -> None:
+            found[number] = nanoseconds / 1e3
+
+        self.run(feeds, None, threads, note)
+        return found
+
     def profile(self, feeds: Mapping[str, Array], threads: int) -> list[Timed]:
         """Every instruction and its time, in the order of execution: the mean of a few runs after a warm-up."""
         instructions = self.executable.instructions
-        total = [0.0] * len(instructions)
-
-        def add(number: int, nanoseconds: float) -> None:
-            total[number] += nanoseconds
-
         self.run(feeds, None, threads)
-        for _ in range(PROFILE_RUNS):
-            self.run(feeds, None, threads, add)
+        rounds = [self._times(feeds, threads) for _ in range(PROFILE_RUNS)]
         return [
-            Timed(node=i.node, op=i.op, kind=i.kind, microseconds=t / PROFILE_RUNS / 1e3)
-            for i, t in zip(instructions, total, strict=True)
+            Timed(node=i.node, op=i.op, kind=i.kind, microseconds=sum(times) / PROFILE_RUNS)
+            for i, times in zip(instructions, zip(*rounds, strict=True), strict=True)
         ]
 
 

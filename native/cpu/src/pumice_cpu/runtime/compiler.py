@@ -22,6 +22,7 @@ from pumice_cpu.runtime.trace import Trace
 from pumice_cpu.runtime.views import View
 
 MOST_AXES = 6
+QUANTIZERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 REFERENCE = "reference"
 """Kind of the instructions that the reference kernels run."""
 
@@ -81,6 +82,8 @@ class Compiler:
         self.readers = {s: step for step in steps for s in step.inputs}
         self.producers = {s: step for step in steps for s in step.outputs if s != ABSENT}
         self.index = {id(step): i for i, step in enumerate(steps)}
+        self.quantizes = any(step.node.op_type in QUANTIZERS for step in steps)
+        """Whether real numbers become levels somewhere."""
 
     def compile(self, table: Mapping[tuple[str, str], Lower]) -> list[Instruction]:
         """Instructions in order, and a view for every output that does not vary."""
@@ -192,6 +195,34 @@ class Compiler:
             )
         )  # fmt: skip
 
+    def redirect(self, view: View, place: View) -> bool:
+        """Let the only instruction that computes a value write it elsewhere, if it can; nobody else may read it."""
+        touching = [
+            i for i, ins in enumerate(self.instructions) if any(v and v.root is view.root for v in ins.operands)
+        ]
+        slots = [slot for slot, known in self.views.items() if known.root is view.root]
+        whole = view.root.home == "arena" and view.array.nbytes == view.root.nbytes
+        if (
+            not whole
+            or len(touching) != 1
+            or sum(self.reads[slot] for slot in slots) > 1
+            or view in self.copies.values()
+        ):
+            return False
+        made = self.instructions[touching[0]]
+        if made.operands[0] is not view or made.kind == REFERENCE:
+            return False
+        fields = made.fields
+        if view.order is None or not place.lies_in(view.order):
+            step = _pixel_step(place)
+            if made.kind != "nhwc" or step is None:
+                return False
+            fields = {**fields, "epilogue": {**fields["epilogue"], "y_step": step}}
+        operands = (place, *made.operands[1:])
+        self.instructions[touching[0]] = attrs.evolve(made, operands=operands, fields=fields, in_place=())
+        self.views.update(dict.fromkeys(slots, place))
+        return True
+
     # --- steps that follow --------------------------------------------------------------------------------------------
 
     def reader(self, slot: int) -> Step | None:
@@ -251,6 +282,13 @@ class Compiler:
                 self.views[slot] = views.fresh(view.shape, view.dtype, home="outside")
                 self.transpose(self.views[slot], view, tuple(range(len(view.shape))))
             taken.add(id(self.views[slot].root))
+
+
+def _pixel_step(view: View) -> int | None:
+    """Elements from pixel to pixel of an image (N, C, ...) whose channels, and nothing else, have a gap behind them."""
+    steps = view.array.transpose(views.channels_last(view.array.ndim))
+    shape, strides = _merged(steps.shape, [s // steps.itemsize for s in steps.strides])
+    return strides[0] if len(shape) == 2 and strides[1] == 1 and shape[1] == view.shape[1] else None
 
 
 def _merged(shape: Sequence[int], steps: Sequence[int]) -> tuple[list[int], list[int]]:

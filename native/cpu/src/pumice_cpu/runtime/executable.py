@@ -84,6 +84,12 @@ class Executable:
         finally:
             self.free.append(state)
 
+    def limit(self, threads: Sequence[int]) -> None:
+        """Hold instructions to so many threads, 0 for as many as a run has; not while it runs."""
+        native = (t for i, t in zip(self.instructions, threads, strict=True) if i.kind != REFERENCE)
+        for number, count in enumerate(native):
+            library().pumice_program_limit(self.handle, number, count)
+
     def _state(self) -> State:
         try:
             return self.free.pop()

@@ -10,10 +10,12 @@ import numpy as np
 
 from pumice.ops.record import Array
 from pumice.ops.window import Window
-from pumice_cpu import arrays, gemm, lowbit
+from pumice_cpu import arrays, gemm, lowbit, recurrent_u8
 from pumice_cpu.conv_u8 import shape_struct
 from pumice_cpu.lowbit import TableType
 from pumice_cpu.native import NativeError, ffi, library
+from pumice_cpu.nhwc import Product
+from pumice_cpu.recurrent import Cell
 
 
 @attrs.frozen(eq=False)
@@ -77,6 +79,12 @@ def conv_f32(weights: Array, shape: Sequence[Sequence[int]], channels: int, grou
     return Packed(ffi().gc(handle, free), "conv_f32", (weights, shape, channels, groups, transposed))
 
 
+def nhwc(weights: Array, shape: Sequence[Sequence[int]], groups: int, whole: bool) -> Packed:
+    """Weights (filters, channels / groups, *kernel) of images with channels last; `whole` operands are never split."""
+    product = Product.of_convolution(weights, _window(shape), groups, whole=whole)
+    return Packed(product.handle, "nhwc", (weights, shape, groups, whole), product)
+
+
 def matrix(b: Array, product: gemm.Product) -> Packed:
     """B (k, n) of a matrix product."""
     packed = gemm.pack(b, product)
@@ -89,6 +97,12 @@ def codebook(
     """4-bit weights, as `lowbit.pack` takes them."""
     packed = lowbit.pack(codes, table, scale, offset, group=group, table_type=table_type)
     return Packed(packed.handle, "codebook", (codes, table, scale, offset, group, table_type))
+
+
+def gates(cell: Cell, r: Array, scale: Array, zero: Array | None) -> Packed:
+    """8-bit recurrent weights, as `recurrent_u8.Gates` takes them."""
+    packed = recurrent_u8.Gates(cell, r, scale, zero)
+    return Packed(packed.handle, "gates", (cell, r, scale, zero))
 
 
 def _refuse_null(handle: Any) -> None:

@@ -18,6 +18,7 @@ from pumice_cpu.runtime.compiler import REFERENCE, Compiler
 from pumice_cpu.runtime.executable import assemble
 from pumice_cpu.runtime.lower import table
 from pumice_cpu.runtime.packing import Packer
+from pumice_cpu.runtime.timings import signature
 from pumice_cpu.runtime.trace import trace
 from pumice_cpu.runtime.views import View
 
@@ -74,7 +75,7 @@ class NativeSession:
         """Write the program for the shapes of these inputs to a file, which `NativeRuntime.open` maps back.
 
         Raises:
-            NativeError: reference kernels are part of it.
+            NativeError: a reference kernel is part of it that has graphs or text of its own.
         """
         from pumice_cpu.runtime.stored import save
 
@@ -115,6 +116,7 @@ class NativeSession:
         filled = self.plan.filled(feeds)
         with self._compiling:
             found = self.programs.get(key) or self._compile(dict(filled))
+            found.settle(feeds, self.threads or 0)
             self.programs[key] = found
             while len(self.programs) > MOST_PROGRAMS:
                 self.programs.popitem(last=False)
@@ -134,7 +136,7 @@ class NativeSession:
         for name, slot in zip(self.plan.output_names, program.outputs, strict=True):
             known = seen.known(slot)
             outputs[name] = known if known is not None else compiler.views.get(slot, slot)
-        return Compiled(executable, inputs, outputs)
+        return Compiled(executable, inputs, outputs, tuple(map(signature, executable.instructions)))
 
 
 def _plan(model: ir.Model, outputs: Sequence[str] | None) -> Plan:
@@ -153,6 +155,6 @@ def _steps(plan: Plan) -> list[Step]:
     from pumice.registry import registry
 
     program = plan.program
-    kernels = [kernel for kernel in registry().kernels if kernel.available() is None]
+    kernels = [k for k in registry().kernels if k.device == "cpu" and k.available() is None]
     steps = recognised(program.steps, program.template, {*program.outputs}, kernels, registry().ops)
     return with_lifetimes(steps, keep={*program.outputs})

@@ -2,9 +2,9 @@
 
     magic, bytes of the header, bytes of the file     24 bytes
     header                                            JSON: what build and level it is for, places, instructions, names
-    data                                              arrays and packed convolutions, each on a multiple of 64 bytes
+    data                                              arrays and packed weights, each on a multiple of 64 bytes
 
-Packed convolutions are used where the file is mapped; other weights are packed as they are opened. A file is bound to
+Packed weights are used where the file is mapped; those of few kinds are packed as they are opened. A file is bound to
 the library that wrote it: any other build refuses it, since it would read packed weights in another order.
 """
 
@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import zlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ import attrs
 import numpy as np
 
 from pumice.errors import DataError, ModelError, nearest
-from pumice.ops.record import Array
-from pumice_cpu import native
+from pumice.ops.record import Array, Node
+from pumice.program import HAS_GRAPHS, Step
 from pumice_cpu.native import NativeError, ffi, library
 from pumice_cpu.runtime import packing
+from pumice_cpu.runtime.build import build
 from pumice_cpu.runtime.compiled import Compiled, Timed, describe
 from pumice_cpu.runtime.compiler import REFERENCE, Instruction
 from pumice_cpu.runtime.executable import assemble
@@ -36,6 +35,8 @@ from pumice_cpu.runtime.views import Root, View, address
 MAGIC = b"PUMICEN\n"
 LEAD = 24
 LINE = 64
+IMAGES = {"conv_u8": 0, "nhwc": 1, "matrix": 2}
+"""Packed weights that are used where the file is mapped: `enum pumice_image`."""
 
 
 def is_stored(path: Path) -> bool:
@@ -47,14 +48,6 @@ def is_stored(path: Path) -> bool:
         return False
 
 
-@cache
-def build() -> str:
-    """What a file is bound to: the library, and the level in force."""
-    from pumice_cpu import _native
-
-    return f"{zlib.crc32(Path(_native.__file__).read_bytes()):08x} {native.level()}"
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,14 +55,14 @@ def save(compiled: Compiled, path: Path) -> None:
     """Write a program.
 
     Raises:
-        NativeError: reference kernels are part of it.
+        NativeError: a reference kernel is part of it that has graphs or text of its own.
     """
-    fallbacks = sorted({i.op for i in compiled.executable.instructions if i.kind == REFERENCE})
-    if fallbacks:
-        raise NativeError(
-            f"the program cannot be stored: {', '.join(fallbacks)} run on reference kernels, which no file holds; "
-            "open the model itself instead"
-        )
+    for instruction in compiled.executable.instructions:
+        if instruction.step is not None and not _can_be_stored(instruction):
+            raise NativeError(
+                f"the program cannot be stored: {instruction.op} runs on a reference kernel with graphs or text of its "
+                "own, which no file holds; open the model itself instead"
+            )
     writer = _Writer()
     header = json.dumps(writer.header(compiled)).encode()
     data = bytes(writer.data)
@@ -80,6 +73,13 @@ def save(compiled: Compiled, path: Path) -> None:
         file.write(header + b" " * (begin - LEAD - len(header)))
         file.write(data)
     work.replace(path)
+
+
+def _can_be_stored(instruction: Instruction) -> bool:
+    step, constants = instruction.step, instruction.fields["constants"].values()
+    assert step is not None
+    plain = all(isinstance(value, np.ndarray) and value.dtype != object for value in constants)
+    return plain and not step.captures and not step.node.attributes.get(HAS_GRAPHS)
 
 
 def _up(count: int) -> int:
@@ -97,15 +97,11 @@ class _Writer:
 
     def header(self, compiled: Compiled) -> dict[str, Any]:
         executable = compiled.executable
-        inputs = {name: None if view is None else self._place(view) for name, (_, view) in compiled.inputs.items()}
-        outputs = {
-            name: self._place(where) if isinstance(where, View) else {"constant": self._array(np.asarray(where))}
-            for name, where in compiled.outputs.items()
+        inputs = {
+            name: [slot, None if view is None else self._place(view)] for name, (slot, view) in compiled.inputs.items()
         }
-        instructions = [
-            [i.kind, [None if v is None else self._at(v) for v in i.operands], self._value(i.fields), i.node, i.op]
-            for i in executable.instructions
-        ]
+        outputs = {name: self._output(where) for name, where in compiled.outputs.items()}
+        instructions = [self._instruction(i) for i in executable.instructions]
         roots = [
             [
                 root.home,
@@ -116,8 +112,41 @@ class _Writer:
         ]
         return {
             "build": build(), "inputs": inputs, "outputs": outputs, "instructions": instructions, "roots": roots,
-            "packed": self.parcels, "arena": executable.arena_bytes,
+            "packed": self.parcels, "arena": executable.arena_bytes, "signatures": list(compiled.signatures),
         }  # fmt: skip
+
+    def _output(self, where: View | Array | int) -> dict[str, Any]:
+        if isinstance(where, View):
+            return self._place(where)
+        return {"slot": where} if isinstance(where, int) else {"constant": self._array(np.asarray(where))}
+
+    def _instruction(self, i: Instruction) -> list[Any]:
+        if i.step is None:
+            return [
+                i.kind,
+                [None if v is None else self._at(v) for v in i.operands],
+                self._value(i.fields),
+                i.node,
+                i.op,
+            ]
+        node, step = i.step.node, i.step
+        constants = [[slot, self._array(value)] for slot, value in i.fields["constants"].items()]
+        described = {
+            "node": {
+                "op_type": node.op_type, "domain": node.domain, "name": node.name, "opset": node.opset,
+                "outputs": list(node.outputs), "attributes": self._value(node.attributes),
+            },
+            "inputs": step.inputs, "outputs": step.outputs, "constants": constants, "read": i.fields["read"],
+            "written": i.fields["written"],
+        }  # fmt: skip
+        views = [v for v in i.operands if v is not None]
+        return [
+            i.kind,
+            [[*self._at(v), v.shape, v.dtype.name, v.array.strides] for v in views],
+            described,
+            i.node,
+            i.op,
+        ]
 
     def _at(self, view: View) -> list[int]:
         return [self.roots.setdefault(view.root, len(self.roots)), view.offset]
@@ -150,12 +179,12 @@ class _Writer:
         return self.packed[id(packed)]
 
     def _parcel(self, packed: Packed) -> dict[str, Any]:
-        if packed.kind == "conv_u8":
-            count = int(library().pumice_conv_u8_image_bytes(packed.handle))
-            image = np.empty(count, np.uint8)
-            library().pumice_conv_u8_write_image(packed.handle, ffi().from_buffer(image))
-            return {"image": self._bytes(image.tobytes()), "bytes": count}
-        return {"kind": packed.kind, "arguments": [self._value(argument) for argument in packed.arguments]}
+        if packed.kind not in IMAGES:
+            return {"kind": packed.kind, "arguments": [self._value(argument) for argument in packed.arguments]}
+        count = int(library().pumice_image_bytes(IMAGES[packed.kind], packed.handle))
+        image = np.empty(count, np.uint8)
+        library().pumice_image_write(IMAGES[packed.kind], packed.handle, ffi().from_buffer(image))
+        return {"kind": packed.kind, "image": self._bytes(image.tobytes()), "bytes": count}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -203,30 +232,48 @@ class _Reader:
 
     def compiled(self) -> Compiled:
         header = self.header
-        instructions = [
-            Instruction(
-                kind,
-                tuple(None if at is None else self._view(at) for at in operands),
-                (0,),
-                self._value(fields),
-                node,
-                op,
-            )
-            for kind, operands, fields, node, op in header["instructions"]
-        ]
+        instructions = [self._instruction(*found) for found in header["instructions"]]
         offsets = {
             root: place for root, (home, _, place) in zip(self.roots, header["roots"], strict=True) if home == "arena"
         }
         executable = assemble(instructions, (offsets, header["arena"]))
-        inputs = {
-            name: (-1 - i, None if p is None else self._whole(p))
-            for i, (name, p) in enumerate(header["inputs"].items())
-        }
-        outputs = {
-            name: self._array(p["constant"]) if "constant" in p else self._whole(p)
-            for name, p in header["outputs"].items()
-        }
-        return Compiled(executable, inputs, outputs)
+        inputs = {name: (slot, None if p is None else self._whole(p)) for name, (slot, p) in header["inputs"].items()}
+        outputs = {name: self._output(found) for name, found in header["outputs"].items()}
+        return Compiled(executable, inputs, outputs, tuple(header["signatures"]))
+
+    def _output(self, found: Mapping[str, Any]) -> View | Array | int:
+        if "slot" in found:
+            return int(found["slot"])
+        return self._array(found["constant"]) if "constant" in found else self._whole(found)
+
+    def _instruction(
+        self, kind: str, operands: list[Any], fields: Mapping[str, Any], node: str, op: str
+    ) -> Instruction:
+        if kind != REFERENCE:
+            views = tuple(None if at is None else self._view(at) for at in operands)
+            return Instruction(kind, views, (0,), self._value(fields), node, op)
+        views = tuple(
+            View(self.roots[root], np.ndarray(shape, dtype, self.roots[root].memory, offset, strides))
+            for root, offset, shape, dtype, strides in operands
+        )
+        constants = {slot: self._array(found) for slot, found in fields["constants"]}
+        kept = {"written": tuple(fields["written"]), "read": tuple(fields["read"]), "constants": constants}
+        writes = tuple(range(len(fields["written"])))
+        return Instruction(kind, views, writes, kept, node, op, step=self._step(fields, constants))
+
+    def _step(self, fields: Mapping[str, Any], constants: Mapping[int, Array]) -> Step:
+        """A node with the kernel that a plan would choose for it."""
+        from pumice.dispatch import implementation
+        from pumice.registry import registry
+
+        found, installed = fields["node"], registry()
+        node = Node(**{**found, "outputs": tuple(found["outputs"]), "attributes": self._value(found["attributes"])})
+        usable = [k for k in installed.kernels if k.device == "cpu" and k.available() is None]
+        inputs = tuple(fields["inputs"])
+        op, call = implementation(
+            node, [constants.get(slot) for slot in inputs], installed.ops, sorted(usable, key=lambda k: -k.rank)
+        )
+        return Step(node, op, call, inputs, tuple(fields["outputs"]))
 
     def _root(self, home: Any, nbytes: int, place: Any) -> Root:
         memory = self._array(place) if home == "constant" else np.empty(nbytes, np.uint8)
@@ -262,15 +309,15 @@ class _Reader:
         return {name: self._value(v) for name, v in value.items()}
 
     def _unpacked(self, parcel: Mapping[str, Any]) -> Packed:
-        if "kind" in parcel:
-            make = getattr(packing, parcel["kind"])
-            made: Packed = make(*(self._value(argument) for argument in parcel["arguments"]))
+        kind = parcel["kind"]
+        if "arguments" in parcel:
+            made: Packed = getattr(packing, kind)(*(self._value(argument) for argument in parcel["arguments"]))
             return made
         image = self._bytes(parcel["image"], parcel["bytes"])
-        handle = library().pumice_conv_u8_map_image(ffi().cast("void *", address(image)), image.size)
+        handle = library().pumice_image_map(IMAGES[kind], ffi().cast("void *", address(image)), image.size)
         if handle == ffi().NULL:
-            raise ValueError("no packed convolution")
-        return Packed(ffi().gc(handle, library().pumice_conv_u8_unmap), "conv_u8", (), alive=self.mapped)
+            raise ValueError("no packed weights")
+        return Packed(ffi().gc(handle, library().pumice_image_unmap), kind, (), alive=self.mapped)
 
 
 @attrs.frozen(eq=False)
@@ -289,6 +336,7 @@ class StoredSession:
             NativeError: the values cannot be computed with.
         """
         self._check(feeds)
+        self.compiled.settle(feeds, self.threads or 0)
         return self.compiled.run(feeds, out, self.threads or 0)
 
     def profile(self, feeds: Mapping[str, Array]) -> list[Timed]:

@@ -1,21 +1,24 @@
-"""Products with weights of four bits: ONNX Runtime's MatMulNBits, and MatMul by a codebook that the graph spells out.
+"""Products with weights of four bits: ONNX Runtime's MatMulNBits, and MatMul by weights that the graph widens.
 
 In fast mode rows of the data are quantized to 8 bits and multiplied by tables of 8 bits; else everything is float32.
 """
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import numpy as np
 
-from pumice.ops.record import Array
+from pumice.ops.record import Array, Link
 from pumice.program import ABSENT, Step
+from pumice_cpu.fusing_lowbit import FEW_ROWS, stored_weights
 from pumice_cpu.kernels.lowbit import fields
 from pumice_cpu.lowbit import BLOCK, ENTRIES, TableType
 from pumice_cpu.runtime import packing
 from pumice_cpu.runtime.compiler import Compiler
 
-MIDDLE = ENTRIES // 2
+MIDDLE, LARGEST = ENTRIES // 2, 127
 SMALL_BLOCKS = frozenset({32, 64})
 
 
@@ -68,57 +71,59 @@ def _emit(c: Compiler, step: Step, a: int, packed: packing.Packed, bias: Array |
     )  # fmt: skip
 
 
-# --- codebooks --------------------------------------------------------------------------------------------------------
+# --- weights that the graph widens ------------------------------------------------------------------------------------
 
-
-@attrs.frozen
-class Codebook:
-    """weight[k, n] = table[codes[k, n]] scale[n]."""
-
-    codes: Array
-    table: Array
-    scale: Array
+LONGEST = 5
+"""Nodes between the codes and the product."""
 
 
 def by_codebook(c: Compiler, step: Step) -> bool:
-    """A MatMul whose constant weights are looked up in a table of at most 16 entries."""
+    """A MatMul whose constant weights the graph widens from four bits: see `pumice_cpu.fusing_lowbit`."""
     a, b = step.inputs
     if not c.is_float(a) or c.trace.is_known(a) or not c.trace.is_known(b) or len(c.shape(b)) != 2:
         return False
-    found = codebook_of(c, b)
-    if found is None:
+    chain = _chain(c, b)
+    found = stored_weights([link for link, _ in chain]) if chain else None
+    if found is None or found[1] or not found[0].turned:
+        return False
+    stored = found[0]
+    if (c.exact or stored.group in SMALL_BLOCKS) and math.prod(c.shape(a)[:-1]) > FEW_ROWS:
+        return False  # codes are decoded for every row of the data: see `fusing_lowbit`
+    table = c.known(chain[1][1].inputs[0]) if isinstance(stored.table, int) else stored.table
+    if table is None or table.shape[-1] > ENTRIES:
         return False
 
     def make() -> packing.Packed:
-        table, scale = found.table, found.scale
+        codes, entries, scale, offset, group = stored.arranged(table)
         if not c.exact:
-            top = float(np.abs(table).max()) / 127 or 1.0
-            table, scale = np.rint(table / top).astype(np.int8), scale * np.float32(top)
-        return packing.codebook(found.codes, table, scale[:, None], None, None, _table_type(c))
+            entries, scale, offset = _in_bytes(entries, scale, offset)
+        return packing.codebook(codes, entries, scale, offset, group, _table_type(c))
 
     _emit(c, step, a, c.packer.get((b, "codebook", c.exact), make), None)
     return True
 
 
-def codebook_of(c: Compiler, slot: int) -> Codebook | None:
-    """Of Gather(table, codes) [* a scale a row] [transposed]; codes lie (outputs, depth) before the transposition."""
-    step, turned = c.producer(slot), False
-    if step is not None and step.node.op_type == "Transpose":
-        step, turned = c.producer(step.inputs[0]), True
-    scale = None
-    if step is not None and step.node.op_type == "Mul":
-        scale, step = c.known(step.inputs[1]), c.producer(step.inputs[0])
-    if step is None or step.node.op_type != "Gather" or not turned:
-        return None
-    table, codes = c.known(step.inputs[0]), c.known(step.inputs[1])
-    if table is None or codes is None or table.ndim != 1 or table.size > ENTRIES or codes.ndim != 2:
-        return None
-    if scale is not None and scale.shape != (len(codes), 1):
-        return None
-    rows = np.ones(len(codes), np.float32) if scale is None else scale.reshape(-1).astype(np.float32)
-    padded = np.zeros(ENTRIES, np.float32)
-    padded[: table.size] = table
-    return Codebook(codes.T, padded, rows)
+def _chain(c: Compiler, slot: int) -> list[tuple[Link, Step]]:
+    """From the codes to a value, each node with what it reads besides the one before."""
+    found: list[tuple[Link, Step]] = []
+    while len(found) < LONGEST and (step := c.producer(slot)) is not None:
+        at = 1 if step.node.op_type in ("Gather", "GatherElements") else 0
+        if at >= len(step.inputs):
+            break
+        found.insert(0, (Link(node=step.node, constants=[c.known(i) for i in step.inputs], at=at), step))
+        slot = step.inputs[at]
+    if found:
+        found[0] = attrs.evolve(found[0][0], at=-1), found[0][1]
+    return found
+
+
+def _in_bytes(table: Array, scale: Array, offset: Array | None) -> tuple[Array, Array, Array | None]:
+    """Tables rounded to int8, their step given to the scale; tables of small integers stay."""
+    if np.array_equal(table, np.rint(table)) and np.abs(table).max() <= LARGEST:
+        return table.astype(np.int8), scale, offset
+    top = np.abs(table).max(axis=-1, keepdims=True) / np.float32(LARGEST)
+    top = np.where(top > 0, top, np.float32(1))
+    return np.rint(table / top).astype(np.int8), scale * top, None if offset is None else offset / top
 
 
 LOWERS = {("com.microsoft", "MatMulNBits"): nbits}

@@ -90,14 +90,17 @@ def common_order(c: Compiler, slots: Sequence[int]) -> tuple[int, ...]:
 
 
 def join(c: Compiler, slot: int, parts: Sequence[View], axis: int, order: tuple[int, ...]) -> None:
-    """Operands that lie in one order, side by side along an axis."""
+    """Operands that lie in one order, side by side along an axis: written there in the first place, or copied."""
     target = c.result(slot, order)
     at = order.index(axis)
     widths = [math.prod(p.shape[a] for a in order[at:]) * p.dtype.itemsize for p in parts]
-    rows, begin = math.prod(target.shape[a] for a in order[:at]), 0
+    rows, begin, first = math.prod(target.shape[a] for a in order[:at]), 0, 0
     for part, width in zip(parts, widths, strict=True):
-        c.emit("copy", target, part, rows=rows, bytes=width, from_stride=width, to=begin, to_stride=sum(widths))
-        begin += width
+        last = first + part.shape[axis]
+        place = View(target.root, target.array[(slice(None),) * axis + (slice(first, last),)])
+        if sum(p is part for p in parts) > 1 or not c.redirect(part, place):
+            c.emit("copy", target, part, rows=rows, bytes=width, from_stride=width, to=begin, to_stride=sum(widths))
+        begin, first = begin + width, last
 
 
 def cast(c: Compiler, step: Step) -> bool:

@@ -1,4 +1,4 @@
-"""Pooling of images: real numbers channels first, levels channels last."""
+"""Pooling of images: levels channels last, real numbers as they lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 from pumice.ops.window import Window
 from pumice.program import ABSENT, Step
+from pumice_cpu import nhwc
 from pumice_cpu.pooling import window_counts
+from pumice_cpu.rows import REDUCTIONS
 from pumice_cpu.runtime.compiler import Compiler
 from pumice_cpu.runtime.lower.quantized import BYTES, MOST_AXES, result_channels_last
 
@@ -44,12 +46,19 @@ def max_pool(c: Compiler, step: Step) -> bool:
         return False
     batch, channels = c.shape(x)[:2]
     shape = shape_fields(window, channels, channels, channels)
-    if c.is_float(x):
-        c.emit("pool_f32", c.result(y), c.plain(x), shape=shape, what=MAXIMUM, batch=batch)
-    else:
+    if not c.is_float(x):
         signed = int(c.dtype(x) == np.int8)
         c.emit("pool_u8", result_channels_last(c, y), c.channels_last(x), shape=shape, is_signed=signed, batch=batch)
+    elif _lies_last(c, x) and len(window.size) <= nhwc.MOST_AXES:
+        c.emit("pool_nhwc", result_channels_last(c, y), c.view(x), shape=shape, batch=batch)
+    else:
+        c.emit("pool_f32", c.result(y), c.plain(x), shape=shape, what=MAXIMUM, batch=batch)
     return True
+
+
+def _lies_last(c: Compiler, slot: int) -> bool:
+    view = c.view(slot)
+    return view.is_channels_last and not view.is_plain
 
 
 def average_pool(c: Compiler, step: Step) -> bool:
@@ -65,13 +74,19 @@ def average_pool(c: Compiler, step: Step) -> bool:
     return True
 
 
-def _global(what: int) -> Any:
+def _global(what: int, reduction: str) -> Any:
     def lower(c: Compiler, step: Step) -> bool:
         (x,), y = step.inputs, step.outputs[0]
         if not c.is_float(x) or len(c.shape(x)) < 3:
             return False
-        rows, columns = math.prod(c.shape(x)[:2]), math.prod(c.shape(x)[2:])
-        c.emit("pool_rows", c.result(y), c.plain(x), what=what, rows=rows, columns=columns)
+        (batch, channels), columns = c.shape(x)[:2], math.prod(c.shape(x)[2:])
+        if _lies_last(c, x):
+            c.emit(
+                "reduce", c.result(y), c.view(x), reduction=REDUCTIONS[reduction], outer=batch, reduced=columns,
+                inner=channels,
+            )  # fmt: skip
+            return True
+        c.emit("pool_rows", c.result(y), c.plain(x), what=what, rows=batch * channels, columns=columns)
         return True
 
     return lower
@@ -80,6 +95,6 @@ def _global(what: int) -> Any:
 LOWERS = {
     ("", "MaxPool"): max_pool,
     ("", "AveragePool"): average_pool,
-    ("", "GlobalAveragePool"): _global(AVERAGE),
-    ("", "GlobalMaxPool"): _global(MAXIMUM),
+    ("", "GlobalAveragePool"): _global(AVERAGE, "mean"),
+    ("", "GlobalMaxPool"): _global(MAXIMUM, "max"),
 }

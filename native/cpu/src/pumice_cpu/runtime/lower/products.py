@@ -16,7 +16,7 @@ from pumice.program import ABSENT, Step
 from pumice_cpu.gemm import ACTIVATIONS, PRODUCTS, TYPES
 from pumice_cpu.runtime import packing
 from pumice_cpu.runtime.compiler import Compiler, Levels
-from pumice_cpu.runtime.lower.conv import bounds
+from pumice_cpu.runtime.lower.activations import bounds
 from pumice_cpu.runtime.lower.lowbit import by_codebook
 from pumice_cpu.runtime.lower.quantized import BYTES
 from pumice_cpu.runtime.views import View, fresh

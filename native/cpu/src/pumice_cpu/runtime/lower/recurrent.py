@@ -1,4 +1,4 @@
-"""LSTM and GRU, and the LSTM with 8-bit weights.
+"""LSTM and GRU, in floating point and with 8-bit weights.
 
 The products of the input for all steps are one matrix product, the loop over time is one call.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import attrs
 import numpy as np
 
 from pumice.ops.record import Array, Node
@@ -19,8 +20,6 @@ from pumice_cpu.runtime.views import View, fresh
 
 Cell = Literal["lstm", "gru"]
 GATES = {"lstm": 4, "gru": 3}
-STATE_ZERO, STATE_SCALE = 128, 1 / 127
-"""Of a state with a fixed scale: see csrc/runtime/steps_recurrent.c."""
 DEFAULTS = {"lstm": ["sigmoid", "tanh", "tanh"], "gru": ["sigmoid", "tanh"]}
 
 
@@ -31,7 +30,8 @@ def _lower(cell: Cell) -> Lower:
             return False
         if (b != ABSENT and c.known(b) is None) or (lengths != ABSENT and c.dtype(lengths) != np.int32):
             return False
-        _Layer(c, step, cell).emit()
+        if cell == "lstm" or not stored_gru(c, step):
+            _Layer(c, step, cell).emit()
         return True
 
     return lower
@@ -46,15 +46,14 @@ def _is_default(cell: Cell, node: Node) -> bool:
 class _Layer:
     """One node: its memory, and the instructions of its directions."""
 
-    def __init__(self, c: Compiler, step: Step, cell: Cell, *, transposed: bool = False) -> None:
+    def __init__(self, c: Compiler, step: Step, cell: Cell) -> None:
         self.c, self.step, self.cell = c, step, cell
         self.x, self.w, self.r, self.b, self.lengths, self.first_h, self.first_c, self.peepholes = (
             *step.inputs, *[ABSENT] * 8
         )[:8]  # fmt: skip
         self.linear = int(step.node.get("linear_before_reset", 0))
         self.time, self.batch, self.depth = c.shape(self.x)
-        self.directions, *sides = c.shape(self.r)
-        self.hidden, self.width = sides if transposed else sides[::-1]
+        self.directions, self.width, self.hidden = c.shape(self.r)
 
     def emit(self) -> None:
         c, outputs = self.c, (*self.step.outputs, ABSENT, ABSENT)
@@ -87,7 +86,8 @@ class _Layer:
             "recurrent", _part(y, (slice(None), direction)), projected, _part(h, direction),
             _part(cell, direction) if self.cell == "lstm" else None, self._lengths(), writes=(0, 2, 3),
             recurrence={
-                "gru": int(self.cell == "gru"), "linear_before_reset": self.linear, "inner_bias": inner,
+                "gru": int(self.cell == "gru"), "linear_before_reset": self.linear, "hidden": self.hidden,
+                "inner_bias": inner,
                 **self._recurrent_weights(direction), **self._geometry(direction),
             },
         )  # fmt: skip
@@ -95,7 +95,7 @@ class _Layer:
     def _geometry(self, direction: int) -> dict[str, Any]:
         peepholes = self.c.known(self.peepholes)
         return {
-            "time": self.time, "batch": self.batch, "hidden": self.hidden,
+            "time": self.time, "batch": self.batch,
             "y_stride": self.directions * self.batch * self.hidden,
             "reverse": int(direction == 1 or self.step.node.get("direction", "forward") == "reverse"),
             "peepholes": None if peepholes is None else np.ascontiguousarray(peepholes[direction], np.float32),
@@ -154,78 +154,106 @@ def _part(view: View, index: Any) -> View:
 # --- 8-bit weights ----------------------------------------------------------------------------------------------------
 
 
+@attrs.frozen(eq=False)
+class Levels:
+    """Weights as integers, by direction: values (inputs, outputs), scales and zero points of the outputs."""
+
+    slot: int
+    """What tells them from others."""
+    values: Array
+    scale: Array
+    zero: Array | None = None
+
+    def parameters(self, direction: int) -> tuple[Array, Array | None]:
+        """Scales of all outputs or one for all, and zero points if there are any."""
+        count, *_, width = self.values.shape
+        scale = np.ascontiguousarray(self.scale.reshape(count, -1)[direction], np.float32)
+        if self.zero is None or not self.zero.any():
+            return scale, None
+        zero = self.zero.reshape(count, -1)[direction]
+        return scale, np.ascontiguousarray(np.broadcast_to(zero, (width,)), np.int32)
+
+
 def dynamic_lstm(c: Compiler, step: Step) -> bool:
-    """ONNX Runtime's DynamicQuantizeLSTM; in fast mode the state has a fixed scale, every row of the input its own."""
+    """ONNX Runtime's DynamicQuantizeLSTM; in fast mode every row of the input and of the state has its own scale."""
     x, w, r, b, lengths, *_ = (*step.inputs, *[ABSENT] * 12)[:12]
     given = [slot for slot in (w, r, b, *step.inputs[7:12]) if slot != ABSENT]
     if not _is_default("lstm", step.node) or not c.is_float(x) or not all(map(c.trace.is_known, given)):
         return False
-    layer = _DynamicLayer(c, step, "lstm", transposed=True)
-    if lengths != ABSENT and layer.reads_lengths:
+    if lengths != ABSENT and c.dtype(lengths) != np.int32:
         return False
-    layer.emit()
+    ws, wz, rs, rz = (c.known(slot) for slot in (*step.inputs, *[ABSENT] * 4)[8:12])
+    values = c.known(w), c.known(r)
+    if values[0] is None or values[1] is None or ws is None or rs is None:
+        return False
+    _IntegerLayer(c, step, "lstm", Levels(w, values[0], ws, wz), Levels(r, values[1], rs, rz)).emit()
     return True
 
 
-class _DynamicLayer(_Layer):
-    """Weights transposed, as levels."""
+def stored_gru(c: Compiler, step: Step) -> bool:
+    """In fast mode, a GRU whose weights the graph widens from 8 bits computes with the integers."""
+    w, r = (_widened(c, slot) for slot in step.inputs[1:3])
+    if c.exact or w is None or r is None or not step.node.get("linear_before_reset", 0):
+        return False
+    _IntegerLayer(c, step, "gru", w, r).emit()
+    return True
 
-    @property
-    def reads_lengths(self) -> bool:
-        known = self.c.known(self.lengths)
-        return known is None or bool((known < self.time).any())
+
+def _widened(c: Compiler, slot: int) -> Levels | None:
+    """Of Mul(Cast(integers), a scale an output), reshaped to (directions, outputs, inputs)."""
+    step = c.producer(slot)
+    while step is not None and step.node.op_type == "Reshape":
+        step = c.producer(step.inputs[0])
+    cast = None if step is None or step.node.op_type != "Mul" else c.producer(step.inputs[0])
+    if step is None or cast is None or cast.node.op_type != "Cast":
+        return None
+    integers, scale, shape = c.known(cast.inputs[0]), c.known(step.inputs[1]), c.shape(slot)
+    if integers is None or integers.dtype != np.int8 or scale is None or scale.size != shape[0] * shape[1]:
+        return None
+    return Levels(slot, integers.reshape(shape).transpose(0, 2, 1), scale.reshape(shape[:2]))
+
+
+class _IntegerLayer(_Layer):
+    """Weights as levels; the input and the state become levels while the layer runs."""
+
+    def __init__(self, c: Compiler, step: Step, cell: Cell, w: Levels, r: Levels) -> None:
+        super().__init__(c, step, cell)
+        self.input_levels, self.state_levels = w, r
+        self.directions, self.hidden, self.width = r.values.shape
 
     def _run(self, direction: int, x: View, y: View, h: View, cell: View) -> None:
-        c, projected, fixed = self.c, fresh((self.time * self.batch, self.width), np.float32), not self.c.exact
-        scale, zero = self._parameters(10, direction)
-        outer, _ = self._biases(direction)
-        if fixed:
-            outer = self._without_zero_point(direction, scale, zero, outer)
+        c, projected = self.c, fresh((self.time * self.batch, self.width), np.float32)
+        outer, inner = self._biases(direction)
         self._project(direction, x, projected, outer)
         c.emit(
-            "lstm_u8", _part(y, (slice(None), direction)), projected, _part(h, direction), _part(cell, direction),
-            writes=(0, 2, 3), recurrent=self._levels("r", direction), scale=scale, scale_step=int(scale.size > 1),
-            zero=zero, fixed=int(fixed), **self._geometry(direction),
+            "recurrent_u8", _part(y, (slice(None), direction)), projected, _part(h, direction),
+            _part(cell, direction) if self.cell == "lstm" else None, self._lengths(), writes=(0, 2, 3),
+            recurrence={
+                "recurrent": self._gates(direction), "by_row": int(not c.exact), "inner_bias": inner,
+                **self._geometry(direction),
+            },
         )  # fmt: skip
 
     def _project(self, direction: int, x: View, projected: View, bias: Array | None) -> None:
-        c, (scale, zero) = self.c, self._parameters(8, direction)
+        c, (scale, zero) = self.c, self.input_levels.parameters(direction)
         levels = quantized(c, self.x, by_row=not c.exact)
-        c.emit(
-            "dynamic", projected, levels.values, levels.scale, levels.zero, None, weights=self._levels("w", direction),
-            rows=self.time * self.batch, depth=self.depth, columns=self.width, scale_step=int(scale.size > 1),
-            scale=scale, b_zero=zero, epilogue={"output": TYPES["float32"], "bias": bias}, y_stride=self.width,
-        )  # fmt: skip
-
-    def _parameters(self, first: int, direction: int) -> tuple[Array, Array | None]:
-        """Scales of a direction's columns, or one, and their zero points if there are any."""
-        scale, zero = self.c.known(self.step.inputs[first]), self.c.known(self.step.inputs[first + 1])
-        assert scale is not None
-        scales = np.ascontiguousarray(scale.reshape(self.directions, -1)[direction], np.float32)
-        if zero is None or not zero.any():
-            return scales, None
-        zeros = zero.reshape(self.directions, -1)[direction]
-        return scales, np.ascontiguousarray(np.broadcast_to(zeros, (self.width,)), np.int32)
-
-    def _levels(self, which: Literal["w", "r"], direction: int) -> packing.Packed:
-        slot = self.w if which == "w" else self.r
 
         def make() -> packing.Packed:
-            weights = self.c.known(slot)
-            assert weights is not None
-            return packing.matrix(weights[direction], "integer")
+            return packing.matrix(self.input_levels.values[direction], "integer")
 
-        return self.c.packer.get((slot, direction, "integer"), make)
+        c.emit(
+            "dynamic", projected, levels.values, levels.scale, levels.zero, None,
+            weights=c.packer.get((self.input_levels.slot, direction, "integer"), make), b_zero=zero, scale=scale,
+            rows=self.time * self.batch, depth=self.depth, columns=self.width, scale_step=int(scale.size > 1),
+            epilogue={"output": TYPES["float32"], "bias": bias}, y_stride=self.width,
+        )  # fmt: skip
 
-    def _without_zero_point(self, direction: int, scale: Array, zero: Array | None, bias: Array | None) -> Array:
-        """The bias less what the state's zero point adds to every sum."""
-        weights = self.c.known(self.r)
-        assert weights is not None
-        sums = weights[direction].astype(np.int64).sum(axis=0) - (
-            0 if zero is None else zero.astype(np.int64) * self.hidden
-        )
-        shift = STATE_ZERO * STATE_SCALE * scale.astype(np.float64) * sums
-        return np.asarray((0 if bias is None else bias) - shift, np.float32)
+    def _gates(self, direction: int) -> packing.Packed:
+        def make() -> packing.Packed:
+            r = self.state_levels
+            return packing.gates(self.cell, r.values[direction], *r.parameters(direction))
+
+        return self.c.packer.get((self.state_levels.slot, direction, "gates"), make)
 
 
 LOWERS: dict[tuple[str, str], Lower] = {

@@ -1,4 +1,4 @@
-"""Functions of real numbers: element by element, along rows, over axes."""
+"""Functions of several real numbers: two by two, along rows, over axes."""
 
 from __future__ import annotations
 
@@ -11,44 +11,10 @@ import numpy as np
 from pumice.program import ABSENT, Step
 from pumice_cpu.rows import FUNCTIONS, OPERATIONS, REDUCTIONS
 from pumice_cpu.runtime.compiler import Compiler, Lower
-from pumice_cpu.runtime.lower.conv import bounds
+from pumice_cpu.runtime.lower.activations import emit_map
 from pumice_cpu.runtime.views import View
 
 BINARY_AXES = 4
-MS = "com.microsoft"
-
-# --- one operand ------------------------------------------------------------------------------------------------------
-
-
-def emit_map(c: Compiler, x: int, y: int, function: str, *parameters: float) -> bool:
-    if not c.is_float(x, y) or c.trace.is_known(x):
-        return False
-    given = c.gapless(x)
-    values = [*parameters, 0.0, 0.0, 0.0][:3]
-    c.emit(
-        "map", c.result_like(y, given), given, in_place=(1,), function=FUNCTIONS[function], count=given.array.size,
-        parameters=values,
-    )  # fmt: skip
-    return True
-
-
-def _map(function: str, *knobs: tuple[str, float]) -> Lower:
-    def lower(c: Compiler, step: Step) -> bool:
-        values = [float(step.node.get(name, default)) for name, default in knobs]
-        return emit_map(c, step.inputs[0], step.outputs[0], function, *values)
-
-    return lower
-
-
-def _gelu(c: Compiler, step: Step) -> bool:
-    function = "gelu_tanh" if step.node.get("approximate", "none") == "tanh" else "gelu"
-    return emit_map(c, step.inputs[0], step.outputs[0], function)
-
-
-def _clip(c: Compiler, step: Step) -> bool:
-    found = bounds(c, step)
-    return found is not None and emit_map(c, step.inputs[0], step.outputs[0], "clip", *found)
-
 
 # --- two operands -----------------------------------------------------------------------------------------------------
 
@@ -122,10 +88,6 @@ def _power(c: Compiler, step: Step) -> bool:
     if c.scalar(exponent) == 2.0:
         return emit_binary(c, "mul", x, x, step.outputs[0])
     return c.scalar(exponent) == 0.5 and emit_map(c, x, step.outputs[0], "sqrt")
-
-
-def _negate(c: Compiler, step: Step) -> bool:
-    return emit_map(c, step.inputs[0], step.outputs[0], "affine", -1.0, 0.0, 0.0)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -232,22 +194,6 @@ def _root(c: Compiler, slot: int) -> None:
 
 
 LOWERS: dict[tuple[str, str], Lower] = {
-    **{
-        ("", name): _map(name.lower())
-        for name in ("Exp", "Log", "Tanh", "Sigmoid", "Erf", "Relu", "Sqrt", "Reciprocal")
-    },
-    ("", "HardSwish"): _map("hard_swish"),
-    ("", "Gelu"): _gelu,
-    (MS, "Gelu"): _gelu,
-    (MS, "FastGelu"): lambda c, step: (
-        len(step.inputs) == 1 and emit_map(c, step.inputs[0], step.outputs[0], "gelu_tanh")
-    ),
-    (MS, "QuickGelu"): _map("silu", ("alpha", 1.702)),
-    ("", "Swish"): _map("silu", ("alpha", 1.0)),
-    ("", "HardSigmoid"): _map("hard_sigmoid", ("alpha", 0.2), ("beta", 0.5)),
-    ("", "LeakyRelu"): _map("leaky_relu", ("alpha", 0.01)),
-    ("", "Clip"): _clip,
-    ("", "Neg"): _negate,
     **{("", name): _binary(name.lower()) for name in ("Add", "Sub", "Mul", "Div")},
     ("", "Pow"): _power,
     ("", "Where"): _where,

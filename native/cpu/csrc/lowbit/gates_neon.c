@@ -1,0 +1,4 @@
+/* Sums of gates, with NEON. */
+#include "lowbit/gates.h"
+
+OVERRIDES(gates, neon) { table->lowbit_gates = gates; }
