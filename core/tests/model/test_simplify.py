@@ -130,6 +130,24 @@ def test_hard_swish_in_parts_becomes_one_operator(stored, run, rng, body, consta
     np.testing.assert_allclose(run(model, x=x)[0], run(path, x=x)[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("h = GlobalAveragePool(x)  p = Mul(x, h)  y = Add(x, p)", ["GlobalAveragePool", "Add", "Mul"]),
+        ("h = GlobalAveragePool(x)  p = Mul(h, x)  y = Add(p, x)", ["GlobalAveragePool", "Add", "Mul"]),
+        ("h = Neg(x)  p = Mul(h, x)  y = Add(p, x)", ["Neg", "Mul", "Add"]),
+        ("h = GlobalAveragePool(x)  p = Mul(h, x)  n = Neg(p)  s = Add(p, x)  y = Add(s, n)",
+         ["GlobalAveragePool", "Mul", "Neg", "Add", "Add"]),
+    ],
+)  # fmt: skip
+def test_a_smaller_factor_is_taken_out_of_a_sum(stored, run, rng, body, expected):
+    path = stored(f"g (float[2,3,4,4] x) => (float y) {{ {body} }}")
+    model, _ = simplified(path)
+    assert operators(model) == expected
+    x = positive(rng, 2, 3, 4, 4)
+    np.testing.assert_allclose(run(model, x=x)[0], run(path, x=x)[0], rtol=1e-6)
+
+
 INTO_THE_NEXT = {
     "a scalar product": ("t = Mul(s, r)", dict(s=()), ["Relu", "Conv"]),
     "a quotient along the channels": ("t = Div(r, s)", dict(s=(4, 1, 1)), ["Relu", "Conv"]),
@@ -344,6 +362,33 @@ def test_a_second_run_changes_nothing(stored, rng):
     assert not len(again)
     assert not any(key.startswith("pkg.") for node in model.graph for key in node.metadata_props)
     assert isinstance(model, ir.Model)
+
+
+HEADS = "s = Shape(x)  n = Gather(s, i)  u = Unsqueeze(n, i)"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("s = Shape(x)  d = Gather(s, one)  f = Cast<to = 1>(d)  y = Mul(x, f)", ["Mul"]),
+        ("s = Shape<start = 1>(x)  d = Gather(s, i)  f = Cast<to = 1>(d)  y = Mul(x, f)", ["Mul"]),
+        (f"{HEADS}  f = Cast<to = 1>(u)  y = Mul(x, f)", ["Shape", "Gather", "Unsqueeze", "Cast", "Mul"]),
+        (f"{HEADS}  c = Concat<axis = 0>(u, two, two, three)  y = Reshape(x, c)", ["Reshape"]),
+        (f"{HEADS}  c = Concat<axis = 0>(u, six, two)  y = Reshape(x, c)", ["Reshape"]),
+        (f"{HEADS}  c = Concat<axis = 0>(u, rest)  y = Reshape(x, c)",
+         ["Shape", "Gather", "Unsqueeze", "Concat", "Reshape"]),
+        (f"{HEADS}  c = Concat<axis = 0>(u, six, u, two)  a = Tile(x, t)  y = Reshape(a, c)",
+         ["Shape", "Gather", "Unsqueeze", "Concat", "Tile", "Reshape"]),
+    ],
+)  # fmt: skip
+def test_shapes_that_are_known_or_follow_from_the_size_are_not_computed(stored, run, rng, body, expected):
+    numbers = dict(i=0, one=1, two=[2], three=[3], six=[6], rest=[-1], t=[3, 1, 1])
+    used = {name: np.array(value) for name, value in numbers.items() if f"{name})" in body or f"{name}," in body}
+    path = stored(f"g (float[N,4,3] x) => (float y) {{ {body} }}", **used)
+    model, _ = simplified(path)
+    assert sorted(operators(model)) == sorted(expected)
+    x = positive(rng, 3, 4, 3)
+    np.testing.assert_array_equal(run(model, x=x)[0], run(path, x=x)[0])
 
 
 def test_threads_simplify_side_by_side():

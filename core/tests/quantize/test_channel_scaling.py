@@ -90,6 +90,22 @@ def test_uneven_channels_are_stored_more_evenly_and_quantize_better(lab):
     assert lab.noise_db(exact, even) > lab.noise_db(exact, plain) + 1
 
 
+def test_a_gate_takes_the_factors_of_what_it_multiplies(lab):
+    """A squeeze-and-excitation gate: no pass over the values themselves."""
+    text = f"""(float[N,8,6,6] x) => (float[N,8,6,6] y) {{
+        a = {CONV} (x, w)  m = GlobalAveragePool (a)  k = Conv (m, v)  h = Sigmoid (k)  y = Mul (a, h) }}"""
+    model, feeds = lab.build(text, w=uneven(8, 8, 3, 3), v=(8, 8, 1, 1)), lab.normal(1, 8, 6, 6)
+    result, _ = lab.quantized(model, feeds, FLOATS)
+    products = [node for node in result.graph if node.op_type == "Mul" and node.name != "at_y"]
+    (scaled,) = (node for node in products if node.inputs[0].name == "h")
+    (gated,) = (node for node in result.graph if node.name == "at_y")
+    assert scaled.outputs[0] in gated.inputs
+    assert not any(node.inputs[0].producer().op_type == "DequantizeLinear" for node in products if node is not scaled)
+    plain, _ = lab.quantized(model, feeds, attrs.evolve(FLOATS, channel_scales="none"))
+    exact = lab.outputs(model, feeds)
+    assert lab.noise_db(exact, lab.outputs(result, feeds)) > lab.noise_db(exact, lab.outputs(plain, feeds))
+
+
 def test_values_that_only_floats_read_are_restored(lab):
     text = f"(float[N,3,6,6] x) => (float[N,8,6,6] y) {{ a = {CONV} (x, w, c)  y = Tanh (a) }}"
     model = lab.build(text, w=uneven(8, 3, 3, 3), c=np.linspace(-30, 30, 8).astype(np.float32))

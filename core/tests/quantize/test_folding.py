@@ -37,6 +37,8 @@ def fold(model, name, factor, may_change=lambda value: True):
         ("a = Mul (x, k)  v = Add (a, c)  y = Identity (v)", CHANNELS),
         ("a = Div (x, c)  v = Sub (k, a)  y = Identity (v)", CHANNELS),
         ("a = Mul (x, g)  b = Add (a, h)  v = Sub (b, k)  y = Identity (v)", LAST),
+        ("n = Neg (x)  r = Mul (n, g)  a = Mul (x, r)  v = Add (a, h)  y = Identity (v)", LAST),
+        ("n = Neg (x)  r = Mul (n, g)  v = Div (r, x)  y = Identity (v)", LAST),
         ("v = LayerNormalization (x, g, h)  y = Identity (v)", LAST),
         ("v = LayerNormalization (x, g)  y = Identity (v)", LAST),
     ],
@@ -60,6 +62,8 @@ def test_folding_is_multiplying(lab, body, factor):
         ("a = Mul (x, k)  v = Add (a, c)  y = Add (v, a)", CHANNELS),  # `a` is read elsewhere, too
         ("v = Mul (x, g)  y = Identity (v)", CHANNELS),  # 4 and 3 numbers would become 12
         ("u = Erf (x)  a = Mul (x, u)  v = Mul (a, k)  y = Identity (v)", CHANNELS),  # the end of a GELU
+        ("u = Erf (x)  a = Mul (u, k)  v = Mul (x, a)  y = Identity (v)", CHANNELS),  # written the other way round
+        ("a = Mul (x, g)  v = Mul (a, a)  y = Identity (v)", LAST),  # a square takes the root of the factor
         ("v = LayerNormalization (x, g, h)  y = Identity (v)", CHANNELS),
         ("v = LayerNormalization <axis=2> (x, full)  y = Identity (v)", LAST),
     ],

@@ -1,3 +1,5 @@
+import re
+
 import attrs
 import numpy as np
 import onnx_ir as ir
@@ -57,7 +59,9 @@ def test_names_are_kept(lab):
     every = [v.name for node in result.graph for v in node.outputs] + list(result.graph.initializers)
     assert len(set(every)) == len(every)
     made = {node.name for node in result.graph} - {node.name for node in model.graph}
-    assert all(name.startswith("q/") for name in made)  # never that of a node which the original had, and lost
+    assert all(re.fullmatch(r"q/\d+", name) for name in made)  # never that of a node which the original had, and lost
+    stored = result.graph.initializers.keys() - model.graph.initializers.keys()
+    assert all(re.fullmatch(r"q/\d+", name) for name in stored)  # short: names are bytes, too
 
 
 def test_no_floating_point_weights_are_left(lab):
@@ -234,6 +238,13 @@ def test_weights_have_one_scale_a_channel_or_one_in_all(lab, per_channel):
     (layer,) = (node for node in result.graph if node.name == "at_a")
     assert constant(layer.inputs[1].producer().inputs[1]).size == (8 if per_channel else 1)
     assert lab.noise_db(lab.outputs(model, feeds), lab.outputs(result, feeds)) > 20
+
+
+def test_zeros_are_written_only_where_a_kernel_asks_for_them(lab):
+    result, _ = lab.quantized(lab.build(NET, **WEIGHTS), lab.normal(1, 3, 6, 6), modes=("static",), smallest=1)
+    weights = {(node.op_type, node.inputs[1].producer()) for node in result.graph if node.op_type in ("Conv", "Gemm")}
+    found = {(kind, len(stored.inputs)) for kind, stored in weights if stored is not None}
+    assert found == {("Conv", 2), ("Gemm", 3)}
 
 
 def test_parameters_that_are_equal_are_stored_once(lab):

@@ -24,9 +24,11 @@ import onnx_ir.passes.common as passes
 
 from pumice.ledger import Ledger
 from pumice.model.affine import fold_affines
-from pumice.model.graph import forget_names, nodes, replace_value
+from pumice.model.common_factor import common_factor_rules
+from pumice.model.graph import forget_names, nodes, replace_value, values
 from pumice.model.hard_swish import hard_swish_rules
 from pumice.model.loading import infer_shapes
+from pumice.model.shape_arithmetic import fold_known_dimensions, infer_unknown_dimensions
 from pumice.model.tensors import chunks
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ _NEVER_FOLDED = frozenset({
 def simplify(model: ir.Model, ledger: Ledger | None = None, *, fold: bool = True) -> bool:
     """Simplify the model in place; True if anything changed. Each node removed has a line in the ledger.
 
-    With `fold` off, layers keep the normalisations and biases that follow them, and equal weights stay apart: a model
-    under training needs them.
+    With `fold` off, layers keep the normalisations and biases that follow them, equal weights stay apart, and lengths
+    stay computed: a model under training needs them, one that generates runs on fewer positions than it declares.
     """
     ledger = Ledger() if ledger is None else ledger
     changed = False
@@ -72,6 +74,9 @@ def _round(model: ir.Model, ledger: Ledger, *, fold: bool) -> bool:
     changed = _apply(model, _drop_identities, "it hands its input on", ledger)
     with _ONE_AT_A_TIME:
         changed |= _apply(model, _fold_constants, "constant folding", ledger)
+        if fold:
+            changed |= _apply(model, fold_known_dimensions, "these dimensions are known", ledger)
+        changed |= _apply(model, infer_unknown_dimensions, "the shape follows from the size", ledger)
         for reason, chosen in _rules():
             changed |= _apply(model, RewritePass(chosen), reason, ledger)
     return (fold and fold_affines(model, ledger)) or changed
@@ -131,6 +136,7 @@ def _rules() -> Iterator[tuple[str, Sequence[RewriteRule]]]:
     )  # fmt: skip
     yield "padding moved into the convolution", (rules.fuse_pad_into_conv_rule,)
     yield "hard swish in one operator", hard_swish_rules().rules
+    yield "a common factor taken out of a sum", common_factor_rules().rules
 
 
 def _worth_folding(node: ir.Node) -> bool:
@@ -178,7 +184,7 @@ def _clean(model: ir.Model) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.NameFixPass()(model)
     forget_names(model)
-    for node in nodes(model):
-        for props in (node.metadata_props, *(value.metadata_props for value in node.outputs)):
-            for key in [key for key in props if key.startswith("pkg.onnxscript")]:
-                del props[key]
+    marked: list[ir.Node | ir.Value] = [*nodes(model), *values(model)]
+    for props in (each.metadata_props for each in marked):
+        for key in [key for key in props if key.startswith("pkg.onnxscript")]:
+            del props[key]

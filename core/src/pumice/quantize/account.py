@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -37,8 +37,10 @@ def account_for_layers(
         ledger.applied(STEP, node.name or "", node.op_type, reason, **details)
 
 
-def account_for_the_rest(model: ir.Model, placement: Placement, context: QuantizeContext) -> None:
-    """A line for every node that is not a layer and has none yet."""
+def account_for_the_rest(
+    model: ir.Model, placement: Placement, swishes: Collection[ir.Node], context: QuantizeContext
+) -> None:
+    """A line for every node that is not a layer and has none yet; `swishes` are computed with integers."""
     target, ledger = context.target, context.ledger
     said = {entry.node for entry in ledger.of(STEP)}
     absorbed = set(placement.absorbed.values())
@@ -57,6 +59,8 @@ def account_for_the_rest(model: ir.Model, placement: Placement, context: Quantiz
             ledger.applied(STEP, name, kind, "is the bias of the matrix product before it")
         elif node in placement.sums:
             ledger.applied(STEP, name, kind, "is computed by the convolution before it, whose other term is integer")
+        elif node in swishes:
+            ledger.applied(STEP, name, kind, "is computed as a sum and a product of integers")
         elif node in placement.integer_nodes:
             ledger.applied(STEP, name, kind, "passes integers on between quantized neighbours")
         elif kind in _RECURRENT:

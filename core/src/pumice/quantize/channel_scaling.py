@@ -6,6 +6,7 @@ the stored tensor is x[c] / t[c], and every neighbour undoes or applies the fact
     a layer that writes it   W[o, i] / t[o], b[o] / t[o]          (ReLU commutes with positive factors)
     a layer that reads it    W[o, i] * t[i]
     floating point after it  one multiplication by t[c], and, where that is worth it, one addition of an offset o[c]
+    a gate, x[c] * h[c]      one multiplication of the few numbers h[c]
     floating point before it one multiplication by 1 / t[c]
     pooling                  the same t on both sides
 
@@ -32,7 +33,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pumice.model import attribute, constant, consumers
-from pumice.quantize.folding import folded_into_producers, read_by_none_but
+from pumice.quantize.folding import folded_into_producers, gate_of, read_by_none_but
 from pumice.quantize.placement import Layer, Placement, clip_bounds, weight_shape
 from pumice.quantize.statistics import ChannelStatistics
 from pumice.quantize.target import ChannelScales
@@ -79,6 +80,8 @@ class _Space:
     free_range: bool
     """Written by layers straight, without an activation that needs zero to stay where it is."""
     readers: list[Layer] = attrs.field(factory=list)
+    gated: bool = False
+    """Multiplied by a gate, which takes the factors at no cost."""
     float_readers: bool = False
     float_writers: bool = False
     products: float = 0.0
@@ -180,7 +183,8 @@ def _readers_scale(space: _Space, value: ir.Value, placement: Placement, layer_o
             space.readers.append(layer)
             space.products += _products(layer)
         elif reader not in placement.integer_nodes:
-            space.float_readers = True
+            space.gated |= (gate := gate_of(value, reader) is not None)
+            space.float_readers |= not gate
         elif reader.op_type not in CHANNELWISE:
             return False
     return True
@@ -195,7 +199,7 @@ def _products(layer: Layer) -> float:
 def _best(space: _Space, statistics: Sequence[ChannelStatistics]) -> Rescaling | None:
     """The factors of the best exponent; None if all factors would be one."""
     if not space.readers:
-        return _for_floats(space, statistics[0]) if space.float_readers else None
+        return _for_floats(space, statistics[0]) if space.float_readers or space.gated else None
     ranges = np.max([s.largest for s in statistics], axis=0)
     widest = float(ranges.max(initial=0.0))
     if len(ranges) < 2 or widest <= 0.0:
@@ -220,7 +224,8 @@ def _for_floats(space: _Space, statistics: ChannelStatistics) -> Rescaling | Non
     choices: list[tuple[float, Rescaling | None]] = [
         (_span(low, high) ** 2 * _price(space.products, 0), None),
         (
-            float(np.mean((factor * _span(low / factor, high / factor)) ** 2)) * _price(space.products, 1),
+            float(np.mean((factor * _span(low / factor, high / factor)) ** 2))
+            * _price(space.products, space.float_readers),
             Rescaling(factor),
         ),
     ]

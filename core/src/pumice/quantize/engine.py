@@ -28,6 +28,7 @@ from pumice.quantize.bias_correction import correct_biases
 from pumice.quantize.calibration import Calibrator, Range
 from pumice.quantize.channel_scaling import Rescaling, channel_factors, dynamic_factors
 from pumice.quantize.context import QuantizeContext
+from pumice.quantize.hard_swish import hard_swishes_between_integers
 from pumice.quantize.observation import Memory, observe_channels, observe_histograms, readings
 from pumice.quantize.parameters import QuantParams, affine
 from pumice.quantize.placement import Layer, Placement, clip_bounds, find_layers, place
@@ -96,8 +97,20 @@ def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -
     writing = _writing(placement, factors)
     weights = rounder.weights(seen, writing)
     account_for_layers(seen, weights, target, context.ledger)
-    account_for_the_rest(changed, placement, context)
-    biases = rewrite(changed, placement, parameters, weights, factors, running, integer_bias=target.bias == "int32")
+    swishes: frozenset[ir.Node] = frozenset()
+    if target.hard_swish:
+        swishes = hard_swishes_between_integers(changed, placement, parameters, factors, context.excluded)
+    account_for_the_rest(changed, placement, swishes, context)
+    biases = rewrite(
+        changed,
+        placement,
+        parameters,
+        weights,
+        factors,
+        running,
+        swishes=swishes,
+        integer_bias=target.bias == "int32",
+    )
     if scheme.correct_bias:
         correct_biases(model, changed, biases, writing, context)
     return changed

@@ -1,11 +1,13 @@
 """Folding a factor into the constants of the floating-point operators that compute a value.
 
     f (c x)       = (f c) x              a product, or a quotient by a constant
+    f (x y)       = (f x) y              a product, if f folds into x
     f (x + c)     = f x + f c            if f folds into x
     f LN(x; g, b) = LN(x; f g, f b)      layer normalisation, f along its axis
 
-A multiplication that costs a pass over the activations becomes one of a few constants, done once. The constant at the
-end of a GELU is not touched: a runtime that computes it in one operator no longer would, which costs more passes.
+A multiplication that costs a pass over the activations becomes one of a few constants, done once. The constants of a
+GELU are not touched: a runtime that computes it in one operator no longer would, which costs more passes. So nothing is
+done at its end, and inside a product only to constants that keep their shapes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from pumice.model import attribute, constant, consumers
 from pumice.model.affine import closes_a_pattern
+from pumice.model.common_factor import is_broadcast
 
 
 @attrs.frozen(eq=False)
@@ -28,6 +31,11 @@ class Constant:
     node: ir.Node
     index: int
     array: NDArray[np.float32]
+
+    @property
+    def keeps_shape(self) -> bool:
+        held = constant(self.node.inputs[self.index])
+        return held is not None and held.shape == self.array.shape
 
 
 def folded_into_producers(
@@ -45,7 +53,7 @@ def folded_into_producers(
         return None
     match node.op_type:
         case "Mul" | "Div":
-            return _product(node, factor)
+            return _product(node, factor, may_change)
         case "Add" | "Sub":
             return _sum(node, factor, may_change)
         case "LayerNormalization":
@@ -60,23 +68,36 @@ def read_by_none_but(value: ir.Value, readers: Collection[ir.Node]) -> bool:
     return not others and not value.is_graph_output()
 
 
-def _product(node: ir.Node, factor: NDArray[np.float64]) -> list[Constant] | None:
+def _product(
+    node: ir.Node, factor: NDArray[np.float64], may_change: Callable[[ir.Value], bool]
+) -> list[Constant] | None:
     for index in (1, 0) if node.op_type == "Mul" else (1,):
         known, other = _known(node, index, factor), node.inputs[1 - index]
         if known is not None and other is not None and not closes_a_pattern(other):
             return [_constant(node, index, known * factor if node.op_type == "Mul" else known / factor)]
+    for value in node.inputs if node.op_type == "Mul" else node.inputs[:1]:
+        inner = _inside(value, factor, may_change)
+        if inner is not None and all(known.keeps_shape for known in inner):
+            return inner
     return None
 
 
 def _sum(node: ir.Node, factor: NDArray[np.float64], may_change: Callable[[ir.Value], bool]) -> list[Constant] | None:
     for index in (1, 0):
-        known, other = _known(node, index, factor), node.inputs[1 - index]
-        if known is None or other is None or other.is_graph_output() or len(consumers(other)) != 1:
-            continue
-        inner = folded_into_producers(other, factor, may_change) if may_change(other) else None
-        if inner is not None:
+        known = _known(node, index, factor)
+        inner = None if known is None else _inside(node.inputs[1 - index], factor, may_change)
+        if known is not None and inner is not None:
             return [*inner, _constant(node, index, known * factor)]
     return None
+
+
+def _inside(
+    value: ir.Value | None, factor: NDArray[np.float64], may_change: Callable[[ir.Value], bool]
+) -> list[Constant] | None:
+    """The constants with which an intermediate value that one node alone reads, once, becomes larger by the factor."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1 or not may_change(value):
+        return None
+    return folded_into_producers(value, factor, may_change)
 
 
 def _normalization(node: ir.Node, factor: NDArray[np.float64]) -> list[Constant] | None:
@@ -103,3 +124,17 @@ def _known(node: ir.Node, index: int, factor: NDArray[np.float64]) -> NDArray[np
 
 def _constant(node: ir.Node, index: int, array: NDArray[np.float64]) -> Constant:
     return Constant(node, index, array.astype(np.float32))
+
+
+def gate_of(value: ir.Value, reader: ir.Node) -> int | None:
+    """Which input of the reader is a gate of the value: a factor of fewer numbers, one a channel, that can take others.
+
+    A product of a value scaled by channel is that of the value and of a gate scaled by channel. None if there is none.
+    """
+    if reader.op_type != "Mul" or reader.domain not in ("", "ai.onnx"):
+        return None
+    index = 1 if reader.inputs[0] is value else 0
+    gate = reader.inputs[index]
+    if gate is None or gate.shape is None or not is_broadcast(gate, value):
+        return None
+    return index if all(n == 1 for n in gate.shape[2:]) else None

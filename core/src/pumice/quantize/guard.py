@@ -22,7 +22,7 @@ from pumice.ledger import Ledger
 from pumice.measure import budget
 from pumice.measure.budget import JUDGED, Drift, Verdict
 from pumice.model import clone, nodes, weight_of
-from pumice.progress import Silent
+from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.placement import STEP
 from pumice.strategy import Quantizer
@@ -157,5 +157,6 @@ class _Guard:
     def alone(self, layer: str) -> ir.Model:
         """The model with one layer quantized, roughly."""
         others = {node.name or "": "another layer is looked at" for node in nodes(self.model) if node.name != layer}
-        around = attrs.evolve(self.context, ledger=Ledger(), progress=Silent(), kept=others, draft=True)
+        silent = unshown(self.context.progress)
+        around = attrs.evolve(self.context, ledger=Ledger(), progress=silent, kept=others, draft=True)
         return self.quantizer.quantize(self.model, around)

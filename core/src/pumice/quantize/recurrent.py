@@ -2,7 +2,9 @@
 
     LSTM       DynamicQuantizeLSTM: 8-bit W and R, a scale an output; the input is quantized while the model runs, the
                hidden state at every step, each with the range that it has then; cell state and gates stay real
-    GRU, RNN   no runtime has an operator for them: their weights are stored in eight bits and widened at load
+    GRU        no runtime has an operator for it: its weights are stored in eight bits and widened at load, or it is
+               spelt out in integer operators (`gru_steps`)
+    RNN        its weights are stored in eight bits
 
 Ranges fixed by calibration would make the state drift, since its rounding errors come back with every step: a state
 that is quantized anew by its own range at every step, and a real cell state, do not. Weights are rounded by what
@@ -22,6 +24,7 @@ from pumice.model import add_initializer, attribute, fresh_name
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.error_feedback import codes_with_feedback
 from pumice.quantize.grids import AffineGrid
+from pumice.quantize.gru_steps import Matrix, gru_refusal, spell_out
 from pumice.quantize.placement import STEP
 from pumice.quantize.storage import MS, Shelf
 from pumice.quantize.weight_matrices import RECURRENT, WeightMatrix, observe_inputs, weight_matrices
@@ -38,7 +41,9 @@ class _Drafts(_Known):
     """The same, to the nearest."""
 
 
-def quantize_recurrent(model: ir.Model, changed: ir.Model, context: QuantizeContext, *, compensate: bool) -> None:
+def quantize_recurrent(
+    model: ir.Model, changed: ir.Model, context: QuantizeContext, *, compensate: bool, spell_grus: bool = False
+) -> None:
     """Quantize the recurrent layers of `changed`, in place; each gets its line in the ledger.
 
     Args:
@@ -46,13 +51,15 @@ def quantize_recurrent(model: ir.Model, changed: ir.Model, context: QuantizeCont
         changed: what is edited.
         context: the calibration data; a layer that it excludes stays as it is.
         compensate: whether weights are rounded by what multiplies them, or to the nearest integer.
+        spell_grus: whether GRUs become integer operators, one after the other, or only store their weights.
     """
     nodes = [n for n in changed.graph if n.op_type in RECURRENT and context.excluded(n) is None]
     matrices = [m for m in weight_matrices(iter(nodes)) if m.op in RECURRENT]
     known = _rounded(model, matrices, context, observe=compensate and not context.draft)
     own = {node: [m for m in matrices if any(reader is node for reader, _ in m.readers)] for node in nodes}
     stored = {matrix: _Stored(changed, *known[matrix.name]) for matrix in matrices}
-    widened = [node for node in nodes if len(own[node]) == 2 and lstm_refusal(node)]
+    spelt = [n for n in nodes if spell_grus and n.op_type == "GRU" and len(own[n]) == 2 and gru_refusal(n) is None]
+    widened = [n for n in nodes if len(own[n]) == 2 and lstm_refusal(n) and n not in spelt]
     for matrix in matrices:
         readers = [(node, index) for node, index in matrix.readers if node in widened]
         if readers:
@@ -61,6 +68,10 @@ def quantize_recurrent(model: ir.Model, changed: ir.Model, context: QuantizeCont
         name, kind = node.name or "", node.op_type
         if len(own[node]) < 2:
             context.ledger.declined(STEP, name, kind, "its weights are computed while the model runs")
+        elif node in spelt:
+            reason = "computes with integers, spelt out; input and hidden state get their range while it runs"
+            context.ledger.applied(STEP, name, kind, reason, mode="dynamic", bits=BITS)
+            spell_out(changed, node, *(_matrix(*known[matrix.name]) for matrix in own[node]))
         elif refused := lstm_refusal(node):
             reason = f"its weights are stored as integers; it computes in floating point, because {refused}"
             context.ledger.applied(STEP, name, kind, reason, mode="weight-only", bits=BITS)
@@ -69,6 +80,11 @@ def quantize_recurrent(model: ir.Model, changed: ir.Model, context: QuantizeCont
             context.ledger.applied(STEP, name, kind, reason, mode="dynamic", bits=BITS)
             _replace(changed, node, [stored[matrix] for matrix in own[node]])
     changed.graph.sort()
+
+
+def _matrix(grid: AffineGrid, codes: NDArray[Any]) -> Matrix:
+    integers = np.ascontiguousarray(codes.astype(np.int8).transpose(0, 2, 1))
+    return Matrix(integers, grid.scale[:, :, 0].astype(np.float32))
 
 
 def lstm_refusal(node: ir.Node) -> str | None:
@@ -111,12 +127,11 @@ class _Stored:
 
     def place(self, name: str) -> tuple[ir.Value, ir.Value, ir.Value]:
         if self.values is None:
-            integers = np.ascontiguousarray(self.codes.astype(np.int8).transpose(0, 2, 1))
-            scale = self.grid.scale[:, :, 0].astype(np.float32)
+            matrix = _matrix(self.grid, self.codes)
             self.values = (
-                add_initializer(self.model, name, integers),
-                add_initializer(self.model, f"{name}/scale", scale),
-                add_initializer(self.model, f"{name}/zero_point", np.zeros(scale.shape, np.int8)),
+                add_initializer(self.model, name, matrix.integers),
+                add_initializer(self.model, f"{name}/scale", matrix.scale),
+                add_initializer(self.model, f"{name}/zero_point", np.zeros(matrix.scale.shape, np.int8)),
             )
         return self.values
 

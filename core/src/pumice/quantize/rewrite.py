@@ -6,12 +6,14 @@
     weight-only  DQ(weights) -> layer;  an embedding reads integer rows and scales them after the look-up
 
 Names are kept: a value that is quantized keeps its name for what its producer computes, a layer keeps its node name.
+What is new is only numbered: descriptive names took a tenth of small files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 
 from pumice.model import add_initializer, consumers, fresh_name, replace_input
 from pumice.quantize.channel_scaling import Rescaling
-from pumice.quantize.folding import folded_into_producers, read_by_none_but
+from pumice.quantize.folding import folded_into_producers, gate_of, read_by_none_but
+from pumice.quantize.hard_swish import CLIP, MIDDLE
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
 
@@ -62,12 +65,14 @@ def rewrite(
     factors: Mapping[int, Rescaling],
     running_factors: Mapping[str, NDArray[np.float64]],
     *,
+    swishes: Collection[ir.Node] = (),
     integer_bias: bool = True,
 ) -> dict[ir.Node, Bias]:
     """Edit `model`, to whose values and nodes everything refers, in place; returns the biases of the layers.
 
     `factors` (by space) and `running_factors` (by name of the value a dynamic layer reads): see `channel_scaling`.
-    With `integer_bias` static layers add integers, in units of their products; otherwise real numbers.
+    `swishes` become integer arithmetic (see `hard_swish`). With `integer_bias` static layers add integers, in units of
+    their products; otherwise real numbers.
     """
     dynamic = frozenset(layer.node for layer in placement.layers if layer.mode == "dynamic")
     rewriter = _Rewriter(model, placement, parameters, factors, running_factors, integer_bias, dynamic)
@@ -80,6 +85,8 @@ def rewrite(
             rewriter.weights(layer, weights[layer.node])
     for value in list(placement.space_of):
         rewriter.activation(value)
+    for node in (node for node in list(model.graph) if node in swishes):
+        rewriter.hard_swish(node)
     for activation in dict.fromkeys(placement.absorbed.values()):
         rewriter.remove_activation(activation)
     rewriter.remove_unread_weights()
@@ -100,30 +107,37 @@ class _Rewriter:
     dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
     constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
     biases: dict[ir.Node, Bias] = attrs.field(factory=dict)
+    numbers: Iterator[int] = attrs.field(factory=itertools.count)
+
+    def hint(self) -> str:
+        """A short name, if nothing else bears it."""
+        return f"q/{next(self.numbers)}"
+
+    def name(self) -> str:
+        return fresh_name(self.model, self.hint())
 
     def node(
         self,
         op: str,
         inputs: list[ir.Value | None],
-        name: str,
         dtype: ir.DataType | None,
         outputs: int = 1,
         **attributes: int,
     ) -> ir.Node:
-        """A node at the end of the graph; `name` is that of its outputs. Its own is short, and no node of a model's."""
-        made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=fresh_name(self.model, f"q/{op}"))
+        """A node at the end of the graph."""
+        made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=self.name())
         for value in made.outputs:
-            value.name = fresh_name(self.model, name)
+            value.name = self.name()
             if dtype is not None:
                 value.dtype = dtype
         self.model.graph.append(made)
         return made
 
-    def constant(self, hint: str, array: NDArray[Any]) -> ir.Value:
+    def constant(self, array: NDArray[Any]) -> ir.Value:
         """An initializer; equal ones are shared."""
         key = (f"{array.dtype}{array.shape}", hashlib.sha256(np.ascontiguousarray(array).data).digest())
         if key not in self.constants:
-            self.constants[key] = add_initializer(self.model, hint, array)
+            self.constants[key] = add_initializer(self.model, self.hint(), array)
         return self.constants[key]
 
     # -- activations --
@@ -141,18 +155,35 @@ class _Rewriter:
         quantized = self._quantize(value)
         if integer:
             self._reread(integer, value, self._dequantize(value, quantized, whole=False))
+        if others and self._factor(value) is not None:
+            others = self._scale_gates(value, quantized, others)
         if others or leaves:
             result = self._dequantize(value, quantized, whole=True)
             self._reread(others, value, result)
             if leaves:
                 self._become_output(value, result)
 
+    def _scale_gates(self, value: ir.Value, quantized: ir.Value, readers: list[ir.Node]) -> list[ir.Node]:
+        """Let gates, rather than the value, be multiplied by its factors; the readers for which that is not enough."""
+        if self.factors[self.placement.space_of[value]].offset is not None:
+            return readers
+        gates = {reader: index for reader in readers if (index := gate_of(value, reader)) is not None}
+        factor = self._factor(value)
+        for reader, index in gates.items():
+            gate = reader.inputs[index]
+            assert gate is not None
+            assert factor is not None
+            reader.replace_input_with(index, self._combined("Mul", gate, factor))
+        if gates:
+            self._reread(list(gates), value, self._dequantize(value, quantized, whole=False))
+        return [reader for reader in readers if reader not in gates]
+
     def _scales(self, value: ir.Value) -> list[ir.Value | None]:
         """Scale and zero point of a value as initializers."""
         params = self.parameters[self.placement.space_of[value]]
         return [
-            self.constant(f"{value.name}/scale", params.scale),
-            self.constant("zero_point", params.zero_point),
+            self.constant(params.scale),
+            self.constant(params.zero_point),
         ]
 
     def _factor(self, value: ir.Value) -> NDArray[np.float64] | None:
@@ -162,10 +193,9 @@ class _Rewriter:
             return None
         return _along_channels(value, rescaling.factor)
 
-    def _combined(self, op: str, value: ir.Value, what: str, array: NDArray[np.float64]) -> ir.Value:
+    def _combined(self, op: str, value: ir.Value, array: NDArray[np.float64]) -> ir.Value:
         """A new value: `value` multiplied by an array, or with it added."""
-        operand = self.constant(f"{value.name}/{what}", array.astype(np.float32))
-        result = self.node(op, [value, operand], f"{value.name}/{what}", value.dtype).outputs[0]
+        result = self.node(op, [value, self.constant(array.astype(np.float32))], value.dtype).outputs[0]
         result.shape = value.shape
         return result
 
@@ -173,9 +203,8 @@ class _Rewriter:
         source, dtype = value, self.parameters[self.placement.space_of[value]].dtype
         factor = None if self._writes_integers(value) else self._factor(value)
         if factor is not None and not self._fold(value, 1.0 / factor, self.placement.integer_nodes):
-            source = self._combined("Mul", value, "divided", 1.0 / factor)
-        name = f"{value.name}/quantized"
-        node = self.node("QuantizeLinear", [source, *self._scales(value)], name, ir.DataType.from_numpy(dtype))
+            source = self._combined("Mul", value, 1.0 / factor)
+        node = self.node("QuantizeLinear", [source, *self._scales(value)], ir.DataType.from_numpy(dtype))
         node.outputs[0].shape = value.shape
         return node.outputs[0]
 
@@ -185,22 +214,20 @@ class _Rewriter:
             return False
         found = folded_into_producers(value, factor, may_change=lambda inner: inner not in self.placement.space_of)
         for known in found or ():
-            replace_input(known.node, known.index, self.constant(f"{value.name}/folded", known.array))
+            replace_input(known.node, known.index, self.constant(known.array))
         return found is not None
 
     def _dequantize(self, value: ir.Value, quantized: ir.Value, *, whole: bool) -> ir.Value:
         """The real value; `whole` with its factors multiplied back, otherwise as the integer layers want it."""
-        node = self.node(
-            "DequantizeLinear", [quantized, *self._scales(value)], f"{value.name}/dequantized", value.dtype
-        )
+        node = self.node("DequantizeLinear", [quantized, *self._scales(value)], value.dtype)
         result = node.outputs[0]
         result.shape = value.shape
         factor = self._factor(value) if whole else None
         if factor is not None:
-            result = self._combined("Mul", result, "restored", factor)
+            result = self._combined("Mul", result, factor)
             offset = self.factors[self.placement.space_of[value]].offset
             if offset is not None:
-                result = self._combined("Add", result, "moved", _along_channels(value, offset))
+                result = self._combined("Add", result, _along_channels(value, offset))
         return result
 
     def _writes_integers(self, value: ir.Value) -> bool:
@@ -236,26 +263,30 @@ class _Rewriter:
     # -- weights --
 
     def weights(self, layer: Layer, quantized: QuantizedWeights) -> None:
-        replace_input(layer.node, layer.weight, self._dequantized(layer.weight_value, quantized))
+        replace_input(layer.node, layer.weight, self._dequantized(layer, quantized))
         if quantized.bias is None:
             return
         if layer.mode == "static" and self.integer_bias:
             value = self._integer_bias(layer, quantized, quantized.bias)
         else:
-            value = add_initializer(self.model, f"{layer.node.name}/bias", quantized.bias.astype(np.float32))
+            value = add_initializer(self.model, self.hint(), quantized.bias.astype(np.float32))
             self._keep_bias(layer, layer.node.outputs[0], value)
         replace_input(layer.node, 2, value)
 
-    def _dequantized(self, weight: ir.Value, quantized: QuantizedWeights) -> ir.Value:
-        key = (weight, hashlib.sha256(quantized.integers.tobytes() + quantized.params.scale.tobytes()).digest())
+    def _dequantized(self, layer: Layer, quantized: QuantizedWeights) -> ir.Value:
+        key = (
+            layer.weight_value,
+            hashlib.sha256(quantized.integers.tobytes() + quantized.params.scale.tobytes()).digest(),
+        )
         if key in self.dequantized_weights:
             return self.dequantized_weights[key]
-        params, name = quantized.params, weight.name or "weight"
-        integers = add_initializer(self.model, f"{name}/quantized", quantized.integers)
-        scale = self.constant(f"{name}/scale", params.scale)
-        zero = self.constant("zero_point", params.zero_point)
+        params = quantized.params
+        integers = add_initializer(self.model, self.hint(), quantized.integers)
+        inputs: list[ir.Value | None] = [integers, self.constant(params.scale)]
+        if layer.node.op_type != "Conv":  # onnxruntime's QGemm asks for zeros that are the default
+            inputs.append(self.constant(params.zero_point))
         axis = {} if params.axis is None else {"axis": params.axis}
-        node = self.node("DequantizeLinear", [integers, scale, zero], f"{name}/dequantized", ir.DataType.FLOAT, **axis)
+        node = self.node("DequantizeLinear", inputs, ir.DataType.FLOAT, **axis)
         node.outputs[0].shape = ir.Shape(quantized.integers.shape)
         self.dequantized_weights[key] = node.outputs[0]
         return node.outputs[0]
@@ -267,11 +298,9 @@ class _Rewriter:
         scale = np.ascontiguousarray(np.broadcast_to(scale, bias.shape))
         most = 2.0**31 - 1
         integers = np.clip(np.rint(bias / scale.astype(np.float64)), -most, most).astype(np.int32)
-        name = f"{layer.node.name}/bias"
-        value = add_initializer(self.model, f"{name}/quantized", integers)
+        value = add_initializer(self.model, self.hint(), integers)
         self._keep_bias(layer, layer.node.outputs[0], value, scale)
-        factor = self.constant(f"{name}/scale", scale)
-        node = self.node("DequantizeLinear", [value, factor], f"{name}/dequantized", ir.DataType.FLOAT, axis=0)
+        node = self.node("DequantizeLinear", [value, self.constant(scale)], ir.DataType.FLOAT, axis=0)
         return node.outputs[0]
 
     def _keep_bias(
@@ -288,31 +317,44 @@ class _Rewriter:
 
     # -- forms that are not Q/DQ --
 
+    def hard_swish(self, node: ir.Node) -> None:
+        """Sum and product of integers between which the clip and the division are a matter of scales."""
+        source = node.inputs[0]
+        dtype = self.parameters[self.placement.space_of[node.outputs[0]]].dtype
+        lowest, steps = np.iinfo(dtype).min, np.iinfo(dtype).max - np.iinfo(dtype).min
+        zero, kind = self.constant(np.asarray(lowest, dtype)), ir.DataType.from_numpy(dtype)
+        one, three = self.constant(np.asarray(lowest + 1, dtype)), self.constant(np.asarray(MIDDLE, np.float32))
+        middle = self.node("DequantizeLinear", [one, three, zero], ir.DataType.FLOAT)
+        moved = self.node("Add", [source, middle.outputs[0]], ir.DataType.FLOAT)
+        clipped_scale = self.constant(np.asarray(CLIP / steps, np.float32))
+        clipped = self.node("QuantizeLinear", [moved.outputs[0], clipped_scale, zero], kind)
+        share_scale = self.constant(np.asarray(1.0 / steps, np.float32))
+        share = self.node("DequantizeLinear", [clipped.outputs[0], share_scale, zero], ir.DataType.FLOAT)
+        self._take_over(node, self.node("Mul", [source, share.outputs[0]], ir.DataType.FLOAT))
+
     def dynamic(self, layer: Layer, quantized: QuantizedWeights) -> None:
         """The activation's scale is found while the model runs; integer products, then one product by both scales."""
-        node, name = layer.node, layer.node.name or "layer"
         integer, scale, zero = self._dynamic_input(layer.data)
-        columns = quantized.integers if layer.axis else np.ascontiguousarray(quantized.integers.T)
-        weights = self.constant(f"{layer.weight_value.name}/quantized", columns)
-        product = self.node("MatMulInteger", [integer, weights, zero], f"{name}/integers", ir.DataType.INT32)
-        real = self.node("Cast", [product.outputs[0]], f"{name}/cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
-        weight_scale = self.constant(f"{layer.weight_value.name}/scale", np.atleast_1d(quantized.params.scale))
-        factor = self.node("Mul", [scale, weight_scale], f"{name}/scales", ir.DataType.FLOAT)
-        result = self.node("Mul", [real.outputs[0], factor.outputs[0]], f"{name}/scaled", ir.DataType.FLOAT)
+        weights = self.constant(quantized.integers if layer.axis else np.ascontiguousarray(quantized.integers.T))
+        product = self.node("MatMulInteger", [integer, weights, zero], ir.DataType.INT32)
+        real = self.node("Cast", [product.outputs[0]], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        weight_scale = self.constant(np.atleast_1d(quantized.params.scale))
+        factor = self.node("Mul", [scale, weight_scale], ir.DataType.FLOAT)
+        result = self.node("Mul", [real.outputs[0], factor.outputs[0]], ir.DataType.FLOAT)
         if quantized.bias is not None:
-            value = add_initializer(self.model, f"{name}/bias", quantized.bias.astype(np.float32))
-            result = self.node("Add", [result.outputs[0], value], f"{name}/biased", ir.DataType.FLOAT)
+            value = add_initializer(self.model, self.hint(), quantized.bias.astype(np.float32))
+            result = self.node("Add", [result.outputs[0], value], ir.DataType.FLOAT)
             self._keep_bias(layer, result.outputs[0], value)
         self._take_over(layer.last, result)
         if layer.sum is not None:
-            self.model.graph.remove(node, safe=True)
+            self.model.graph.remove(layer.node, safe=True)
 
     def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         if value not in self.dynamic_inputs:
             source, factors = value, self.running_factors.get(value.name or "")
             if factors is not None and not self._fold(value, 1.0 / factors, self.dynamic_nodes):
-                source = self._combined("Mul", value, "divided", 1.0 / factors)
-            made = self.node("DynamicQuantizeLinear", [source], f"{value.name}/quantized", None, outputs=3)
+                source = self._combined("Mul", value, 1.0 / factors)
+            made = self.node("DynamicQuantizeLinear", [source], None, outputs=3)
             integer, scale, zero = made.outputs
             integer.dtype, scale.dtype, zero.dtype = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8
             self.dynamic_inputs[value] = (integer, scale, zero)
@@ -320,16 +362,13 @@ class _Rewriter:
 
     def embedding(self, layer: Layer, quantized: QuantizedWeights) -> None:
         """Look up integer rows and their scales; only the rows that are used are expanded."""
-        node, name, table = layer.node, layer.node.name or "embedding", layer.weight_value.name or "table"
-        rows = node.inputs[1]
-        integers = self.constant(f"{table}/quantized", quantized.integers)
+        rows = layer.node.inputs[1]
         per_row = quantized.params.scale.reshape(-1, *[1] * (quantized.integers.ndim - 1))
-        scales = self.constant(f"{table}/scale", per_row)
-        row = self.node("Gather", [integers, rows], f"{name}/rows", ir.DataType.INT8, axis=0)
-        scale = self.node("Gather", [scales, rows], f"{name}/scales", ir.DataType.FLOAT, axis=0)
-        real = self.node("Cast", [row.outputs[0]], f"{name}/cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
-        result = self.node("Mul", [real.outputs[0], scale.outputs[0]], f"{name}/scaled", ir.DataType.FLOAT)
-        self._take_over(node, result)
+        row = self.node("Gather", [self.constant(quantized.integers), rows], ir.DataType.INT8, axis=0)
+        scale = self.node("Gather", [self.constant(per_row), rows], ir.DataType.FLOAT, axis=0)
+        real = self.node("Cast", [row.outputs[0]], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        result = self.node("Mul", [real.outputs[0], scale.outputs[0]], ir.DataType.FLOAT)
+        self._take_over(layer.node, result)
 
     def _take_over(self, node: ir.Node, result: ir.Node) -> None:
         """`result` replaces `node`: it takes the name of its output, and its place as a graph output."""

@@ -76,11 +76,13 @@ class Rounder:
         moments = self._moments(tasks)
         rounded: dict[tuple[str, bytes], QuantizedWeights] = {}
         first: dict[object, QuantizedWeights] = {}
-        for task in tasks:
-            group = rounded_together(task.reading)
-            if group not in first or task.layer.bias_value is not None:
-                first[group] = self._rounded(task, moments.get(task.key))
-            rounded[task.key] = first[group]
+        with self.context.progress.task("round weights", len(tasks)) as advance:
+            for task in tasks:
+                group = rounded_together(task.reading)
+                if group not in first or task.layer.bias_value is not None:
+                    first[group] = self._rounded(task, moments.get(task.key))
+                rounded[task.key] = first[group]
+                advance()
         if self.context.target.pair_saturation:
             computing = [
                 (task.reading, rounded[task.key].integers) for task in tasks if task.layer.mode != "weight-only"

@@ -52,6 +52,8 @@ class Target:
     arithmetic: frozenset[str]
     fused_sums: bool
     """A convolution that writes real numbers adds an integer tensor to them in the same kernel."""
+    hard_swish: bool
+    """Between integers it is worth computing as a sum and a product of integers."""
     absorbed: frozenset[str]
     pair_saturation: bool
     """The CPU adds pairs of 8-bit products in 16 bits, with saturation."""
@@ -92,6 +94,7 @@ def _read(name: str) -> Target:
         pass_through=frozenset(table["pass_through"]["ops"]),
         arithmetic=frozenset(table["arithmetic"]["ops"]),
         fused_sums=table["arithmetic"]["fused_sums"],
+        hard_swish=table["arithmetic"]["hard_swish"],
         absorbed=frozenset(table["absorbed"]["ops"]),
         pair_saturation=table["pair_saturation"],
     )

@@ -142,7 +142,7 @@ class _Builder:
 
     def _weight(self, node: ir.Node) -> None:
         """A real weight that is rounded before the node reads it."""
-        if self.bits == 4:
+        if self.bits == 4 and len(node.inputs) > 2:
             zero_point = constant(node.inputs[2])
             assert zero_point is not None
             replace_input(node, 2, add_initializer(self.model, f"{node.name}/int4", zero_point.astype(INT4)))
