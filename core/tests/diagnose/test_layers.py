@@ -43,6 +43,9 @@ def samples(cnn):
     return open_dataset({"x": x}, cnn)
 
 
+RUNTIME = ReferenceRuntime()
+
+
 def quantized(model, data, **knobs):
     model = model.clone()
     simplify(model)
@@ -85,9 +88,24 @@ def test_ranges_coverage_and_outliers_are_shares_of_the_output(errors):
 
 def test_histograms_count_the_same_values_in_both_models(errors):
     for error in errors:
-        assert error.histogram.of == "output"
+        assert error.histogram.of == ("weights" if error.coverage is None else "output")
         assert sum(error.histogram.before) == sum(error.histogram.after) > 0
         assert len(error.histogram.edges) == len(error.histogram.before) + 1
+
+
+def test_histograms_show_the_grid_that_compressed_numbers_lie_on(cnn, samples, errors):
+    on_outputs = [error.histogram for error in errors if error.coverage is not None]
+    assert all(0 < len(found.grid) <= 256 for found in on_outputs)
+    compressed = quantized(cnn, samples, equalize=False)
+    found = {error.node: np.array(error.histogram.grid) for error in layer_errors(cnn, compressed, None, RUNTIME)}
+    for pair in pairs(cnn, compressed):
+        widened = pair.after.inputs[1].producer()
+        if widened is None:
+            continue
+        scales, grid = constant(widened.inputs[1]).reshape(-1, 1), found[pair.after.name]
+        levels = grid / scales
+        assert 1 < len(grid) <= 256
+        assert np.abs(levels - np.rint(levels)).max(axis=1).min() < 1e-2  # of the channel that is shown
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "weights"])

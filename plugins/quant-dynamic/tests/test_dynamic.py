@@ -101,6 +101,37 @@ def test_a_gru_stores_its_weights_as_integers_and_says_why_it_computes_in_floati
     assert noise(found, exact) < 2e-3
 
 
+@pytest.mark.parametrize("linear", [0, 1])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_a_gru_spelt_out_in_integers_computes_what_the_gru_does(linear, direction, lengths):
+    count = 2 if direction == "bidirectional" else 1
+    given = (", int32[N] lengths", "lengths") if lengths else ("", "")
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[T,N,16] x{given[0]}, float[{count},N,24] h) => (float[T,{count},N,24] y, float[{count},N,24] yh) {{
+        y, yh = GRU <hidden_size=24, linear_before_reset={linear}, direction="{direction}">
+            (x, w, r, b, {given[1]}, h) }}""")
+    draws = np.random.default_rng(0)
+    for name, shape in {"w": (count, 72, 16), "r": (count, 72, 24), "b": (count, 144)}.items():
+        array = (draws.standard_normal(shape) / 4).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    proto.graph.node[0].name = "gru"
+    model = infer_shapes(ir.from_proto(proto))
+    data = [
+        {**feed, "h": draws.standard_normal((count, 4, 24)).astype(np.float32)}
+        for feed in sequences(4, lengths=lengths)
+    ]
+    result = compress(model, data, gru="spelt")
+    assert "GRU" not in {node.op_type for node in result.model.graph}
+    assert size(result.model).total < 0.4 * size(model).total
+    (line,) = [entry for entry in result.ledger.of("quantize") if entry.node == "gru"]
+    assert line.details["mode"] == "dynamic"
+    for runtime in ("ort", "plan"):
+        exact, found = (pick_runtime(runtime).open(m).run(data[0]) for m in (model, result.model))
+        for name, array in exact.items():
+            assert noise(found[name], array) < 2e-3
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_weights_that_an_unrolled_loop_shares_are_stored_once(kind):
     gates, state = (96, "c") if kind == "LSTM" else (72, "")

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pumice_quant_kmeans.clustering import Rows, exact_centroids, linear_start, lloyd, plus_plus_start
+from pumice_quant_kmeans.clustering import (
+    Rows,
+    clustered,
+    exact_centroids,
+    linear_start,
+    lloyd,
+    plus_plus_start,
+)
 from pumice_quant_kmeans.scheme import huffman_bits
 
 ROW = st.lists(st.integers(-20, 20), min_size=5, max_size=9)
@@ -80,11 +87,13 @@ def test_huffman_codes_are_as_long_as_their_tree_says():
 
 
 @pytest.mark.timing
-def test_a_layer_of_4096_by_4096_takes_less_than_two_seconds():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_layer_of_4096_by_4096_takes_less_than_two_seconds(weighted):
     import time
 
-    points = np.random.default_rng(0).standard_normal((4096, 4096)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((4096, 4096)).astype(np.float32)
+    weights = np.broadcast_to(rng.random(4096), points.shape) if weighted else None
     began = time.perf_counter()
-    rows = Rows.of(points)
-    lloyd(rows, plus_plus_start(rows, 16, 0))
+    clustered(points, weights, 16, 0)
     assert time.perf_counter() - began < 2.0

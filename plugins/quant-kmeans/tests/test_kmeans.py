@@ -14,6 +14,7 @@ TEXT = """g (float[5,N,65] x, int64[5,N] i) => (float[N,4,14] y) {
     row = Gather (table, i)  s = Add (x, row)  h, last, cell = LSTM <hidden_size=32> (s, w, r)
     f = Squeeze (last, first)  m = MatMul (f, w2)  image = Reshape (m, four)
     v = Conv <pads=[1,1]> (image, w3)  u = Relu (v)  y = ConvTranspose <strides=[2]> (u, w4) }"""
+PLAIN = {"weighting": "none", "rounding": "nearest", "refit": False, "centroids": 8}
 SHAPES = {"table": (50, 65), "w": (1, 128, 65), "r": (1, 128, 32), "w2": (32, 48), "w3": (6, 8, 3), "w4": (6, 4, 4)}
 
 
@@ -72,13 +73,28 @@ def test_finer_codebooks_and_what_is_known_of_the_inputs_lose_less(network, samp
     exact = compile_plan(network).run(samples[0])["y"]
 
     def noise(**knobs):
-        plan = compile_plan(compress(network, samples, centroids=8, **knobs).model)
+        plan = compile_plan(compress(network, samples, **{"centroids": 8, **knobs}).model)
         return np.mean((plan.run(samples[0])["y"] - exact) ** 2)
 
-    plain = {"weighting": "none", "rounding": "nearest", "refit": False}
-    assert noise(codebook="channel", **plain) < noise(codebook="tensor", **plain)
-    assert noise(codebook="scaled") < 0.7 * noise(codebook="scaled", **plain)
+    assert noise(codebook="channel", **PLAIN) < noise(codebook="tensor", **PLAIN)
+    assert noise(codebook="scaled") < 0.7 * noise(codebook="scaled", **PLAIN)
 
 
 def test_the_account_tells_the_size_by_huffmans_code(network, samples):
     assert any("by Huffman's code" in note for note in compress(network, samples).notes)
+
+
+@pytest.mark.parametrize("table", ["float32", "int8"])
+@pytest.mark.parametrize("codebook", ["scaled", "channel"])
+def test_centroids_fine_tuned_by_the_gradients_of_their_members_bring_the_outputs_nearer(
+    network, samples, codebook, table
+):
+    exact, noise, codes = [compile_plan(network).run(feeds)["y"] for feeds in samples], [], []
+    for steps in (0, 64):
+        model = compress(network, samples, codebook=codebook, table=table, tune=steps, **PLAIN).model
+        plan = compile_plan(model)
+        pairs = [(plan.run(feeds)["y"], y) for feeds, y in zip(samples, exact, strict=True)]
+        noise.append(np.mean([np.mean((found - y) ** 2) / np.var(y) for found, y in pairs]))
+        codes.append(model.graph.initializers["w/codes"].const_value.tobytes())
+    assert noise[1] < 0.9 * noise[0]
+    assert codes[1] == codes[0]

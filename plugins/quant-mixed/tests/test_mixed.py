@@ -57,7 +57,7 @@ def test_every_point_of_the_curve_is_the_best_that_exhaustion_finds(seed, count)
             for one in every
             if sum(noise[item] for item in one) <= point.noise * (1 + 1e-9)
         ]
-        assert point.bytes <= min(within) * (1 + 1e-6) + 1e-6
+        assert point.cost <= min(within) * (1 + 1e-6) + 1e-6
 
 
 def test_less_noise_costs_more_bytes():
@@ -66,7 +66,7 @@ def test_less_noise_costs_more_bytes():
     noise = {(n, f): float(rng.exponential()) * 4.0**-i for n in layers for i, f in enumerate(FORMATS[:-1])}
     curve = pareto(layers, FORMATS, noise | {(name, "float32"): 0.0 for name in layers})
     assert [p.noise for p in curve] == sorted((p.noise for p in curve), reverse=True)
-    assert [p.bytes for p in curve] == sorted(p.bytes for p in curve)
+    assert [p.cost for p in curve] == sorted(p.cost for p in curve)
     assert curve[-1].noise == 0.0
 
 
@@ -107,6 +107,22 @@ def test_a_tighter_accuracy_budget_costs_bytes_and_the_curve_is_told():
         sizes.append(size(Mixed(smallest=1).quantize(model, around)).total)
         assert any("bytes and noise to choose from" in note for note in around.notes)
     assert sizes[0] < sizes[1]
+
+
+def test_within_an_accuracy_budget_the_least_may_be_milliseconds():
+    layers = {f"layer{i}": [Matrix((1, 8, 64))] for i in range(2)}
+    noise = {(n, f): 1.0 if f == "int8" else 0.0 for n in layers for f in ("int8", "float32")}
+    cost = {("layer0", "int8"): 1.0, ("layer1", "int8"): 3.0, ("layer0", "float32"): 2.0, ("layer1", "float32"): 2.0}
+    (cheapest, *_) = pareto(layers, ["int8", "float32"], noise, cost)
+    assert cheapest.formats == {"layer0": "int8", "layer1": "float32"}  # integers that are slower are not taken
+    assert cheapest.cost == 3.0
+
+
+@pytest.mark.parametrize("knobs", [{"budget": "latency", "latency": 0.9}, {"minimise": "latency"}])
+def test_the_curve_of_milliseconds_is_told(knobs):
+    around = context(tiny_cnn(), max_drop=1.0)
+    Mixed(smallest=1, **knobs).quantize(tiny_cnn(), around)
+    assert any("milliseconds and noise to choose from" in note for note in around.notes)
 
 
 def test_a_format_that_does_not_exist_is_refused():

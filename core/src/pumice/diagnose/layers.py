@@ -27,6 +27,7 @@ from pumice.diagnose.pairing import Pair, pairs
 from pumice.diagnose.rescaling import MANY, Gain, GainFit, by_channel, undo_in_weights, with_gain, without_gain
 from pumice.model import clone, constant, simplify
 from pumice.progress import Progress, Silent
+from pumice.quantize.weight_matrices import moved, weight_matrices
 
 if TYPE_CHECKING:
     from pumice.data import Dataset
@@ -39,6 +40,8 @@ WORST = 8
 WORST_CHANNELS = 3
 """Channels whose outliers are told."""
 BINS = 64
+FINEST_GRID = 256
+"""Points of a quantization grid that a histogram shows at most."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +53,9 @@ class Histogram:
     edges: tuple[float, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    grid: tuple[float, ...] = ()
+    """The quantization grid: numbers between the edges that the compressed model can express (of weights with a scale a
+    channel, those of the channel with the largest weight); empty where there are too many to show."""
 
 
 @attrs.frozen(kw_only=True)
@@ -127,7 +133,8 @@ def layer_errors(
     worst = order[:WORST]
     pictures = [_weight_histogram(watches[index].pair) for index in worst]
     if calibration is not None and found:
-        _count_outputs(models, [watches[index] for index in worst])
+        on_grid = [watches[index] for index in worst if watches[index].pair.covered is not None]
+        _count_outputs(models, on_grid)  # outputs that stayed in floating point have no grid: their weights are shown
         pictures = [watches[index].histogram() or pictures[place] for place, index in enumerate(worst)]
     for index, histogram in zip(worst, pictures, strict=True):
         errors[index] = attrs.evolve(errors[index], histogram=histogram)
@@ -254,7 +261,11 @@ class _Watch:
         self.counts[1] += _count(with_gain(approximate, self.gain, self.op), edges)
 
     def histogram(self) -> Histogram | None:
-        return _histogram("output", _edges(self.low, self.high), *self.counts) if self.counts.any() else None
+        if not self.counts.any():
+            return None
+        steps = () if self.pair.covered is None or self.gain is not None else np.linspace(*self.pair.covered, 256)
+        before, after = self.counts
+        return _histogram("output", _edges(self.low, self.high), before, after, np.asarray(steps))
 
     def _is_finite(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
@@ -385,7 +396,17 @@ def _weight_histogram(pair: Pair) -> Histogram | None:
     edges = _edges(low, high)
     undone = undo_in_weights(pair.before, exact, pair.weights_after.values)
     after = pair.weights_after.values if undone is None else undone
-    return _histogram("weights", edges, _count(exact, edges), _count(after, edges))
+    return _histogram("weights", edges, _count(exact, edges), _count(after, edges), _levels(pair.before, after))
+
+
+def _levels(node: ir.Node, weights: NDArray[Any]) -> NDArray[Any]:
+    """The distinct values of all weights, or of the output with the largest weight where these are too many."""
+    every = np.unique(weights)
+    matrix = next((m for m in weight_matrices(iter([node])) if m.shape[0] * m.shape[1] > 1), None)
+    if len(every) <= FINEST_GRID or matrix is None:
+        return every
+    rows = moved(weights, matrix.to_rows).reshape(-1, matrix.shape[2])
+    return np.unique(rows[np.abs(rows).max(axis=1).argmax()])
 
 
 def _edges(low: float, high: float) -> NDArray[np.float64]:
@@ -400,10 +421,18 @@ def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64
     return np.histogram(np.clip(wide[np.isfinite(wide)], edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
-def _histogram(of: str, edges: NDArray[np.float64], before: NDArray[np.int64], after: NDArray[np.int64]) -> Histogram:
+def _histogram(
+    of: str, edges: NDArray[np.float64], before: NDArray[np.int64], after: NDArray[np.int64], grid: NDArray[Any]
+) -> Histogram:
+    shown = grid[(grid >= edges[0]) & (grid <= edges[-1])]
     return Histogram(
         of=of,
-        edges=tuple(float(f"{edge:.6g}") for edge in edges),
+        edges=_short(edges),
         before=tuple(map(int, before)),
         after=tuple(map(int, after)),
+        grid=_short(shown) if len(shown) <= FINEST_GRID else (),
     )
+
+
+def _short(numbers: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(float(f"{number:.6g}") for number in numbers)

@@ -2,7 +2,8 @@
 
     MatMul, Gemm    DynamicQuantizeLinear -> MatMulInteger -> times both scales
     LSTM            DynamicQuantizeLSTM: the hidden state gets its range at every step, the cell state stays real
-    GRU, RNN, Conv  weights stored in eight bits: no runtime computes these faster with ranges found on the way
+    GRU             weights stored in eight bits, or a Scan of DynamicQuantizeLinear and MatMulInteger
+    RNN, Conv       weights stored in eight bits: no runtime computes these faster with ranges found on the way
 
 Nothing is clipped that calibration did not see, and no state drifts: what a recurrent network needs.
 """
@@ -32,6 +33,13 @@ class Dynamic(Quantizer):
     equalize: bool = knob(True, help="even out the ranges of input channels, by factors that weights undo")
     rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are rounded")
     recurrent: bool = knob(True, help="recurrent layers too; false leaves them in floating point")
+    gru: str = knob(
+        "weights",
+        Choice("weights", "spelt"),
+        help="weights: a GRU stores 8-bit weights and computes in floating point, in integers in the runtime native "
+        "(mode fast); spelt: it becomes a Scan of integer operators, for any runtime",
+        when=lambda q: q.recurrent,
+    )
     smallest: int = knob(64, Int(1, 1_000_000), help="layers with fewer weights stay in floating point")
 
     def accepts(self, model: ir.Model) -> str | None:
@@ -49,7 +57,8 @@ class Dynamic(Quantizer):
         account = Ledger()
         changed = quantize_layers(model, scheme, attrs.evolve(context, ledger=account))
         if self.recurrent:
-            quantize_recurrent(model, changed, context, compensate=compensate)
+            spelt = self.gru == "spelt"
+            quantize_recurrent(model, changed, context, compensate=compensate, spell_grus=spelt)
         said = {entry.node for entry in context.ledger.of("quantize")}
         context.ledger.extend(Ledger([entry for entry in account if entry.node not in said]))
         return changed

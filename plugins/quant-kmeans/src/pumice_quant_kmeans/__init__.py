@@ -4,9 +4,10 @@
 
 A codebook of 16 values spends its four bits where the weights are. It may be one for the tensor, one for the tensor
 with a scale an output, one an output, or one a group of inputs. The codes are the nearest ones, or those that keep the
-layer's output (GPTQ on the codebook); centroids are then fitted to that output as well. Layers compute in floating
-point; a runtime without kernels for codebooks looks the weights up once, when it loads the model: the file is then an
-eighth, memory and speed are those of the original.
+layer's output (GPTQ on the codebook); centroids are then fitted to that output as well, and may be fine-tuned to the
+network's by the gradients of their members. The runtime `native` multiplies by codes and tables; one without such
+kernels looks the weights up once, when it loads the model: the file is then an eighth, memory and speed are those of
+the original.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class KMeans(Quantizer):
     )
     rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are assigned")
     refit: bool = knob(True, help="fit the centroids to the layer's output once the codes are known")
+    tune: int = knob(0, Int(0, 100_000), help="steps of gradient descent on the centroids, codes fixed; 0 takes none")
     table: str = knob("float32", Choice("float32", "bfloat16", "int8"), help="type of the centroids")
     smallest: int = knob(64, Int(1, 1_000_000), help="matrices with fewer weights stay in floating point")
 
@@ -60,6 +62,10 @@ class KMeans(Quantizer):
 
         scheme = CodebookScheme.informed(self, model, context)
         changed = store_weights(model, scheme, context, smallest=self.smallest)
+        if self.tune and not context.draft:
+            from pumice_quant_kmeans.tuning import tune
+
+            context.notes.append(tune(model, changed, context, self.tune))
         if not context.draft:
             context.notes.extend(scheme.notes())
         return changed

@@ -15,6 +15,8 @@ whose minimiser m grows with i, so that halving the range of i costs T n log n (
 from __future__ import annotations
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -26,6 +28,8 @@ STEPS = 60
 """Of Lloyd's algorithm at most; it stops when nothing moves."""
 MOVED = 1e-4
 """What counts as moved, as a share of a row's range; rows in which nothing does are done."""
+BLOCK = 256
+"""Rows that are clustered together; fixed, so that results do not depend on the processors."""
 RANKS = 256
 """Numbers of a row that k-means++ draws from, evenly spaced in order of size."""
 
@@ -46,7 +50,7 @@ class Rows:
             ordered = np.sort(points, axis=1)
             counts = np.broadcast_to(np.arange(points.shape[1] + 1.0), (len(points), points.shape[1] + 1))
             return cls(ordered, counts, _sums(ordered), _sums(np.square(ordered)))
-        order = np.argsort(points, axis=1, kind="stable")
+        order = np.argsort(points, axis=1)
         ordered, heavy = np.take_along_axis(points, order, 1), np.take_along_axis(weights, order, 1)
         return cls(ordered, _sums(heavy), _sums(heavy * ordered), _sums(heavy * np.square(ordered)))
 
@@ -61,6 +65,18 @@ def _sums(numbers: Array) -> Array:
     return sums
 
 
+def clustered(points: Array, weights: Array | None, entries: int, seed: int, *, linear: bool = False) -> Array:
+    """Centroids of each row by Lloyd's algorithm, ascending, (rows, entries): blocks of rows on all processors."""
+
+    def block(number: int) -> Array:
+        part = slice(number * BLOCK, (number + 1) * BLOCK)
+        rows = Rows.of(points[part], None if weights is None else weights[part])
+        return lloyd(rows, linear_start(rows, entries) if linear else plus_plus_start(rows, entries, [seed, number]))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts and sums without the interpreter's lock
+        return np.concatenate(list(pool.map(block, range(-(-len(points) // BLOCK)))))
+
+
 # --- starts -----------------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +86,7 @@ def linear_start(rows: Rows, entries: int) -> Array:
     return np.asarray(low + (high - low) * ((np.arange(entries) + 0.5) / entries))
 
 
-def plus_plus_start(rows: Rows, entries: int, seed: int) -> Array:
+def plus_plus_start(rows: Rows, entries: int, seed: int | list[int]) -> Array:
     """Drawn in turn, with odds that grow with the squared distance from those there are, (rows, entries)."""
     random = np.random.default_rng(seed)
     ranks = np.unique(np.linspace(0, rows.points.shape[1] - 1, RANKS).astype(np.int64))

@@ -21,7 +21,7 @@ from pumice.quantize.output_gradients import output_gradients
 from pumice.quantize.parameters import SMALLEST_SCALE
 from pumice.quantize.weight_matrices import WeightMatrix, moved, weight_matrices
 from pumice.quantize.weight_only import Rounded
-from pumice_quant_kmeans.clustering import Rows, exact_centroids, linear_start, lloyd, plus_plus_start
+from pumice_quant_kmeans.clustering import clustered, exact_centroids
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -113,9 +113,7 @@ class CodebookScheme:
         count = self.knobs.centroids
         if self.knobs.start == "exact":
             return exact_centroids(points, weights, count)
-        rows = Rows.of(points, weights)
-        linear = self.knobs.start == "linear"
-        return lloyd(rows, linear_start(rows, count) if linear else plus_plus_start(rows, count, self.seed))
+        return clustered(points, weights, count, self.seed, linear=self.knobs.start == "linear")
 
     def _stored(self, grid: CodebookGrid) -> CodebookGrid:
         """As the types that it is stored in will hold it; a table of integers gives its step to the scale."""

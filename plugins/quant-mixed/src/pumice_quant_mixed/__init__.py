@@ -1,11 +1,11 @@
 """Mixed precision: every layer gets the format that the accuracy budget allows, chosen for all layers at once.
 
-    min  sum bytes[l, f] x[l, f]     with  sum noise[l, f] x[l, f] <= B,   sum_f x[l, f] = 1,   x in {0, 1}
+    min  sum cost[l, f] x[l, f]      with  sum noise[l, f] x[l, f] <= B,   sum_f x[l, f] = 1,   x in {0, 1}
 
 The noise of a format in a layer is what it does to the outputs, relative to their signal: by one backward pass a sample
 for formats that change weights alone, and by measurement for 8-bit computation. The programme is solved exactly for a
-range of B; what is smallest and keeps the budget when it is measured is the result. With a size budget instead, noise
-and bytes change places.
+range of B; what costs least and keeps the budget when it is measured is the result. With a size or a latency budget
+instead, it is the most exact that keeps this one. A cost is bytes, or milliseconds measured with one layer changed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,27 @@ class Mixed(Quantizer):
 
     formats: tuple[str, ...] = knob(FORMATS, help="what layers may become: int4, int8, float16, bfloat16, float32")
     budget: str = knob(
-        "accuracy", Choice("accuracy", "size"), help="accuracy: max_drop of the step; size: the knob size"
+        "accuracy",
+        Choice("accuracy", "size", "latency"),
+        help="accuracy: max_drop of the step; size, latency: the knob of that name",
+    )
+    minimise: str = knob(
+        "bytes",
+        Choice("bytes", "latency"),
+        help="what is to be least within an accuracy budget",
+        when=lambda q: q.budget == "accuracy",
     )
     size: float = knob(
         0.2,
         Float(0.05, 1.0),
         help="bytes of weights to use, as a share of those there are",
         when=lambda q: q.budget == "size",
+    )
+    latency: float = knob(
+        0.5,
+        Float(0.05, 1.0),
+        help="milliseconds of an inference to use, as a share of the original's",
+        when=lambda q: q.budget == "latency",
     )
     sensitivity: str = knob(
         "gradient", Choice("gradient", "measured"), help="how the noise of formats that change weights alone is found"
@@ -59,6 +73,11 @@ class Mixed(Quantizer):
 
         plan = chosen_formats(model, self, context)
         return apply_formats(model, plan, context, smallest=self.smallest)
+
+    @property
+    def counts_milliseconds(self) -> bool:
+        """Whether a format costs time, else bytes."""
+        return self.budget == "latency" or (self.budget == "accuracy" and self.minimise == "latency")
 
 
 @hookimpl

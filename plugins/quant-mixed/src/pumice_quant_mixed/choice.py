@@ -13,11 +13,11 @@ from pumice.errors import UnsupportedOp
 from pumice.ledger import Ledger
 from pumice.measure.budget import JUDGED, judge
 from pumice.model import clone
-from pumice.progress import Silent
+from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.weight_matrices import WeightMatrix, weight_matrices
 from pumice_quant_mixed.formats import Choice, apply_formats, bytes_of, given_to
-from pumice_quant_mixed.sensitivity import Noise, by_gradient, by_measurement
+from pumice_quant_mixed.sensitivity import Cost, Noise, by_gradient, by_measurement, by_stopwatch, stopwatch
 
 if TYPE_CHECKING:
     from pumice_quant_mixed import Mixed
@@ -32,7 +32,8 @@ class Point:
     """One solution."""
 
     formats: Choice
-    bytes: float
+    cost: float
+    """Bytes of weights, or predicted milliseconds."""
     noise: float
     """Predicted."""
 
@@ -51,20 +52,29 @@ def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext) -> C
         return _given(dict.fromkeys(usable, knobs.formats[0]), layers)
     known = context.recall(_Known)
     if "curve" not in known:
-        known["curve"] = pareto(layers, knobs.formats, _noise(lifted, layers, knobs, context)) if layers else []
+        cost = _milliseconds(model, layers, knobs, context) if knobs.counts_milliseconds else None
+        noise = _noise(lifted, layers, knobs, context) if layers else {}
+        known["curve"] = pareto(layers, knobs.formats, noise, cost) if layers else []
     curve = known["curve"]
     if not curve:
         return {}
     if knobs.budget == "size":
         most = knobs.size * sum(bytes_of("float32", m) for matrices in layers.values() for m in matrices)
-        point = min((p for p in curve if p.bytes <= most), key=lambda p: p.noise, default=curve[0])
+        point = min((p for p in curve if p.cost <= most), key=lambda p: p.noise, default=curve[0])
+    elif knobs.budget == "latency":
+        point = _most_exact_in_time(model, layers, curve, knobs, context)
     else:
-        point = _smallest_within_budget(model, layers, curve, knobs, context)
-    shown = "; ".join(f"{p.bytes / 1e3:.0f} kB {p.noise:.2g}" for p in curve)
-    context.notes.append(
-        f"mixed precision: weights in {point.bytes / 1e3:.0f} kB; bytes and noise to choose from: {shown}"
-    )
+        point = _cheapest_within_budget(model, layers, curve, knobs, context)
+    context.notes.append(_told(point, curve, knobs))
     return _given({name: chosen for name, chosen in point.formats.items() if name in usable}, layers)
+
+
+def _told(point: Point, curve: Sequence[Point], knobs: Mixed) -> str:
+    if knobs.counts_milliseconds:
+        shown = "; ".join(f"{p.cost:.3g} ms {p.noise:.2g}" for p in curve)
+        return f"mixed precision: {point.cost:.3g} ms predicted; milliseconds and noise to choose from: {shown}"
+    shown = "; ".join(f"{p.cost / 1e3:.0f} kB {p.noise:.2g}" for p in curve)
+    return f"mixed precision: weights in {point.cost / 1e3:.0f} kB; bytes and noise to choose from: {shown}"
 
 
 def _given(formats: Choice, layers: Mapping[str, Sequence[WeightMatrix]]) -> Choice:
@@ -101,12 +111,24 @@ def _noise(
     return found | (by_measurement(model, layers, narrow, context, knobs.smallest) if narrow else {})
 
 
+def _milliseconds(
+    model: ir.Model, layers: Mapping[str, Sequence[WeightMatrix]], knobs: Mixed, context: QuantizeContext
+) -> Cost:
+    """Of a layer in a format: its share of the original's time, and what integers change of it."""
+    changes, whole = by_stopwatch(model, layers, [f for f in knobs.formats if f == "int8"], context, knobs.smallest)
+    share = whole / max(len(layers), 1)
+    return {(n, f): max(share + changes.get((n, f), 0.0), 0.0) for n in layers for f in knobs.formats}
+
+
 # --- the programme ----------------------------------------------------------------------------------------------------
 
 
-def pareto(layers: Mapping[str, Sequence[WeightMatrix]], formats: Sequence[str], noise: Noise) -> list[Point]:
-    """Solutions from the smallest to the most exact, each the best for its budget of noise."""
-    cost = {(n, f): sum(bytes_of(f, m) for m in matrices) for n, matrices in layers.items() for f in formats}
+def pareto(
+    layers: Mapping[str, Sequence[WeightMatrix]], formats: Sequence[str], noise: Noise, cost: Cost | None = None
+) -> list[Point]:
+    """Solutions from the cheapest to the most exact, each the best for its noise; bytes are the usual cost."""
+    if cost is None:
+        cost = {(n, f): sum(bytes_of(f, m) for m in matrices) for n, matrices in layers.items() for f in formats}
     usable = {key: value for key, value in noise.items() if key in cost and np.isfinite(value)}
     smallest = _solved(list(layers), usable, cost, np.inf)
     exact = {
@@ -140,13 +162,15 @@ def _solved(layers: Sequence[str], noise: Noise, cost: Mapping[tuple[str, str], 
     price = np.array([cost[key] for key in keys])
     tie = 1e-9 * np.array([noise[key] for key in keys]) / max(*noise.values(), 1e-30)  # the less noisy of equals
     whole = np.ones(len(keys), np.int64)
-    answer = milp(price / price.max() + tie, integrality=whole, bounds=Bounds(0, 1), constraints=constraints)
+    answer = milp(
+        price / max(price.max(), 1e-30) + tie, integrality=whole, bounds=Bounds(0, 1), constraints=constraints
+    )
     assert answer.x is not None  # the exact formats are within every budget that is asked for
     chosen = [key for key, taken in zip(keys, answer.x, strict=True) if taken > 0.5]
     return Point(dict(chosen), sum(cost[key] for key in chosen), sum(noise[key] for key in chosen))
 
 
-def _smallest_within_budget(
+def _cheapest_within_budget(
     model: ir.Model,
     layers: Mapping[str, Sequence[WeightMatrix]],
     curve: Sequence[Point],
@@ -157,9 +181,27 @@ def _smallest_within_budget(
     low, high = 0, len(curve) - 1
     while low < high:
         middle = (low + high) // 2
-        around = attrs.evolve(context, ledger=Ledger(), progress=Silent(), notes=[])
+        around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), notes=[])
         changed = apply_formats(model, _given(curve[middle].formats, layers), around, smallest=knobs.smallest)
         samples = context.samples_with_labels(JUDGED)
         verdict = judge(model, changed, samples, context.metrics, context.runtime, context.max_drop)
         low, high = (middle + 1, high) if verdict.exceeded else (low, middle)
+    return curve[low]
+
+
+def _most_exact_in_time(
+    model: ir.Model,
+    layers: Mapping[str, Sequence[WeightMatrix]],
+    curve: Sequence[Point],
+    knobs: Mixed,
+    context: QuantizeContext,
+) -> Point:
+    """By measurement: bisection on the curve, along which time grows; the first point if none is quick enough."""
+    low, high = 0, len(curve) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), notes=[])
+        changed = apply_formats(model, _given(curve[middle].formats, layers), around, smallest=knobs.smallest)
+        ours, original = stopwatch(model, changed, context)
+        low, high = (middle, high) if ours <= knobs.latency * original else (low, middle - 1)
     return curve[low]

@@ -5,7 +5,8 @@ the outputs in units of their signal; one backward pass serves all layers and al
 
     noise[l, f] = mean over passes of (g[l] . e[l, f])^2
 
-What also rounds activations is measured: the layer alone is quantized, and both models run on a few samples.
+What also rounds activations is measured: the layer alone is quantized, and both models run on a few samples. So is what
+a format saves of the time of an inference.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pumice.ledger import Ledger
+from pumice.measure import interleaved_latency
 from pumice.measure.budget import Drift
 from pumice.model import clone
-from pumice.progress import Silent
+from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.output_gradients import output_gradients
 from pumice.quantize.weight_matrices import WeightMatrix
@@ -27,6 +29,10 @@ from pumice_quant_mixed.formats import apply_formats, given_to, rounded_to
 
 Noise = dict[tuple[str, str], float]
 """By node and format."""
+Cost = dict[tuple[str, str], float]
+"""The same: bytes or milliseconds."""
+TIMED = 0.2
+"""Seconds that a model is timed for."""
 MEASURED = 8
 """Samples on which layers are measured one by one."""
 
@@ -67,7 +73,7 @@ def by_measurement(
     with context.progress.task("sensitivity", len(layers) * len(formats)) as advance:
         for name, matrices in layers.items():
             for chosen in formats:
-                around = attrs.evolve(context, ledger=Ledger(), progress=Silent(), draft=True)
+                around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), draft=True)
                 changed = apply_formats(model, given_to(chosen, matrices), around, smallest=smallest)
                 session, drift = context.runtime.open(clone(changed)), Drift()
                 for feeds, exact in samples:
@@ -75,3 +81,33 @@ def by_measurement(
                 found[name, chosen] = drift.ratio
                 advance()
     return found
+
+
+def by_stopwatch(
+    model: ir.Model,
+    layers: Mapping[str, Sequence[WeightMatrix]],
+    formats: Sequence[str],
+    context: QuantizeContext,
+    smallest: int,
+) -> tuple[Cost, float]:
+    """How many milliseconds an inference takes longer with each layer alone in a format, and how many without."""
+    changes, wholes = {}, []
+    with context.progress.task("latency", max(len(layers) * len(formats), 1)) as advance:
+        for name, matrices in layers.items():
+            for chosen in formats:
+                around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), draft=True)
+                changed = apply_formats(model, given_to(chosen, matrices), around, smallest=smallest)
+                ours, original = stopwatch(model, changed, context)
+                changes[name, chosen] = ours - original
+                wholes.append(original)
+                advance()
+    return changes, float(np.median(wholes)) if wholes else stopwatch(model, model, context)[1]
+
+
+def stopwatch(model: ir.Model, changed: ir.Model, context: QuantizeContext) -> tuple[float, float]:
+    """Milliseconds of one inference, of the changed model and of the original, taking turns."""
+    feeds = next(iter(context.feeds(1)))
+    sessions = {what: context.runtime.open(clone(m), threads=1) for what, m in (("ours", changed), ("original", model))}
+    calls = {what: lambda session=session: session.run(feeds) for what, session in sessions.items()}
+    found = interleaved_latency(calls, seconds=TIMED, warmup=TIMED / 4)
+    return found["ours"].median, found["original"].median
