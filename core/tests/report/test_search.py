@@ -21,7 +21,14 @@ def test_what_matters_most_comes_first():
         for n, p in enumerate(points, 1)
     ]
     assert [name for name, _ in importance(trials)] == ["quantize.bits.bits"]
-    assert importance(trials[:3]) == []
+    assert importance(trials[:7]) == []
+
+
+def test_stairs_lead_from_mark_to_mark():
+    points = [Point(x=x, y=y, kind="after", title="") for x, y in ((1.0, 1.0), (2.0, 3.0), (4.0, 3.0))]
+    chart = scatter(points, "seconds", "best", "three trials", stairs=True)
+    assert chart.count("<circle") == 3
+    assert chart.count("H") == chart.count("V") == 2
 
 
 def test_marks_say_what_they_are_and_hostile_names_stay_text():

@@ -1,5 +1,8 @@
 """The search on a small real problem: a verdict on unseen samples, resumed, in processes, and honest when it fails."""
 
+import json
+import time
+
 import attrs
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ import pytest
 from pumice.errors import PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
-from pumice.search import laboratory, search
+from pumice.search import application, laboratory, search
 from pumice.search.laboratory import Evidence, Laboratory
-from pumice.steps import Auto
+from pumice.search.study import Study
+from pumice.steps import Auto, Quantize
 from pumice.testing.models import random_feeds, tiny_cnn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -28,9 +32,9 @@ def problem(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("problem")
     save(tiny_cnn(), folder / "model.onnx")
-    (feeds,) = random_feeds(1, size=600)
+    (feeds,) = random_feeds(1, size=1600)
     (scores,) = pick_runtime("reference").open(tiny_cnn()).run(feeds).values()
-    np.savez(folder / "data.npz", **feeds, labels=scores.reshape(600, -1).argmax(axis=1))
+    np.savez(folder / "data.npz", **feeds, labels=scores.reshape(1600, -1).argmax(axis=1))
     return folder / "model.onnx", folder / "data.npz"
 
 
@@ -115,7 +119,7 @@ def test_a_search_without_an_end_is_refused(problem):
 
 
 def test_a_plugin_that_breaks_costs_its_trial_and_no_more(problem, monkeypatch):
-    def broken(self, recipe):
+    def broken(self, recipe, progress):
         raise ZeroDivisionError("a plugin's defect")
 
     monkeypatch.setattr(Laboratory, "compressed", broken)
@@ -125,11 +129,45 @@ def test_a_plugin_that_breaks_costs_its_trial_and_no_more(problem, monkeypatch):
     assert found.verdict.sentence() == "no recipe meets the limits: none could be measured"
 
 
+def slow(self, model, context):
+    with context.progress.task("learn", 1000) as advance:
+        for _ in range(1000):
+            time.sleep(0.01)
+            advance()
+
+
+def test_a_trial_that_is_over_its_time_is_ended_and_says_so(problem, monkeypatch):
+    monkeypatch.setattr(Quantize, "run", slow)
+    monkeypatch.setattr(application._Loop, "seconds", 0.05)
+    found = search(*problem, {**LIMITS, "trials": 1})
+    assert [(trial.state, trial.figures) for trial in found.trials] == [("late", None)]
+    assert found.trials[0].reason == "it took more than the 0.05 s it had, at 'learn'"
+    assert "1 late" in found.summary()
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["trials"][0]["cost"] is None
+
+
+def test_what_was_too_late_is_tried_again_when_there_is_more_time(problem, tmp_path):
+    limits = {**LIMITS, "study": str(tmp_path)}
+    (trial,) = search(*problem, {**limits, "trials": 1}).trials
+    Study(tmp_path).add(attrs.evolve(trial, state="late", figures=None))
+    first, *others = search(*problem, {**limits, "trials": 3}).trials
+    assert first.state == "late"
+    assert ("measured", first.values) in [(trial.state, trial.values) for trial in others]
+
+
+def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem):
+    limits = {**LIMITS, "trials": 11, "goal": "size", "searcher": "tpe"}
+    first, second = (search(*problem, limits) for _ in range(2))
+    assert [trial.recipe for trial in first.trials] == [trial.recipe for trial in second.trials]
+    assert "tpe" in {trial.origin for trial in first.trials}
+    assert first.recipe == second.recipe
+
+
 def test_what_is_plainly_too_inaccurate_is_stopped_before_it_is_timed(problem, monkeypatch):
-    monkeypatch.setattr(Laboratory, "_drop", lambda self, model, limit: (0.5, 0.4, 0.6, limit))
+    monkeypatch.setattr(Laboratory, "_drop", lambda self, model, limit, progress: (0.5, 0.4, 0.6, limit))
     monkeypatch.setattr(Laboratory, "_timed", None)
-    found = search(*problem, {**LIMITS, "trials": 2})
-    assert [(trial.state, trial.figures) for trial in found.trials] == [("stopped", None)] * 2
+    found = search(*problem, {**LIMITS, "trials": 1})
+    assert [(trial.state, trial.figures) for trial in found.trials] == [("stopped", None)]
     assert "it loses 0.5000, 0.4000 at least" in found.trials[0].reason
 
 
@@ -152,3 +190,10 @@ def test_every_limit_is_a_flag_that_takes_its_unit():
         "budget": 30.0,
         "memory": 1500.0,
     } == attrs.asdict(Auto(**values))
+
+
+def test_a_verdict_on_few_samples_does_not_claim_that_they_were_unseen(problem):
+    with np.load(problem[1]) as samples:
+        few = {name: array[:300] for name, array in samples.items()}
+    found = search(problem[0], few, {**LIMITS, "trials": 1})
+    assert "samples that the search saw too" in found.verdict.sentence()

@@ -102,7 +102,8 @@ def _show(console: Console, path: Path, found: Analysis, accepted: dict[str, str
         "operators": ", ".join(f"{count} {op}" for op, count in found.operators.items()),
         "parameters": f"{found.parameters:,} in {quantity(found.weight_bytes)}"
         f" ({', '.join(f'{kind} {quantity(held)}' for kind, held in found.weight_types.items())})",
-        "runs on": "; ".join(name if state == "yes" else f"not {name}: {state}" for name, state in accepted.items()),
+        "runs on": "; ".join(name for name, state in accepted.items() if state == "yes") or "nothing installed",
+        **{f"not {name}": state for name, state in accepted.items() if state != "yes"},
         "work": f"{quantity(found.macs, 'MAC')} a sample" + (f" ({found.assumed})" if found.assumed else ""),
     }
     for name, text in facts.items():

@@ -43,8 +43,13 @@ def pair_of_intervals(before: tuple[float, float, float], after: tuple[float, fl
     return _svg(100, 15, label, marks, stretch=True)
 
 
-def histogram(edges: Sequence[float], before: Sequence[int], after: Sequence[int], label: str) -> Markup:
-    """Counts of both models over the same bins on a square-root scale: the original filled, the compressed as line."""
+def histogram(
+    edges: Sequence[float], before: Sequence[int], after: Sequence[int], label: str, grid: Sequence[float] = ()
+) -> Markup:
+    """Counts of both models over the same bins on a square-root scale: the original filled, the compressed as line.
+
+    The quantization grid stands below as ticks.
+    """
     width, height, floor = 320.0, 120.0, 102.0
     top = math.sqrt(max(*before, *after, 1))
     step = width / len(before)
@@ -71,7 +76,10 @@ def histogram(edges: Sequence[float], before: Sequence[int], after: Sequence[int
         zero = Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}"/>').format(x, floor)
         if width * 0.2 < x < width * 0.8:
             ends += _text(x, 115, "0", "middle")
-    return _svg(width, height, label, zero + filled + line + axis + ends)
+    scale = width / (edges[-1] - edges[0])
+    ticks = "".join(f"M{(level - edges[0]) * scale:.1f} {floor}v4" for level in grid)
+    levels = Markup('<path class="levels" d="{}"/>').format(ticks) if ticks else Markup()
+    return _svg(width, height, label, zero + filled + line + axis + levels + ends)
 
 
 def depth(names: Sequence[str], weights: Sequence[float | None], outputs: Sequence[float | None], label: str) -> Markup:
@@ -133,9 +141,9 @@ class Point:
     """Shown when the pointer rests on it."""
 
 
-def scatter(points: Sequence[Point], across: str, up: str, label: str) -> Markup:
-    """Marks over two named scales, each from its lowest to its highest value."""
-    width, height, left, floor, ceiling = 420.0, 260.0, 52.0, 216.0, 12.0
+def scatter(points: Sequence[Point], across: str, up: str, label: str, *, stairs: bool = False) -> Markup:
+    """Marks over two named scales, each from its lowest to its highest value; `stairs` join each to the next."""
+    width, height, left, floor, ceiling = 340.0, 240.0, 46.0, 196.0, 30.0
     lowest_x, highest_x = _ends([point.x for point in points])
     lowest_y, highest_y = _ends([point.y for point in points])
 
@@ -149,7 +157,10 @@ def scatter(points: Sequence[Point], across: str, up: str, label: str) -> Markup
     content = axis.format(left, width, floor, floor) + axis.format(left, left, ceiling, floor)
     content += _text(left, floor + 16, _short(lowest_x), "start") + _text(width, floor + 16, _short(highest_x), "end")
     content += _text(left - 6, floor, _short(lowest_y), "end") + _text(left - 6, ceiling + 6, _short(highest_y), "end")
-    content += _text((left + width) / 2, floor + 34, across, "middle") + _text(left + 6, ceiling + 6, up, "start")
+    content += _text((left + width) / 2, floor + 34, across, "middle") + _text(left - 6, ceiling - 16, up, "start")
+    if stairs:
+        path = "".join(f"{f'H{x(p.x):.1f}V' if i else f'M{x(p.x):.1f} '}{y(p.y):.1f}" for i, p in enumerate(points))
+        content += Markup('<path class="after" d="{}"/>').format(path)
     mark = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>')
     content += Markup().join(mark.format(point.kind, x(point.x), y(point.y), point.title) for point in points)
     return _svg(width, height, label, content)

@@ -55,4 +55,4 @@ def _histogram(layer: LayerError) -> dict[str, object]:
     shown = layer.histogram
     assert shown is not None
     label = f"{shown.of} of {layer.node} in both models"
-    return {"node": layer.node, "chart": charts.histogram(shown.edges, shown.before, shown.after, label)}
+    return {"node": layer.node, "chart": charts.histogram(shown.edges, shown.before, shown.after, label, shown.grid)}

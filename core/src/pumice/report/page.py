@@ -130,7 +130,8 @@ def _histogram(layer: LayerError) -> dict[str, Any]:
     assert found is not None
     decibels = layer.output_sqnr_db if found.of == "output" else layer.weight_sqnr_db
     caption = f"{layer.op}, {found.of}" + (f", {decibels:.1f} dB" if decibels is not None else "")
-    chart = charts.histogram(found.edges, found.before, found.after, f"Histogram of {layer.node}: {caption}")
+    label = f"Histogram of {layer.node}: {caption}"
+    chart = charts.histogram(found.edges, found.before, found.after, label, found.grid)
     return {"node": layer.node, "caption": caption, "chart": chart}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pumice.search import Found, Trial
 
 FEWEST = 8
-"""Measured trials below which importance would be chance."""
+"""Measured trials with a knob below which its importance would be chance."""
 SHOWN = 8
 SLIGHT = 0.02
 
@@ -26,12 +26,17 @@ SLIGHT = 0.02
 def search_view(found: Found) -> dict[str, Any]:
     """Everything that the page shows of a search."""
     measured = [trial for trial in found.trials if trial.state == "measured"]
-    counts = {state: sum(t.state == state for t in found.trials) for state in ("measured", "stopped", "failed")}
+    verdict, winner = found.verdict.sentence(), found.verdict.winner
     return {
-        "verdict": found.verdict.sentence(),
-        "tally": ", ".join(f"{count} trials {state}" for state, count in counts.items() if count),
+        "verdict": f"{verdict[:1].upper()}{verdict[1:]}",
+        "tally": f"Trials: {found.tally}",
         "charts": _charts(found, measured),
-        "trials": [_row(trial) for trial in found.trials if trial.state != "repeated"],
+        "trials": [
+            {**_row(trial), "winner": winner is not None and trial.number == winner.trial.number}
+            for trial in found.trials
+            if trial.state != "repeated"
+        ],
+        "advice": found.advice,
         "techniques": _techniques(measured),
         "importance": [f"{name}: {share:.0%} of the variance" for name, share in importance(measured)],
         "left_out": [f"{one.kind} '{one.name}': {one.reason}" for one in found.space.left_out],
@@ -41,32 +46,51 @@ def search_view(found: Found) -> dict[str, Any]:
 def _charts(found: Found, measured: Sequence[Trial]) -> list[dict[str, Any]]:
     if not measured:
         return []
-    front = {trial.number for trial in found.front}
     pictures = []
     for name, up in (("speed", "times faster"), ("size", "times smaller")):
         points = [
             charts.Point(
                 x=trial.figures.drop,
                 y=trial.figures.speedup if name == "speed" else trial.figures.compression,
-                kind="after" if trial.number in front else "before",
+                kind=_kind(trial, found),
                 title=f"trial {trial.number}: {trial.shape}: {trial.told}",
             )
             for trial in measured
             if trial.figures is not None
         ]
-        label = f"{len(points)} trials, accuracy lost against {up}"
-        chart = charts.scatter(points, "lost", up, label)
+        chart = charts.scatter(points, "lost", up, f"{len(points)} trials, accuracy lost against {up}")
         pictures.append({"name": f"Accuracy against {name}", "caption": "each mark is a trial", "chart": chart})
-    best = np.minimum.accumulate([trial.cost if trial.feasible else np.inf for trial in measured])
-    reached = [
-        charts.Point(x=t.finished, y=c, kind="after", title=f"trial {t.number}: cost {c:.3f} after {t.finished:.0f} s")
-        for t, c in zip(measured, best.tolist(), strict=True)
-        if np.isfinite(c)
-    ]
+    reached = _course(measured)
     if reached:
-        chart = charts.scatter(reached, "seconds", "best cost", f"best cost after each of {len(reached)} trials")
-        pictures.append({"name": "Best so far", "caption": "cost of the best trial within the limits", "chart": chart})
+        caption = {"latency": "times faster", "size": "times smaller", "balanced": "times faster × times smaller"}
+        told = f"{caption[found.limits.goal]}, within the limits"
+        label = f"best so far after each of {len(reached)} trials"
+        chart = charts.scatter(reached, "seconds", "best", label, stairs=True)
+        pictures.append({"name": "Best so far", "caption": told, "chart": chart})
     return pictures
+
+
+def _kind(trial: Trial, found: Found) -> str:
+    winner = found.verdict.winner
+    if winner is not None and trial.number == winner.trial.number:
+        return "winner"
+    return "after" if trial in found.front else "before"
+
+
+def _course(measured: Sequence[Trial]) -> list[charts.Point]:
+    """What the best trial within the limits had gained whenever one was finished."""
+    ordered = sorted(measured, key=lambda trial: trial.finished)
+    best = np.minimum.accumulate([trial.cost if trial.feasible else np.inf for trial in ordered])
+    return [
+        charts.Point(
+            x=trial.finished,
+            y=float(np.exp(-cost)),
+            kind="after",
+            title=f"{np.exp(-cost):.2f} after {trial.finished:.0f} s (trial {trial.number})",
+        )
+        for trial, cost in zip(ordered, best.tolist(), strict=True)
+        if np.isfinite(cost)
+    ]
 
 
 def _row(trial: Trial) -> dict[str, Any]:
@@ -96,11 +120,11 @@ def _techniques(measured: Sequence[Trial]) -> list[str]:
 
 def importance(measured: Sequence[Trial]) -> list[tuple[str, float]]:
     """Knobs and the share of the variance of the cost that each explains, the largest first."""
-    if len(measured) < FEWEST:
-        return []
     found = []
     for name in sorted({name for trial in measured for name in trial.values}):
         chosen = [trial for trial in measured if name in trial.values]
+        if len(chosen) < FEWEST:
+            continue
         share = explained([trial.values[name] for trial in chosen], [trial.cost for trial in chosen])
         if share >= SLIGHT:
             found.append((name, share))

@@ -4,6 +4,9 @@ The loop knows nothing of how proposals are made. Openings come first, then what
 trials so far; a recipe that was tried before is not run again but remembered as repeated, so that a searcher, which is
 a function of the history alone, moves on. With one worker the course of a search is a function of the model, the data,
 the settings and the figures it measured.
+
+A trial may take a share of the time that is left, so that one slow recipe does not cost the search all others. What was
+too late in one search is tried again when a longer one goes on from it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +27,8 @@ from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.laboratory import Evidence, Laboratory, number_of
-from pumice.search.openings import Opening, openings
+from pumice.search.machine import computing
+from pumice.search.openings import ORIGIN, Ladder, Opening, singles
 from pumice.search.space import Proposal, Space
 from pumice.search.study import Study
 from pumice.search.trial import Trial, front
@@ -40,8 +44,11 @@ if TYPE_CHECKING:
 
 REPEATS = 25
 """Proposals in a row that were tried before: after them the space counts as exhausted."""
-SPARED = 0.1
+SPARED = 0.05
 """Share of the time that is kept for the verdict."""
+SHARE, GENEROUS = 0.5, 4
+"""A trial may take this share of the time that is left, or that many times what the quickest took."""
+STATES = ("measured", "stopped", "late", "failed")
 
 
 @attrs.frozen(kw_only=True)
@@ -73,15 +80,19 @@ class Found:
         spent = sum(trial.seconds for trial in self.trials) / self.limits.workers
         return max(0.0, 1.0 - spent / self.seconds) if self.seconds else 0.0
 
+    @property
+    def tally(self) -> str:
+        """How many trials ended in which way."""
+        counts = {state: sum(trial.state == state for trial in self.trials) for state in STATES}
+        return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+
     def summary(self) -> str:
         """The verdict, the front and the advice, in lines."""
-        counts = {state: sum(t.state == state for t in self.trials) for state in ("measured", "stopped", "failed")}
-        tally = ", ".join(f"{count} {state}" for state, count in counts.items())
         shown = [f"  trial {t.number}: {t.told}: {t.shape}" for t in self.front]
         out = [f"left out: {one.kind} '{one.name}': {one.reason}" for one in self.space.left_out]
         verdict = self.verdict.sentence()
         return "\n".join(
-            [f"{verdict[:1].upper()}{verdict[1:]}", f"trials: {tally}", "front:", *shown, *self.notes, *out]
+            [f"{verdict[:1].upper()}{verdict[1:]}", f"trials: {self.tally}", "front:", *shown, *self.notes, *out]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +102,7 @@ class Found:
             "winner": None if self.verdict.winner is None else attrs.asdict(self.verdict.winner),
             "verified": [attrs.asdict(one) for one in self.verdict.verified],
             "limits": self.limits.settings(),
-            "trials": [trial.to_json() for trial in self.trials],
+            "trials": [_finite(trial.to_json()) for trial in self.trials],
             "front": [trial.number for trial in self.front],
             "left_out": [attrs.asdict(one) for one in self.space.left_out],
             "advice": list(self.advice),
@@ -130,6 +141,7 @@ def search(
     Raises:
         PumiceError: anything a user can mend: one sentence.
     """
+    from pumice.diagnose.analysis import analyse
     from pumice.measure import choose_metrics, pick_runtime
     from pumice.model import load, save
 
@@ -162,10 +174,11 @@ def search(
             reasons = "; ".join(f"{one.kind} '{one.name}': {one.reason}" for one in space.left_out)
             raise PumiceError(f"nothing that is installed can compress this model: {reasons}")
         study = Study.open(folder, _question(laboratory))
-        opened = openings(space, original, limits)
+        analysis = analyse(original, next(iter(evidence.search.samples([0]))).feeds)
+        ladder = Ladder.of(space, original, limits, evidence.training.count(), analysis.macs)
         deadline = began + 60.0 * limits.budget * (1.0 - SPARED) if limits.budget else float("inf")
         with workers(laboratory) as pool:
-            trials = _Loop(limits, space, study, pool, deadline, began, progress).run(opened)
+            trials = _Loop(limits, space, study, pool, ladder, deadline, began, progress).run()
         verdict = judge(trials, laboratory)
         _forget_models(folder, verdict, trials)
     return Found(
@@ -173,7 +186,7 @@ def search(
         verdict=verdict,
         trials=tuple(trials),
         space=space,
-        advice=_advice(original),
+        advice=analysis.advice,
         notes=(*evidence.notes, *chosen.notes),
         seconds=time.perf_counter() - began,
     )
@@ -214,6 +227,11 @@ def apply_best(limits: Auto, model: ir.Model, context: RunContext) -> ir.Model:
     return run_steps(found.recipe.steps, model, "the model", context)
 
 
+def _finite(table: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON can say it: what was not measured has no cost."""
+    return {key: None if value == float("inf") else value for key, value in table.items()}
+
+
 def _settled(limits: Auto | Mapping[str, Any] | None) -> Auto:
     """The limits with a searcher.
 
@@ -243,11 +261,14 @@ def _folder(limits: Auto) -> Iterator[Path]:
 
 
 def _space(model: ir.Model, evidence: Evidence, limits: Auto) -> Space:
-    has = {Need.CALIBRATION, Need.GRADIENTS, Need.TEACHER}
+    has = {Need.CALIBRATION, Need.GRADIENTS, Need.TEACHER, Need.TRAINING}
+    refuse = {}
     if evidence.training.labelled:
-        has |= {Need.LABELS, Need.TRAINING}
+        has.add(Need.LABELS)
+    else:
+        refuse["train"] = "it needs labels"
     fixed = {("quantize", "max_drop"): limits.max_drop}
-    return Space.of(model, frozenset(has), fixed, {})
+    return Space.of(model, frozenset(has), fixed, refuse)
 
 
 def _question(laboratory: Laboratory) -> dict[str, Any]:
@@ -261,12 +282,6 @@ def _question(laboratory: Laboratory) -> dict[str, Any]:
         "runtime": laboratory.runtime,
         "plugins": sorted(str(origin) for origin in registry().plugins),
     }
-
-
-def _advice(model: ir.Model) -> tuple[str, ...]:
-    from pumice.diagnose.analysis import analyse
-
-    return analyse(model).advice
 
 
 def _forget_models(folder: Path, verdict: Verdict, trials: Sequence[Trial]) -> None:
@@ -285,6 +300,7 @@ class _Loop:
     space: Space
     study: Study
     pool: Workers
+    ladder: Ladder | None
     deadline: float
     began: float
     progress: Progress
@@ -292,11 +308,11 @@ class _Loop:
     tried: dict[str, Trial] = attrs.field(factory=dict)
     repeats: int = 0
 
-    def run(self, opened: Sequence[Opening]) -> list[Trial]:
+    def run(self) -> list[Trial]:
         """All trials, those of an earlier course included."""
-        for trial in self.study.trials():
-            self.remember(trial)
-        waiting = deque(opened)
+        self.history.extend(self.study.trials())
+        self.tried.update({_key(trial): trial for trial in self.history if trial.state not in ("late", "repeated")})
+        waiting = deque(singles(self.space))
         pending: dict[Future[Trial], Trial] = {}
         with self.progress.task("search", total=self.limits.trials or None) as advance:
             while True:
@@ -322,27 +338,52 @@ class _Loop:
                     return
                 self.repeat(begun, known)
                 continue
-            future = self.pool.submit(number, begun.values, begun.recipe, origin)
-            pending[future] = begun
+            pending[self.pool.submit(begun, self.seconds)] = begun
 
-    def next(self, waiting: deque[Opening], running: Any) -> tuple[str, Proposal | None]:
-        while waiting:
-            opening = waiting.popleft()
-            if _key(opening.proposal) not in self.tried:
-                return f"opening: {opening.reason}", opening.proposal
+    @property
+    def seconds(self) -> float:
+        """What a trial that begins now may take; the first, which gives an answer at all, whatever it needs."""
+        left = self.deadline - time.perf_counter()
+        return max(left * SHARE, min(left, GENEROUS * self.quickest)) if self.history else float("inf")
+
+    @property
+    def quickest(self) -> float:
+        """Seconds of the quickest trial so far."""
+        return min((trial.seconds for trial in self.history if trial.state == "measured"), default=0.0)
+
+    def next(self, waiting: deque[Opening], running: Iterable[Trial]) -> tuple[str, Proposal | None]:
+        trials = [*self.history, *running]
+        opening = self.opening(waiting, trials)
+        if opening is not None:
+            return f"{ORIGIN}{opening.reason}", opening.proposal
         searcher = self.limits.searcher
         assert searcher is not None
-        return searcher.name, searcher.propose(self.space, [*self.history, *running])
+        with computing():
+            return searcher.name, searcher.propose(self.space, trials)
+
+    def opening(self, waiting: deque[Opening], trials: Sequence[Trial]) -> Opening | None:
+        """The next one that is new, from the two courses in turn."""
+        while waiting and _key(waiting[0].proposal) in self.tried:
+            waiting.popleft()
+        if self.ladder is not None and (len(trials) % 2 or not waiting):
+            rung = self.ladder.rung(trials)
+            if rung is not None and _key(rung.proposal) not in self.tried:
+                return rung
+        return waiting.popleft() if waiting else None
 
     def may_begin(self, running: int) -> bool:
         enough = self.limits.trials and len(self.history) + running >= self.limits.trials
-        return not enough and time.perf_counter() < self.deadline and self.repeats < REPEATS
+        first = not self.history and not running
+        in_time = first or time.perf_counter() + self.quickest < self.deadline
+        return not enough and in_time and self.repeats < REPEATS
 
     def repeat(self, begun: Trial, known: Trial) -> None:
         """Remember a proposal that was tried before."""
         self.repeats += 1
         repeated = attrs.evolve(known, number=begun.number, values=begun.values, origin=begun.origin, seconds=0.0)
-        self.history.append(attrs.evolve(repeated, state="repeated", finished=time.perf_counter() - self.began))
+        repeated = attrs.evolve(repeated, state="repeated", finished=time.perf_counter() - self.began)
+        self.history.append(repeated)
+        self.study.add(repeated)
 
     def finish(self, future: Future[Trial], begun: Trial) -> None:
         try:
@@ -352,12 +393,9 @@ class _Loop:
         self.repeats = 0
         trial = attrs.evolve(trial, finished=time.perf_counter() - self.began)
         self.study.add(trial)
-        self.remember(trial, key=_key(begun))
-        registry().notify("pumice_trial_finished", trial=trial)
-
-    def remember(self, trial: Trial, key: str | None = None) -> None:
         self.history.append(trial)
-        self.tried[key or _key(trial)] = trial
+        self.tried[_key(begun)] = trial
+        registry().notify("pumice_trial_finished", trial=trial)
 
 
 def _key(of: Trial | Proposal) -> str:

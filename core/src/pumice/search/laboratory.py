@@ -2,7 +2,8 @@
 
 Fidelity grows only as a recipe deserves it. Its steps run (those that an earlier recipe began with are taken from
 `Prefixes`); then a look at `QUICK` samples stops what is plainly too inaccurate (the 95% interval of its drop lies
-above the limit); what is left is scored on all samples of the search, and timed.
+above the limit); what is left is scored on all samples of the search, and timed. A recipe has a time to do so: what
+computes for longer is ended where it tells how far it is.
 
 Data are kept apart: what calibrates and trains, what the search measures on, and what is *held out* for the verdict.
 Times are taken while nothing else computes: every recipe holds a lock of the machine, shared with others while it
@@ -23,19 +24,20 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from pumice.errors import PumiceError
+from pumice.errors import OutOfTime, PumiceError
 from pumice.ledger import Ledger
-from pumice.progress import Silent
+from pumice.progress import Limited, Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.machine import computing, measuring
 from pumice.search.prefixes import Prefix, Prefixes
 from pumice.search.trial import Figures, Trial, cost, violation
 from pumice.steps import Auto
-from pumice.strategy import Metric, Need, Runtime
+from pumice.strategy import Metric, Need, Runtime, Session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from pumice.data import Dataset
     from pumice.measure import Evaluation
@@ -46,6 +48,8 @@ QUICK = 128
 """Samples of the first look."""
 LATENCY_SECONDS = 1.0
 """Time to spend on the latency of each model."""
+KEPT = 256_000_000
+"""Bytes of the original's answers that are kept."""
 FEWEST_TO_HALVE = 200
 """Samples below which nothing is held out: half of them would tell nothing."""
 
@@ -67,30 +71,32 @@ class Laboratory:
     threads: int
     seed: int
 
-    def run(self, number: int, values: Mapping[str, Any], recipe: Mapping[str, Any], origin: str) -> Trial:
-        """Try one recipe. What is wrong with it is in the trial; nothing is raised for it."""
+    def run(self, trial: Trial, seconds: float) -> Trial:
+        """Try the recipe of a trial within a time. What is wrong with it is in the result; nothing is raised for it."""
         began = time.perf_counter()
-        trial = Trial(number=number, values=values, recipe=recipe, origin=origin, state="failed")
+        trial = attrs.evolve(trial, state="failed")
         try:
-            trial = self._measured(trial)
+            trial = self._measured(trial, Limited(seconds))
+        except OutOfTime as error:
+            trial = attrs.evolve(trial, state="late", reason=str(error))
         except PumiceError as error:
             trial = attrs.evolve(trial, reason=str(error))
         except Exception as error:  # a plugin's defect must not end the search
             trial = attrs.evolve(trial, reason=f"{type(error).__name__}: {error}")
         return attrs.evolve(trial, seconds=time.perf_counter() - began)
 
-    def _measured(self, trial: Trial) -> Trial:
+    def _measured(self, trial: Trial, time_left: Progress) -> Trial:
         from pumice.model import save
 
         recipe = Recipe.from_dict(trial.recipe, "the proposed recipe").resolved()
         trial = attrs.evolve(trial, recipe=recipe.to_dict())
         with computing():
-            model = self.compressed(recipe)
-            drop, low, high, samples = self._drop(model, QUICK)
+            model = self.compressed(recipe, time_left)
+            drop, low, high, samples = self._drop(model, QUICK, time_left)
             if low > self.limits.max_drop:
                 found = f"on {samples} samples it loses {drop:.4f}, {low:.4f} at least"
                 return attrs.evolve(trial, state="stopped", reason=found)
-            drop, low, high, samples = self._drop(model, None)
+            drop, low, high, samples = self._drop(model, None, time_left)
             name = f"{number_of(recipe)}.onnx"
             save(model, self.folder / "models" / name)
         figures = self._timed(self.folder / "models" / name, self.evidence.search)
@@ -106,14 +112,14 @@ class Laboratory:
 
     # --- running a recipe ---------------------------------------------------------------------------------------------
 
-    def compressed(self, recipe: Recipe) -> ir.Model:
+    def compressed(self, recipe: Recipe, progress: Progress) -> ir.Model:
         """The model after the steps of a recipe."""
         from pumice.model import clone, simplify
         from pumice.pipeline import run_steps
 
         steps, trains = recipe.steps, _trains(recipe.steps)
         kept = Prefixes(self.folder / "prefixes", self.origin)
-        context = self._context(trains)
+        context = self._context(trains, progress)
         for first in range(len(steps), 0, -1):
             found = kept.get(kept.key(steps[:first], _trains(steps[first:])))
             if found is not None:
@@ -133,7 +139,7 @@ class Laboratory:
 
         return run_steps(steps, model, self.model.name, context, first=first, after=keep)
 
-    def _context(self, trains: bool) -> RunContext:
+    def _context(self, trains: bool, progress: Progress) -> RunContext:
         from pumice.pipeline import RunContext
 
         return RunContext(
@@ -146,7 +152,7 @@ class Laboratory:
             ledger=Ledger(),
             seed=self.seed,
             threads=self.threads,
-            progress=Silent(),
+            progress=progress,
         )
 
     # --- measuring ----------------------------------------------------------------------------------------------------
@@ -155,20 +161,22 @@ class Laboratory:
         """The figures of a trial's model on the data held out, and the p value of what it lost."""
         path = self.folder / "models" / trial.model
         with computing():
-            before, after = self._scored(path, self.evidence.held_out, None)
+            before, after = self._scored(path, self.evidence.held_out, None, Silent())
         drop, low, high, p = _lost(before, after)
         figures = self._timed(path, self.evidence.held_out)
         return attrs.evolve(figures, drop=drop, low=low, high=high, samples=after.samples), p
 
-    def _drop(self, model: ir.Model, limit: int | None) -> tuple[float, float, float, int]:
-        before, after = self._scored(model, self.evidence.search, limit)
+    def _drop(self, model: ir.Model, limit: int | None, progress: Progress) -> tuple[float, float, float, int]:
+        before, after = self._scored(model, self.evidence.search, limit, progress)
         return *_lost(before, after)[:3], after.samples
 
-    def _scored(self, model: Any, data: Dataset, limit: int | None) -> tuple[Evaluation, Evaluation]:
+    def _scored(
+        self, model: Any, data: Dataset, limit: int | None, progress: Progress
+    ) -> tuple[Evaluation, Evaluation]:
         from pumice.measure import evaluate_many
 
-        sessions = {"before": self.engine.open(self.model), "after": self.engine.open(model)}
-        found = evaluate_many(sessions, data, self.scored_by, reference="before", limit=limit)
+        sessions = {"before": self.known_answers, "after": self.engine.open(model)}
+        found = evaluate_many(sessions, data, self.scored_by, reference="before", limit=limit, progress=progress)
         return found["before"], found["after"]
 
     def _timed(self, path: Path, data: Dataset) -> Figures:
@@ -212,6 +220,10 @@ class Laboratory:
         return load(self.model)
 
     @functools.cached_property
+    def known_answers(self) -> KnownAnswers:
+        return KnownAnswers(self.engine.open(self.model))
+
+    @functools.cached_property
     def origin(self) -> str:
         """A hash of what every recipe starts from."""
         from pumice.model import fingerprint
@@ -226,6 +238,36 @@ class Laboratory:
     @property
     def scored_by(self) -> tuple[Metric, ...]:
         return tuple(registry().make(Metric, metric) for metric in self.metrics)
+
+
+@attrs.frozen(eq=False)
+class KnownAnswers:
+    """A session of the original that computes every answer once, as long as they take `KEPT` bytes at most together."""
+
+    session: Session
+    answers: dict[bytes, dict[str, NDArray[Any]]] = attrs.field(factory=dict)
+
+    @property
+    def description(self) -> str:
+        return self.session.description
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        key = _digest(feeds)
+        if key in self.answers:
+            return self.answers[key]
+        found = self.session.run(feeds)
+        held = sum(array.nbytes for known in (*self.answers.values(), found) for array in known.values())
+        if held <= KEPT:
+            self.answers[key] = found
+        return found
+
+
+def _digest(feeds: Mapping[str, NDArray[Any]]) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for name, array in feeds.items():
+        whole.update(f"{name} {array.dtype} {array.shape} ".encode())
+        whole.update(array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode())
+    return whole.digest()
 
 
 def number_of(recipe: Recipe) -> str:
@@ -255,11 +297,11 @@ def _lost(before: Evaluation, after: Evaluation) -> tuple[float, float, float, f
     test = mcnemar(known, counts)
     scale = -1.0 if counts.metric.higher_is_better else 1.0 / (abs(known.mean) or 1.0)
     low, high = sorted((scale * test.low, scale * test.high))
-    return scale * test.difference, _number(low, test.difference), _number(high, test.difference), test.p
+    return scale * test.difference + 0.0, _number(low, test.difference), _number(high, test.difference), test.p
 
 
 def _number(end: float, otherwise: float) -> float:
-    return float(otherwise if np.isnan(end) else end)
+    return float(otherwise if np.isnan(end) else end) + 0.0  # a zero without sign
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

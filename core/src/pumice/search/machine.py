@@ -1,7 +1,8 @@
 """Who computes on this machine: many at once, or one alone while it is timed.
 
-Both are one lock on a file of the user's, shared or exclusive, across processes and studies. A recipe that waits to be
-timed holds nothing, so those that compute finish and those that wait take turns. Where the system has no such locks,
+Both are locks on files of the user's, one for every core that the process may use, shared or exclusive, across
+processes and studies; searches that are kept to different cores do not wait for each other. A recipe that waits to be
+timed computes nothing, so those that compute finish and those that wait take turns. Where the system has no such locks,
 there is one worker (`can_share`).
 """
 
@@ -12,7 +13,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def _held(alone: bool) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with Path(tempfile.gettempdir(), f"pumice-{getpass.getuser()}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with ExitStack() as stack:
+        for core in _cores():  # in one order everywhere, so that nobody waits in a circle
+            path = Path(tempfile.gettempdir(), f"pumice-{getpass.getuser()}-core{core}.lock")
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
+
+
+def _cores() -> list[int]:
+    """The processor's cores that this process may use, as far as the system tells."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return sorted(allowed(0)) if allowed else [0]

@@ -55,9 +55,9 @@ class Trial:
     origin: str
     """Who proposed it, and why."""
     state: str
-    """`measured`, `stopped` (plainly too inaccurate on a part of the data) or `failed`."""
+    """`measured`, `stopped` (plainly too inaccurate on a part of the data), `late` (over its time) or `failed`."""
     reason: str = ""
-    """Why it was stopped or failed."""
+    """Why it was not measured."""
     figures: Figures | None = None
     cost: float = math.inf
     violation: float = math.inf

@@ -42,16 +42,19 @@ class Verdict:
     nearest: Verified | None
     """What comes nearest to the limits if nothing keeps them."""
     verified: tuple[Verified, ...]
+    unseen: bool
+    """Whether they were measured on data that the search did not see; few data are not divided."""
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
         if self.winner is not None:
             figures = self.winner.figures
+            seen = "that the search did not see" if self.unseen else "that the search saw too"
             return (
                 f"the winner is trial {self.winner.trial.number}: {figures.speedup:.2f}x faster, "
                 f"{figures.compression:.2f}x smaller, loses {figures.drop:.4f} "
-                f"[{figures.low:.4f}, {figures.high:.4f}] on {figures.samples} samples that the search did "
-                f"not see (p = {self.winner.p:.2g}, corrected for {len(self.verified)} candidates)"
+                f"[{figures.low:.4f}, {figures.high:.4f}] on {figures.samples} samples {seen} "
+                f"(p = {self.winner.p:.2g}, corrected for {len(self.verified)} candidates)"
             )
         if self.nearest is None:
             return "no recipe meets the limits: none could be measured"
@@ -82,7 +85,12 @@ def judge(trials: Sequence[Trial], laboratory: Laboratory) -> Verdict:
     ranked = sorted(corrected, key=lambda one: one.rank)
     best = ranked[0] if ranked else None
     kept = best is not None and not best.broken
-    return Verdict(winner=best if kept else None, nearest=None if kept else best, verified=tuple(ranked))
+    return Verdict(
+        winner=best if kept else None,
+        nearest=None if kept else best,
+        verified=tuple(ranked),
+        unseen=laboratory.evidence.held_out is not laboratory.evidence.search,
+    )
 
 
 def candidates(trials: Sequence[Trial]) -> list[Trial]:

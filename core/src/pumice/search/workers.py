@@ -1,17 +1,22 @@
 """Where recipes are tried: here, in processes of this machine, or on a Dask cluster.
 
-All are `concurrent.futures` executors. A worker that dies costs the trial it was at, which is recorded as failed; the
-pool is made anew and the search goes on.
+All are `concurrent.futures` executors. A process that dies costs the trial it was at, which is recorded as failed; the
+pool is made anew and the search goes on. On a cluster the trial runs again on another worker.
+
+The laboratory travels once, through the folder of the study, and is opened where trials run.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,7 +25,12 @@ from pumice.search.laboratory import Laboratory
 from pumice.search.machine import can_share
 from pumice.search.trial import Trial
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 DASK = "dask://"
+ANSWERS_WITHIN = 10
+"""Seconds in which a scheduler must answer."""
 
 
 class Here(Executor):
@@ -40,18 +50,17 @@ class Workers:
     """Submits trials, wherever they run."""
 
     make: Callable[[], Executor]
-    laboratory: Laboratory
-    sent: bool
-    """Whether the laboratory travels with every trial, or is known where trials run."""
+    run: Callable[[Trial, float], Trial]
+    """Tries a recipe; can travel to where trials run."""
     executor: Executor
 
-    def submit(self, number: int, *proposal: Any) -> Future[Trial]:
-        call = (_run, self.laboratory if self.sent else None, number, *proposal)
+    def submit(self, trial: Trial, seconds: float) -> Future[Trial]:
+        """Try a recipe, within so many seconds from when a worker takes it."""
         try:
-            return self.executor.submit(*call)
+            return self.executor.submit(self.run, trial, seconds)
         except BrokenExecutor:
             self.executor = self.make()
-            return self.executor.submit(*call)
+            return self.executor.submit(self.run, trial, seconds)
 
 
 @contextmanager
@@ -62,53 +71,80 @@ def workers(laboratory: Laboratory) -> Iterator[Workers]:
         PumiceError: there is no such executor, or the data cannot travel to it.
     """
     asked, count = laboratory.limits.executor, laboratory.limits.workers
-    if count == 1 and not asked.startswith(DASK):
-        yield Workers(make=Here, laboratory=laboratory, sent=True, executor=Here())
-        return
-    _require_travel(laboratory)
-    make = _dask(asked) if asked.startswith(DASK) else _pool(laboratory, count)
-    opened = Workers(make=make, laboratory=laboratory, sent=asked.startswith(DASK), executor=make())
+    if asked.startswith(DASK):
+        with _cluster(laboratory, asked.removeprefix(DASK)) as client:
+            run = _travelling(laboratory)
+            # A client's executor refuses the arguments that the interface has for shutting down; closing it is enough.
+            make = functools.partial(client.get_executor, pure=False)
+            yield Workers(make=make, run=run, executor=make())
+    elif count > 1:
+        run = _travelling(laboratory)
+        context = multiprocessing.get_context("spawn")
+        make = functools.partial(ProcessPoolExecutor, count, mp_context=context)
+        opened = Workers(make=make, run=run, executor=make())
+        try:
+            yield opened
+        finally:
+            opened.executor.shutdown(wait=False, cancel_futures=True)
+    else:
+        yield Workers(make=Here, run=laboratory.run, executor=Here())
+
+
+@contextmanager
+def _cluster(laboratory: Laboratory, address: str) -> Iterator[Client]:
     try:
-        yield opened
-    finally:
-        opened.executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _require_travel(laboratory: Laboratory) -> None:
-    if not can_share():
-        raise PumiceError("this system has no file locks to keep timings apart: search with one worker")
-    try:
-        pickle.dumps(laboratory)
-    except Exception:
-        raise PumiceError("data in memory cannot travel to other workers: give the path of a file or folder") from None
-
-
-def _pool(laboratory: Laboratory, count: int) -> Callable[[], Executor]:
-    context = multiprocessing.get_context("spawn")
-    return lambda: ProcessPoolExecutor(count, mp_context=context, initializer=_know, initargs=(laboratory,))
-
-
-def _dask(asked: str) -> Callable[[], Executor]:
-    try:
-        from distributed import Client  # type: ignore[import-not-found]  # optional
+        from distributed import Client
     except ImportError:
-        raise PumiceError("trials on Dask need its package: pip install distributed") from None
-    address = asked.removeprefix(DASK)
+        raise PumiceError("trials on Dask need its package: pip install 'pumice[dask]'") from None
+    if not laboratory.limits.study:
+        raise PumiceError("trials on Dask need a folder that all its workers see: give --study (study=)")
     try:
-        client = Client(address if "://" in address else f"tcp://{address}", timeout=10)
+        client = Client(address if "://" in address else f"tcp://{address}", timeout=ANSWERS_WITHIN)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         told = f"no Dask scheduler answers at '{address}': {error}"
         raise PumiceError(f"{told}; start one, or check the address") from None
-    return lambda: client.get_executor(pure=False, retries=1)
+    with client:
+        yield client
 
 
-_known: list[Laboratory] = []
+def _travelling(laboratory: Laboratory) -> Callable[[Trial, float], Trial]:
+    """What tries a recipe wherever the laboratory's folder is seen.
+
+    Raises:
+        PumiceError: recipes cannot be tried at once here, or the data are not such as can be written down.
+    """
+    if not can_share():
+        raise PumiceError("this system has no file locks to keep timings apart: search with one worker")
+    laboratory = attrs.evolve(
+        laboratory,
+        model=laboratory.model.resolve(),
+        source=_absolute(laboratory.source),
+        test=_absolute(laboratory.test),
+        folder=laboratory.folder.resolve(),
+    )
+    try:
+        written = pickle.dumps(laboratory)
+    except Exception:
+        raise PumiceError("data in memory cannot travel to other workers: give the path of a file or folder") from None
+    path = laboratory.folder / "laboratory.pickle"
+    path.write_bytes(written)
+    return functools.partial(_run, path, hashlib.sha256(written).hexdigest())
 
 
-def _know(laboratory: Laboratory) -> None:
-    """Begins a worker process: models and data are opened once there."""
-    _known[:] = [laboratory]
+def _absolute(data: Any) -> Any:
+    """A path as it is called everywhere; other data as they are."""
+    return Path(data).resolve() if isinstance(data, str | Path) else data
 
 
-def _run(laboratory: Laboratory | None, *proposal: Any) -> Trial:
-    return (laboratory or _known[0]).run(*proposal)
+def _run(path: Path, digest: str, trial: Trial, seconds: float) -> Trial:
+    return _opened(path, digest).run(trial, seconds)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, digest: str) -> Laboratory:
+    """The laboratory that lies there, opened once; its models and data stay open for the trials that follow."""
+    written = path.read_bytes()
+    if hashlib.sha256(written).hexdigest() != digest:
+        raise PumiceError(f"'{path}' is not what this search wrote: do not search twice at once in one folder")
+    found: Laboratory = pickle.loads(written)  # noqa: S301  # what the digest names, this search itself has written
+    return found
