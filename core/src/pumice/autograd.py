@@ -31,6 +31,7 @@ import numpy as np
 from pumice.dispatch import implementation
 from pumice.errors import DataError, ModelError, UnsupportedOp, nearest
 from pumice.ops import OpTable
+from pumice.ops.dtypes import is_float
 from pumice.ops.gradient import zeros
 from pumice.ops.record import Kernel, Node, Outputs, ghost
 from pumice.plan import Plan
@@ -196,7 +197,7 @@ class Pullback:
             found = active.step.vjp(active.step.node, residual.inputs, residual.outputs, grads, active.wanted)
             for slot, want, x, grad in zip(active.step.inputs, active.wanted, residual.inputs, found, strict=True):
                 if want and grad is not None:
-                    _add(flowing, slot, grad.astype(x.dtype, copy=False) if x.dtype.kind == "f" else grad)
+                    _add(flowing, slot, grad.astype(x.dtype, copy=False) if is_float(x.dtype) else grad)
 
 
 def _start(plan: Plan, feeds: Mapping[str, Any]) -> list[Any]:

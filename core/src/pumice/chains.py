@@ -22,7 +22,7 @@ import attrs
 from pumice.composites import recognised
 from pumice.dispatch import handled
 from pumice.ops import OpTable
-from pumice.ops.record import Forward, Kernel, Link, Node, Outputs
+from pumice.ops.record import Forward, Kernel, Link, Node, Outputs, Placement
 from pumice.program import ABSENT, Step
 
 LONGEST = 6
@@ -30,7 +30,12 @@ LONGEST = 6
 
 
 def fuse(
-    steps: Sequence[Step], template: Sequence[Any], keep: set[int], kernels: Sequence[Kernel], table: OpTable
+    steps: Sequence[Step],
+    template: Sequence[Any],
+    keep: set[int],
+    kernels: Sequence[Kernel],
+    table: OpTable,
+    placement: Placement | None = None,
 ) -> list[Step]:
     """The steps with chains in the place of what they cover, in order.
 
@@ -40,8 +45,9 @@ def fuse(
         keep: slots whose values are asked for.
         kernels: those available, the highest rank first.
         table: the operators known.
+        placement: the device that the steps run on; None means the CPU.
     """
-    steps = recognised(steps, template, keep, kernels, table)
+    steps = recognised(steps, template, keep, kernels, table, placement)
     fusing = [kernel for kernel in kernels if kernel.fuse is not None]
     if not fusing:
         return list(steps)

@@ -22,7 +22,7 @@ import numpy as np
 
 from pumice.dispatch import implementation
 from pumice.ops import OpTable
-from pumice.ops.record import Kernel, Node
+from pumice.ops.record import Kernel, Node, Placement
 from pumice.program import ABSENT, Step
 
 Pattern = Any
@@ -52,11 +52,16 @@ class Graph:
     def scalar(self, slot: int) -> float | None:
         """The constant's only value; None if it is no such constant."""
         value = self.template[slot]
-        return float(value.reshape(())) if isinstance(value, np.ndarray) and value.size == 1 else None
+        return float(value.reshape(())) if isinstance(value, np.ndarray | np.generic) and value.size == 1 else None
 
 
 def recognised(
-    steps: Sequence[Step], template: Sequence[Any], keep: set[int], kernels: Sequence[Kernel], table: OpTable
+    steps: Sequence[Step],
+    template: Sequence[Any],
+    keep: set[int],
+    kernels: Sequence[Kernel],
+    table: OpTable,
+    placement: Placement | None = None,
 ) -> list[Step]:
     """The steps, each composite that a kernel computes as one step; arguments as for `chains.fuse`."""
     if not kernels:
@@ -68,7 +73,7 @@ def recognised(
     for index in reversed(range(len(steps))):  # the largest first: a composite ends where it is read
         if index in gone:
             continue
-        for members, step in _candidates(index, graph, kernels, table):
+        for members, step in _candidates(index, graph, kernels, table, placement):
             inside = members - {index}
             if not gone & members and all(_vanishes(steps[i], members, steps, reads) for i in inside):
                 found[index] = step
@@ -83,7 +88,9 @@ def _vanishes(step: Step, members: set[int], steps: Sequence[Step], reads: Count
     return all(own[slot] == reads[slot] for slot in step.outputs if slot != ABSENT)
 
 
-def _candidates(index: int, graph: Graph, kernels: Sequence[Kernel], table: OpTable) -> Iterator[tuple[set[int], Step]]:
+def _candidates(
+    index: int, graph: Graph, kernels: Sequence[Kernel], table: OpTable, placement: Placement | None
+) -> Iterator[tuple[set[int], Step]]:
     """Composites that end at a step: their members, and the step that they amount to."""
     last = graph.steps[index]
     for composite in COMPOSITES:
@@ -95,6 +102,8 @@ def _candidates(index: int, graph: Graph, kernels: Sequence[Kernel], table: OpTa
                 node = attrs.evolve(made[0], name=last.node.name, outputs=last.node.outputs)
                 if any(k.part == "forward" and k.fits(node) for k in kernels):
                     op, call = implementation(node, [graph.template[s] for s in made[1]], table, kernels)
+                    if placement is not None:
+                        op, call, _ = placement.step(op, call, None)
                     yield set(members), attrs.evolve(last, node=node, op=op, call=call, inputs=made[1], vjp=None)
 
 

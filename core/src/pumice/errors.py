@@ -46,6 +46,10 @@ class BudgetExceeded(PumiceError):
     """A step that would cost more accuracy than it may: it is rolled back, the model is as it was before it."""
 
 
+class OutOfTime(PumiceError):
+    """A computation that was over the time it was given."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest known name, else a list of what is known (at most twelve)."""
     known = sorted(known)

@@ -231,6 +231,8 @@ class Knob:
         """The domain that a search varies the knob over, None if it leaves it alone."""
         if self.search is None and (owner.kind == "step" or isinstance(self.domain, Text | Names | Use)):
             return None
+        if self.search is None and isinstance(self.domain, Int | Float):
+            return _around(self.default, self.domain)
         if self.search is None or self.search is True:
             return self.domain
         return self.search or None
@@ -238,6 +240,25 @@ class Knob:
     def parse(self, text: str) -> Any:
         """The value that a command-line text stands for (still unchecked: construction checks)."""
         return self.domain.parse(text)
+
+
+REACH = 10
+"""How many times larger or smaller than its default a number may be in a search."""
+
+
+def _around(default: float, domain: Int | Float) -> Int | Float | None:
+    """What is worth trying of a domain that only says what is legal.
+
+    A domain that reaches beyond `REACH` times the default is cut there, and then every factor is as likely. Around zero
+    there is no scale to go by: a wide domain is left alone.
+    """
+    if default <= 0:
+        return domain if domain.high - domain.low <= REACH else None
+    least, most = default / REACH, default * REACH
+    if domain.high <= most and not 0 < domain.low < least:
+        return domain
+    low, high = max(domain.low, least), min(domain.high, most)
+    return Int(math.ceil(low), math.floor(high), log=True) if isinstance(domain, Int) else Float(low, high, log=True)
 
 
 def knob(
@@ -251,8 +272,8 @@ def knob(
     """Declare a parameter of a strategy. `domain` may be left out for a bool (`Flag`) or a tuple of names (`Names`).
 
     `search` says what an automatic search may try: everything the domain allows (True), a narrower domain of values
-    that are worth trying, or only the default (False). Left open it is True for a strategy's knobs, unless they are
-    free text, lists or other strategies, and False for a step's.
+    that are worth trying, or only the default (False). Left open it is False for a step's knobs and for free text,
+    lists and other strategies; else it is True, but numbers stay within a tenth and ten times of their default.
     """
     if domain is None:
         domain = Flag() if isinstance(default, bool) else Names() if isinstance(default, tuple) else None

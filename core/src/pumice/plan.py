@@ -22,7 +22,7 @@ from pumice.chains import fuse
 from pumice.dispatch import gradient, implementation
 from pumice.errors import DataError, ModelError, nearest
 from pumice.ops import OpTable
-from pumice.ops.record import Array, Kernel, Node, Op, normal
+from pumice.ops.record import Array, Kernel, Node, Op, Placement, normal
 from pumice.program import ABSENT, HAS_GRAPHS, Input, Program, Step, Subgraph, Tap, with_lifetimes
 
 
@@ -77,6 +77,7 @@ def compile_plan(
     *,
     ops: OpTable | Iterable[Op] | None = None,
     kernels: Iterable[Kernel] | None = None,
+    placement: Placement | None = None,
 ) -> Plan:
     """Compile a model.
 
@@ -87,6 +88,7 @@ def compile_plan(
         ops: the operators known; None means all that are installed.
         kernels: candidates to replace the NumPy implementation; None means all that are installed, and () none: the
             reference, which is the definition of truth.
+        placement: the device that the plan runs on; None means the CPU.
 
     Raises:
         UnsupportedOp: a needed operator has no `forward` here.
@@ -95,8 +97,11 @@ def compile_plan(
     if model.functions:
         model = _inlined(model)
     table = _table(ops)
-    usable = sorted((k for k in _candidates(kernels) if k.available() is None), key=lambda k: -k.rank)
-    compiler = _GraphCompiler(model.graph, {normal(d): v for d, v in model.opset_imports.items()}, table, usable)
+    device = placement.device if placement else "cpu"
+    candidates = (k for k in _candidates(kernels) if k.device == device and k.available() is None)
+    usable = sorted(candidates, key=lambda k: -k.rank)
+    opsets = {normal(d): v for d, v in model.opset_imports.items()}
+    compiler = _GraphCompiler(model.graph, opsets, table, usable, placement)
     program = compiler.compile(_wanted(model.graph, outputs))
     initializers = {v.name: s for v, s in compiler.slots.items() if v.name in model.graph.initializers}
     return Plan(
@@ -169,8 +174,15 @@ def _dtype(value: ir.Value) -> np.dtype[Any] | None:
 class _GraphCompiler:
     """Compiles one graph; a subgraph gets a compiler of its own that records what it captures."""
 
-    def __init__(self, graph: ir.Graph, opsets: Mapping[str, int], table: OpTable, kernels: Sequence[Kernel]) -> None:
-        self.graph, self.opsets, self.table, self.kernels = graph, opsets, table, kernels
+    def __init__(
+        self,
+        graph: ir.Graph,
+        opsets: Mapping[str, int],
+        table: OpTable,
+        kernels: Sequence[Kernel],
+        placement: Placement | None,
+    ) -> None:
+        self.graph, self.opsets, self.table, self.kernels, self.placement = graph, opsets, table, kernels, placement
         self.slots: dict[ir.Value, int] = {}
         self.names = [""]
         self.template: list[Any] = [None]
@@ -184,10 +196,10 @@ class _GraphCompiler:
         inputs = tuple(self._new_slot(v) for v in self.graph_inputs)
         for value, slot in zip(self.graph_inputs, inputs, strict=True):
             if value.const_value is not None:
-                self.template[slot] = _constant(value.const_value)
+                self.template[slot] = self._constant(value, _constant(value.const_value))
         steps = [step for node in self._needed(wanted) if (step := self._step(node)) is not None]
         outputs = tuple(self._slot(v) for v in wanted)
-        fused = fuse(steps, self.template, {*outputs}, self.kernels, self.table)
+        fused = fuse(steps, self.template, {*outputs}, self.kernels, self.table, self.placement)
         return Program(
             steps=tuple(with_lifetimes(steps, keep={*outputs})),
             fused=tuple(with_lifetimes(fused, keep={*outputs})),
@@ -217,6 +229,9 @@ class _GraphCompiler:
         self.template.append(content)
         return self.slots[value]
 
+    def _constant(self, value: ir.Value, array: Array) -> Any:
+        return array if self.placement is None else self.placement.constant(value, array)
+
     def _slot(self, value: ir.Value | None) -> int:
         if value is None or value.name == "":
             return ABSENT
@@ -225,7 +240,7 @@ class _GraphCompiler:
         if value.name in self.graph.initializers and value in self.own:
             if value.const_value is None:
                 raise ModelError(f"initializer '{value.name}' has no data; load the model together with its data files")
-            return self._new_slot(value, _constant(value.const_value))
+            return self._new_slot(value, self._constant(value, _constant(value.const_value)))
         if value in self.own:
             raise ModelError(f"value '{value.name}' is read before it is computed; sort the graph topologically")
         self.captured.append(value)
@@ -244,13 +259,16 @@ class _GraphCompiler:
         view = self._view(node, domain, programs)
         op, call = implementation(view, [self.template[slot] for slot in inputs], self.table, self.kernels)
         if (domain, node.op_type) == ("", "Constant"):
-            self._new_slot(node.outputs[0], *call(view))
+            self._new_slot(node.outputs[0], self._constant(node.outputs[0], *call(view)))
             return None
         outputs = tuple(self._new_slot(v) if v.name else ABSENT for v in node.outputs)
-        return Step(view, op, call, inputs, outputs, tuple(captures), vjp=gradient(view, op, self.kernels))
+        vjp = gradient(view, op, self.kernels)
+        if self.placement is not None:
+            op, call, vjp = self.placement.step(op, call, vjp)
+        return Step(view, op, call, inputs, outputs, tuple(captures), vjp=vjp)
 
     def _subgraph(self, graph: ir.Graph) -> tuple[Subgraph, list[ir.Value]]:
-        compiler = _GraphCompiler(graph, self.opsets, self.table, self.kernels)
+        compiler = _GraphCompiler(graph, self.opsets, self.table, self.kernels, self.placement)
         program = compiler.compile(list(graph.outputs))
         return Subgraph(program, tuple(_input(v, graph) for v in graph.outputs)), compiler.captured
 

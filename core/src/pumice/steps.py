@@ -112,7 +112,7 @@ class Train(Step):
     compresses = False
     needs = frozenset({Need.GRADIENTS, Need.TRAINING})
     loss: Loss | None = knob(None, Use("loss"), help="what to minimise; chosen by the labels if left open")
-    epochs: int = knob(3, Int(1, 1_000_000), help="passes over the data")
+    epochs: int = knob(3, Int(1, 1_000_000), help="passes over the data", search=Int(1, 30, log=True))
     batch: int = knob(64, Int(1, 1_000_000, log=True), help="samples in a step")
     lr: float = knob(
         1e-3, Float(1e-9, 100.0, log=True), help="learning rate at its highest", search=Float(1e-4, 1e-2, log=True)
@@ -136,6 +136,9 @@ class Train(Step):
     keep: str = knob("best", Choice("best", "last"), help="which epoch's weights are the result")
     patience: int = knob(0, Int(0, 1_000_000), help="stop after this many epochs without a better one; 0 is never")
     memory: float = knob(0.0, Float(0.0, 1e7), help="megabytes that a step may keep for its gradients; 0 is any")
+    device: str = knob(
+        "cpu", Text("cpu or a runtime"), help="where to train: cpu, or a runtime that has a device (cuda)"
+    )
     snapshot: str = knob("", Text("path"), help="file to go on from after an interruption; empty is none")
     snapshot_every: int = knob(500, Int(1, 1_000_000), help="steps between snapshots, apart from those of epochs")
 

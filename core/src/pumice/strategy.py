@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pumice.data import Dataset
+    from pumice.ops.record import Placement
     from pumice.prune.sparsity import Pattern
     from pumice.prune.trials import Trials
     from pumice.quantize.context import QuantizeContext
@@ -182,7 +183,8 @@ class Loss(Strategy):
         """The loss, averaged over the batch, and its gradient with respect to each output it used.
 
         `batch` is a `pumice.data.Batch`: `feeds`, `labels` (samples first, None if there are none) and `size`.
-        Gradients have the shape of their output; a loss computes in float32 at least and changes no argument.
+        Gradients have the shape of their output; a loss computes in float32 at least and changes no argument. For
+        arrays of a device the loss may be an array without axes there, which is looked at when it is wanted.
         """
         raise NotImplementedError
 
@@ -233,6 +235,10 @@ class Runtime(Strategy):
 
     def available(self) -> str | None:
         """None if it can run here, else the reason and the remedy. Must be cheap."""
+        return None
+
+    def placement(self) -> Placement | None:
+        """Where it has models trained: a device with memory of its own. None: the CPU."""
         return None
 
     def open(

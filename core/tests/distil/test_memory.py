@@ -56,6 +56,12 @@ def test_checkpoints_need_less(network):
     assert min(found.residuals.values()) < found.residuals[1] / 2
 
 
+def test_what_a_run_holds_at_once_does_not_grow_with_the_layers(network):
+    models = [network("gpt", width=16, heads=2, layers=layers) for layers in (2, 6)]
+    few, many = (planned(model, model, Distil(), {"ids": (8, 32)}).teacher_run for model in models)
+    assert few == many
+
+
 def test_optimizers_hold_what_they_hold(network):
     model = network("resnet", widths=[8])
     plans = {name: planned(model, model, Distil(optimizer=name), {"x": (4, 3, 8, 8)}) for name in ("sgd", "adamw")}

@@ -135,6 +135,12 @@ def test_the_cache_changes_nothing_but_the_time(tmp_path):
             )
 
 
+@pytest.mark.parametrize(("augment", "remembered"), [("flip", True), ("crop", False)])
+def test_what_comes_twice_is_remembered(tmp_path, augment, remembered):
+    run(tiny_cnn(), UNLABELLED, distil(width=0.5, epochs=2, augment=(augment,), cache=str(tmp_path / "answers")))
+    assert (tmp_path / "answers").exists() == remembered
+
+
 def test_the_same_inputs_give_the_same_bytes():
     first, second = (run(tiny_cnn(), pictures(96), distil(width=0.5, epochs=1)).model for _ in range(2))
     for name, value in first.graph.initializers.items():

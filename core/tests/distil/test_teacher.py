@@ -54,6 +54,15 @@ def test_the_next_run_finds_the_file(tmp_path):
     assert teacher.asked == 0
 
 
+def test_trainings_at_the_same_time_share_the_file(tmp_path):
+    teachers = Counting(), Counting()
+    first, second = (cached(tmp_path / "answers", teacher) for teacher in teachers)
+    for seed, order in enumerate(((first, second), (second, first))):
+        for one in order:
+            one.run(random_feeds(1, seed=seed)[0])
+    assert [teacher.asked for teacher in teachers] == [4, 4]
+
+
 def test_another_teacher_finds_nothing(tmp_path):
     feeds = random_feeds(1)[0]
     cached(tmp_path / "answers", Counting()).run(feeds)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from pumice.errors import KnobError
-from pumice.knobs import Choice, Flag, Float, Int, Names, Text, Use, knob
+from pumice.knobs import Choice, Flag, Float, Int, Knob, Names, Text, Use, knob
 from pumice.strategy import Loss, Need, Strategy
 
 
@@ -201,3 +201,19 @@ def test_what_cannot_be_parsed_is_refused_by_name_and_not_by_traceback(text):
 )
 def test_a_domain_prints_what_it_takes(domain):
     assert str(domain) in {"a | b", "1 .. 9", "0.5 .. 2", "true | false", "a pattern", "list of patterns", "a loss"}
+
+
+@pytest.mark.parametrize(
+    ("default", "domain", "tried"),
+    [
+        (64, Int(1, 1_000_000), Int(7, 640, log=True)),
+        (3, Int(1, 100_000), Int(1, 30, log=True)),
+        (2e-4, Float(1e-9, 1.0, log=True), Float(2e-5, 2e-3, log=True)),
+        (4, Int(2, 8), Int(2, 8)),
+        (0.9, Float(0.0, 0.999), Float(0.0, 0.999)),
+        (0, Int(0, 1_000_000), None),
+    ],
+)
+def test_a_search_tries_numbers_near_their_default(default, domain, tried):
+    found = Knob(name="x", default=default, domain=domain, help="x").searched(Hard)
+    assert found == tried or attrs.astuple(found) == pytest.approx(attrs.astuple(tried))

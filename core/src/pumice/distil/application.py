@@ -26,19 +26,29 @@ from pumice.distil.stages import in_stages, keep, kept
 from pumice.distil.streaming import Streamed
 from pumice.distil.students import narrowed, opened, shortened, weights
 from pumice.distil.taps import pairs
-from pumice.distil.teacher import Answers, Cached, Remembered, identity
+from pumice.distil.teacher import Answers, Cached, OnDevice, Remembered, identity
 from pumice.errors import DataError, KnobError, ModelError
 from pumice.model import clone, fingerprint, load, simplify
 from pumice.prune.sizes import with_sizes
 from pumice.strategy import Loss, Runtime
 from pumice.train import Parameters, Trainer
-from pumice.train.application import account, default_loss, judge, run_of, split, trainable_plan
+from pumice.train.application import (
+    account,
+    default_loss,
+    fetched,
+    judge,
+    placement_of,
+    run_of,
+    split,
+    trainable_plan,
+)
 from pumice.train.feeding import Feeder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pumice.data import Dataset
+    from pumice.ops.record import Placement
     from pumice.pipeline import RunContext
     from pumice.plan import Plan
     from pumice.steps import Distil
@@ -71,8 +81,9 @@ def distil(settings: Distil, model: ir.Model, context: RunContext) -> ir.Model:
 def taught(settings: Distil, student: ir.Model, teacher: ir.Model, context: RunContext) -> ir.Model:
     """The student trained by one teacher on the data of the run, or as an interrupted run has left it in a file."""
     assert context.training is not None
-    _require_memory(settings, student, teacher, context.training, context)
-    lesson = Lesson.of(settings, student, teacher, context.training, context)
+    placement = _placement(settings, context)
+    _require_memory(settings, student, teacher, context, placement)
+    lesson = Lesson.of(settings, student, teacher, context.training, context, placement)
     path = Path(settings.snapshot).with_suffix(".onnx") if settings.snapshot and settings.assistants else None
     done = kept(path, lesson.run) if path is not None else None
     if done is None:
@@ -84,7 +95,7 @@ def taught(settings: Distil, student: ir.Model, teacher: ir.Model, context: RunC
 
 
 def _trained(lesson: Lesson, student: ir.Model, context: RunContext) -> ir.Model:
-    before = {name: value.copy() for name, value in lesson.parameters.values.items()}
+    before = {name: fetched(value.copy(), lesson.placement) for name, value in lesson.parameters.values.items()}
     fit = lesson.trainer(context).fit()
     done = clone(student)
     lesson.parameters.write(done, {n: value for n, value in fit.values.items() if n in done.graph.initializers})
@@ -105,10 +116,17 @@ class Lesson:
     parameters: Parameters
     dataset: Dataset
     run: str
+    placement: Placement | None = None
 
     @classmethod
     def of(
-        cls, settings: Distil, student: ir.Model, teacher: ir.Model, dataset: Dataset, context: RunContext
+        cls,
+        settings: Distil,
+        student: ir.Model,
+        teacher: ir.Model,
+        dataset: Dataset,
+        context: RunContext,
+        placement: Placement | None = None,
     ) -> Lesson:
         graph, sized = with_sizes(student), with_sizes(teacher)
         connectors = Connectors(graph, sized, settings.connector, context.seed)
@@ -116,13 +134,14 @@ class Lesson:
         labels, alpha = _labels(settings, terms, dataset)
         objective = Distillation(
             terms=tuple(terms),
-            answers=Remembered(_answers(settings, sized, asked_for(terms), context)),
+            answers=Remembered(_answers(settings, sized, asked_for(terms), context, placement)),
             alpha=alpha,
             labels=labels,
             outputs=tuple(str(value.name) for value in graph.graph.outputs),
             attribution=_attribution(terms, sized),
         )
-        plan = trainable_plan(graph, list(dict.fromkeys([*objective.outputs, *told(terms)])))
+        wanted = list(dict.fromkeys([*objective.outputs, *told(terms)]))
+        plan = trainable_plan(graph, wanted, placement=placement)
         parameters = Parameters.of(plan, freeze=settings.freeze, keep_zeros=settings.keep_zeros)
         shared = run_of(settings, objective, student, dataset, context.seed)
         run = hashlib.sha256(f"{shared} {fingerprint(teacher)}".encode()).hexdigest()
@@ -135,6 +154,7 @@ class Lesson:
             parameters=parameters,
             dataset=dataset,
             run=run,
+            placement=placement,
         )
 
     def trainer(self, context: RunContext) -> Trainer:
@@ -147,9 +167,12 @@ class Lesson:
             objective.value_and_grad,
             self.feeder(training, context.seed),
             self.settings,
-            judge=None if held_out is None else judge(self.plan, held_out, self.objective, context.metrics),
+            judge=None
+            if held_out is None
+            else judge(self.plan, held_out, self.objective, context.metrics, self.placement),
             run=self.run,
             progress=context.progress,
+            placement=self.placement,
         )
         return trainer
 
@@ -212,24 +235,40 @@ def _require_difference(student: ir.Model, teacher: ir.Model) -> None:
         )
 
 
+def _placement(settings: Distil, context: RunContext) -> Placement | None:
+    """The device to train on; the CPU, with a note, for what only the CPU knows how to do."""
+    placement = placement_of(settings.device)
+    if placement is None:
+        return None
+    here = [f"the loss '{loss.name}'" for loss in _losses(settings) if not loss.on_device or loss.attribution]
+    here += ["the knob 'stream'"] * settings.stream
+    if here:
+        what = ", ".join(here)
+        context.notes.append(f"the student was trained on the CPU: {what} cannot be had on '{settings.device}'")
+        return None
+    return placement
+
+
 def _require_memory(
-    settings: Distil, student: ir.Model, teacher: ir.Model, dataset: Dataset, context: RunContext
+    settings: Distil, student: ir.Model, teacher: ir.Model, context: RunContext, placement: Placement | None
 ) -> None:
     """What the training will hold, told before it begins.
 
     Raises:
         DataError: it does not fit into what is free.
     """
-    batch = next(dataset.batches(settings.batch))
+    assert context.training is not None
+    batch = next(context.training.batches(settings.batch))
     try:
         plan = planned(teacher, student, settings, {name: array.shape for name, array in batch.feeds.items()})
     except ModelError as error:
         context.notes.append(str(error))
         return
     needed = plan.total(round(settings.memory * 1e6) or None, streamed=settings.stream)
-    free = available_bytes()
+    free = available_bytes() if placement is None else placement.available_bytes()
     if needed > free:
-        raise DataError(f"the memory of this machine does not suffice for this distillation: {plan.fitting(free)}")
+        where = "this machine" if placement is None else f"'{settings.device}'"
+        raise DataError(f"the memory of {where} does not suffice for this distillation: {plan.fitting(free)}")
     context.ledger.note(
         settings.name, f"the training needs {needed / 1e6:,.0f} MB at the highest", memory=dict(plan.rows())
     )
@@ -266,11 +305,18 @@ def _labels(settings: Distil, terms: Sequence[Term], dataset: Dataset) -> tuple[
     return settings.loss or default_loss(dataset), settings.alpha
 
 
-def _answers(settings: Distil, teacher: ir.Model, values: Sequence[str], context: RunContext) -> Answers:
+def _answers(
+    settings: Distil, teacher: ir.Model, values: Sequence[str], context: RunContext, placement: Placement | None
+) -> Answers:
+    if placement is not None:
+        if settings.cache:
+            context.notes.append("the teacher's answers were not remembered: they stay on the device")
+        return OnDevice(trainable_plan(teacher, list(values), placement=placement), placement)
     source: Answers = Streamed.of(teacher, values) if settings.stream else context.runtime.open(teacher, outputs=values)
     if not settings.cache:
         return source
-    if settings.augment or any(isinstance(loss, SampledLoss) for loss in settings.losses):
+    once = set(settings.augment) - {"flip"}  # mirrored or not, a picture comes again
+    if once or any(isinstance(loss, SampledLoss) for loss in settings.losses):
         context.notes.append("the teacher's answers were not remembered: what it is asked about does not come twice")
         return source
     return Cached(source, Path(settings.cache), settings.cache_size, identity(fingerprint(teacher), values))

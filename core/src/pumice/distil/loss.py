@@ -92,6 +92,8 @@ class DistillationLoss(Loss):
     """`outputs`, `features`, `attention` or `values`: what is compared where `at` says nothing."""
     same_width: ClassVar[bool] = True
     """Whether both values must have the same shape."""
+    on_device: ClassVar[bool] = False
+    """Whether `compare` takes arrays of any device, and returns a loss that lies there."""
 
     weight: float = knob(1.0, Float(0.0, 1e9), help="share of this loss in the sum")
     until: float = knob(1.0, Float(0.0, 1.0), help="share of the training after which this loss is switched off")

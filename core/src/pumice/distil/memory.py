@@ -1,7 +1,8 @@
 """What a distillation will hold in memory, known from shapes before anything runs.
 
     weights        of teacher and student; the student's once more as they are trained, in float32
-    gradients      one float32 for every weight of the student
+    gradients      one float32 for every weight of the student; of 16-bit weights first the weights as they are fed and
+                   their gradients, both in 16 bits, then one float32
     optimizer      one for sgd, two for the others
     residuals      what the student's gradients read of its forward run, or less, with checkpoints, for more time
     teacher run    what is alive at once when the teacher runs; nothing of its run is kept
@@ -12,6 +13,7 @@ well. Values that are only another look at the same memory (a reshape, a transpo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,18 @@ FLOAT = 4
 MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}
 """Arrays of the size of the weights that an optimizer holds."""
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@attrs.frozen
+class Extent:
+    """How large a value is."""
+
+    elements: int
+    bytes: int
+    """In the type that the model gives it."""
+
+
+Extents = Mapping[str, Extent]
 
 
 @attrs.frozen(kw_only=True)
@@ -98,15 +112,15 @@ def planned(teacher: ir.Model, student: ir.Model, settings: Train, inputs: Shape
     Raises:
         ModelError: an input that has no shape here, or a value whose size does not follow from the inputs.
     """
-    plan, shapes = _sized(student, inputs)
+    plan, extents = _sized(student, inputs)
     names = parameter_names(plan)
-    trained = sum(int(np.prod(shapes[name])) for name in names)
-    profile = _profile(Tape(plan, names, training=settings.batch_statistics), shapes)
+    trained = sum(extents[name].elements for name in names)
+    profile = _profile(Tape(plan, names, training=settings.batch_statistics), extents)
     segments = {count: profile.peak(profile.cuts(count) if count > 1 else ()) for count in _counts(len(plan.steps))}
-    teacher_plan, teacher_shapes = _sized(teacher, inputs)
+    teacher_plan, teacher_extents = _sized(teacher, inputs)
     return MemoryPlan(
         teacher=size(teacher).total,
-        teacher_run=max(_profile(Tape(teacher_plan, (), outputs=()), teacher_shapes).alive, default=0),
+        teacher_run=max(_profile(Tape(teacher_plan, (), outputs=()), teacher_extents).alive, default=0),
         student=size(student).total + FLOAT * trained,
         gradients=FLOAT * trained,
         optimizer=FLOAT * trained * MOMENTS[settings.optimizer],
@@ -118,8 +132,8 @@ def _counts(steps: int) -> list[int]:
     return [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= steps]
 
 
-def _sized(model: ir.Model, inputs: Shapes) -> tuple[Plan, dict[str, tuple[int, ...]]]:
-    """The model compiled for inputs of these shapes, without weights, and the shape of every value."""
+def _sized(model: ir.Model, inputs: Shapes) -> tuple[Plan, dict[str, Extent]]:
+    """The model compiled for inputs of these shapes, without weights, and how large every value is."""
     bare = clone(model)
     for value in bare.graph.inputs:
         shape = inputs.get(str(value.name))
@@ -135,30 +149,36 @@ def _sized(model: ir.Model, inputs: Shapes) -> tuple[Plan, dict[str, tuple[int, 
             stand_in = np.broadcast_to(np.ones((), held.dtype.numpy()), held.shape.numpy())
             value.const_value = ir.tensor(stand_in, name=value.name)
     sized = with_sizes(bare)
-    shapes = {
-        str(value.name): tuple(d for d in value.shape if isinstance(d, int))
+    extents = {
+        str(value.name): _extent(value)
         for value in values(sized)
         if value.shape is not None and all(isinstance(d, int) for d in value.shape)
     }
-    return compile_plan(sized, ops=registry().ops), shapes
+    return compile_plan(sized, ops=registry().ops, kernels=()), extents
 
 
-def _profile(tape: Tape, shapes: Shapes) -> Profile:
+def _extent(value: ir.Value) -> Extent:
+    assert value.shape is not None
+    elements = math.prod(d for d in value.shape if isinstance(d, int))
+    return Extent(elements, int(elements * (FLOAT if value.dtype is None else value.dtype.itemsize)))
+
+
+def _profile(tape: Tape, extents: Extents) -> Profile:
     """As `Profile.of`, from shapes."""
     names, owner = tape.plan.program.names, dict[int, int]()
     for step in tape.steps:
         for slot in step.outputs:
-            if slot != ABSENT and names[slot] not in shapes:
+            if slot != ABSENT and names[slot] not in extents:
                 raise ModelError(
                     f"the memory cannot be planned for: the size of '{names[slot]}' ({step.node}) does not follow from "
                     f"those of the inputs"
                 )
-    sizes = {slot: FLOAT * int(np.prod(shapes.get(name, (0,)))) for slot, name in enumerate(names)}
+    sizes = {slot: extents[name].bytes if name in extents else 0 for slot, name in enumerate(names)}
     given = {ABSENT, *tape.plan.program.inputs, *tape.plan.initializers.values()}
-    alive, counted = set[int](), set(given)
+    live, counted = set[int](), set(given)
     residuals, held = [], []
     for index, step in enumerate(tape.steps):
-        held.append(sum(sizes[slot] for slot in alive))
+        held.append(sum(sizes[slot] for slot in {owner[slot] for slot in live} - given))
         for slot in step.outputs:
             owner[slot] = owner.get(step.inputs[0], step.inputs[0]) if step.node.op_type in VIEWS else slot
         kept = set[int]()
@@ -166,8 +186,7 @@ def _profile(tape: Tape, shapes: Shapes) -> Profile:
             kept = {owner.get(slot, slot) for slot in _kept(step)} - counted
         residuals.append(sum(sizes[slot] for slot in kept))
         counted |= kept
-        alive |= {owner[slot] for slot in step.outputs} - given
-        alive -= {slot for slot in step.frees if owner.get(slot, slot) == slot}
+        live = (live | set(step.outputs)) - set(step.frees) - given
     return Profile(tuple(residuals), tuple(held))
 
 

@@ -1,9 +1,9 @@
 """The teacher: what it answers to a batch, computed on the fly or remembered on disk.
 
 The cache is a table from content to content. The key of a row is a hash of the teacher, of the values asked for and of
-what the teacher is fed, so nothing outdated can be found and several trainings may share one file. Every epoch reads
-every row once; then replacing rows would only ever throw out one that comes up again before the one that replaced it.
-So a full cache stays as it is, and what does not fit is computed again.
+what the teacher is fed, so nothing outdated can be found, and several trainings may share one file, at the same time as
+well. Every epoch reads every row once; then replacing rows would only ever throw out one that comes up again before the
+one that replaced it. So a full cache stays as it is, and what does not fit is computed again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import DataError
+
+if TYPE_CHECKING:
+    from pumice.ops.record import Placement
+    from pumice.plan import Plan
 
 Array = NDArray[Any]
 Values = dict[str, Array]
@@ -32,6 +36,19 @@ class Answers(Protocol):
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Values by name."""
         ...
+
+
+@attrs.frozen(eq=False)
+class OnDevice:
+    """A teacher on a device, which answers where it was asked."""
+
+    plan: Plan
+    placement: Placement
+
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        found = self.plan.run({name: self.placement.bring(x) for name, x in feeds.items()})
+        here = all(isinstance(x, np.ndarray) for x in feeds.values())
+        return {name: self.placement.fetch(y) for name, y in found.items()} if here else found
 
 
 @attrs.define(eq=False)
@@ -51,7 +68,9 @@ class Cached:
     def __attrs_post_init__(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._table = sqlite3.connect(self.path)
+            self._table = sqlite3.connect(self.path, timeout=60.0)
+            self._table.execute("PRAGMA journal_mode = WAL")  # readers and a writer do not wait for each other
+            self._table.execute("PRAGMA synchronous = NORMAL")
             self._table.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
             (self._bytes,) = self._table.execute("SELECT COALESCE(SUM(LENGTH(row)), 0) FROM rows").fetchone()
         except (sqlite3.Error, OSError) as error:

@@ -7,7 +7,9 @@ machine they are the same at any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +46,16 @@ class ReferenceRuntime(Runtime):
 
 @attrs.frozen(kw_only=True)
 class PlanRuntime(Runtime):
-    """Core's own plan with the kernels that are installed: quick where pumice-cpu is."""
+    """Core's own plan with the kernels that are installed: quick where pumice-cpu is.
+
+    `threads` holds for the kernels; what runs in NumPy follows NumPy's own settings.
+    """
 
     name = "plan"
     rank = 1
 
     def available(self) -> str | None:
-        if all(kernel.available() for kernel in registry().kernels):
+        if all(kernel.available() for kernel in registry().kernels if kernel.device == "cpu"):
             return "no kernels are installed that run here; pip install pumice-cpu, or use the runtime 'reference'"
         return None
 
@@ -60,20 +65,25 @@ class PlanRuntime(Runtime):
         from pumice.plan import compile_plan
 
         plan = compile_plan(_loaded(model), outputs)
-        kernels = "; ".join(f"{origin}: {what}" for origin, what in installed_kernels(registry()).items())
-        return _PlanSession(plan, f"pumice plan ({kernels})")
+        kernels = "; ".join(f"{origin}: {what}" for origin, what in installed_kernels(registry(), "cpu").items())
+        limited = {k.limited for k in registry().kernels if k.device == "cpu" and k.available() is None}
+        limits = () if threads is None else tuple(partial(limit, threads) for limit in limited)
+        return _PlanSession(plan, f"pumice plan ({kernels})", limits)
 
 
-def installed_kernels(installed: Registry) -> dict[str, str]:
-    """By distribution, how many of its kernels run on this machine, and which variant of them."""
+def installed_kernels(installed: Registry, device: str | None = None) -> dict[str, str]:
+    """By distribution, how many of its kernels (of one device) run on this machine, and which variant of them."""
     by_origin: dict[str, list[Kernel]] = {}
     for origin, kernel in installed.kernel_origins:
+        if device is not None and kernel.device != device:
+            continue
         by_origin.setdefault(str(origin), []).append(kernel)
     found = {}
     for name, kernels in by_origin.items():
         usable = [kernel for kernel in kernels if kernel.available() is None]
         variants = sorted({kernel.variant() for kernel in usable} - {""})
-        found[name] = ", ".join([f"{len(usable)} of {len(kernels)} kernels", *variants])
+        refusals = sorted({reason for kernel in kernels if (reason := kernel.available())})
+        found[name] = ", ".join([f"{len(usable)} of {len(kernels)} kernels", *variants, *refusals])
     return found
 
 
@@ -87,6 +97,10 @@ def _loaded(model: ir.Model | Path) -> ir.Model:
 class _PlanSession:
     plan: Plan
     description: str
+    limits: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return self.plan.run(feeds)
+        with ExitStack() as held:
+            for limit in self.limits:
+                held.enter_context(limit())
+            return self.plan.run(feeds)

@@ -15,7 +15,7 @@ import numpy as np
 from pumice.ops.channels import POINTWISE, UNARY, Channels, Same, Site, Tie, into, out, pointwise_ties
 from pumice.ops.dtypes import wide
 from pumice.ops.elementwise import aligned, erf
-from pumice.ops.gradient import of_input, of_output, sum_to
+from pumice.ops.gradient import namespace, of_input, of_output, sum_to
 from pumice.ops.record import Array, Arrays, Forward, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 
 
@@ -28,7 +28,7 @@ def sigmoid(x: Array) -> Any:
 
 def softplus(x: Array) -> Any:
     """log(1 + exp(x)), without overflow"""
-    return np.logaddexp(x, np.zeros((), x.dtype))
+    return np.logaddexp(x, namespace(x).zeros((), x.dtype))
 
 
 def relu(x: Array) -> Any:
@@ -73,7 +73,7 @@ def swish(x: Array, alpha: float = 1.0) -> Any:
 
 
 def thresholded_relu(x: Array, alpha: float = 1.0) -> Any:
-    return np.where(x > alpha, x, np.zeros((), x.dtype))
+    return np.where(x > alpha, x, namespace(x).zeros((), x.dtype))
 
 
 def shrink(x: Array, bias: float = 0.0, lambd: float = 0.5) -> Any:
@@ -102,9 +102,9 @@ def _clip(node: Node, x: Array, low: Array | None = None, high: Array | None = N
         low, high = node.get("min"), node.get("max")
     y = x
     if low is not None:
-        y = np.maximum(y, np.asarray(low, x.dtype))
+        y = np.maximum(y, np.asarray(low, x.dtype).reshape(-1)[0])
     if high is not None:
-        y = np.minimum(y, np.asarray(high, x.dtype))
+        y = np.minimum(y, np.asarray(high, x.dtype).reshape(-1)[0])
     return (y,)
 
 
@@ -118,7 +118,7 @@ def _dropout(node: Node, x: Array, ratio: Array | None = None, training: Array |
     """The identity outside training; in training a mask drawn from the node's seed, the rest scaled up."""
     drop = 0.5 if ratio is None else float(ratio)
     if training is None or not bool(training) or drop == 0:
-        return x, np.ones(x.shape, bool)
+        return x, np.ones_like(x, bool)
     mask = np.random.RandomState(node.get("seed", 0)).uniform(0, 1, x.shape) >= drop
     return (x * mask * (1 / (1 - drop))).astype(x.dtype), mask
 

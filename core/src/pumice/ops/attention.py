@@ -21,7 +21,8 @@ import numpy as np
 from pumice.errors import ModelError
 from pumice.ops.channels import Channels, Edit, Kept, Port, Same, Site, Tie, into
 from pumice.ops.dtypes import numpy_dtype, wide
-from pumice.ops.gradient import sum_to
+from pumice.ops.gradient import namespace, sum_to
+from pumice.ops.matmul import product
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.softmax import softmax, softmax_vjp
 
@@ -44,7 +45,8 @@ def _share(x: Array, heads: int) -> Array:
 def _bias(node: Node, q: Array, keys: int, past: int | None, mask: Array | None, lengths: Array | None) -> Array:
     """What is added to the scores, broadcastable to (batch, heads, queries, keys)."""
     queries, minus = q.shape[2], -math.inf
-    bias = np.zeros((queries, keys), q.dtype)
+    xp = namespace(q)
+    bias: Array = xp.zeros((queries, keys), q.dtype)
     if mask is not None:
         added = np.where(mask, 0, minus).astype(q.dtype) if mask.dtype == bool else mask
         missing = [(0, 0)] * (added.ndim - 1) + [(0, keys - added.shape[-1])]
@@ -52,7 +54,7 @@ def _bias(node: Node, q: Array, keys: int, past: int | None, mask: Array | None,
     offset: Any = past or 0
     if past is None and lengths is not None:
         offset = (lengths.reshape(-1, 1, 1, 1) - queries).astype(np.int64)
-    ahead = np.arange(keys) - (np.arange(queries)[:, None] + offset)  # how far the key lies after the query
+    ahead = xp.arange(keys) - (xp.arange(queries)[:, None] + offset)  # how far the key lies after the query
     left, right = node.get("left_window_size", -1), node.get("right_window_size", -1)
     if node.get("is_causal", 0):
         bias = bias + np.where(ahead <= 0, 0, minus).astype(q.dtype)
@@ -61,7 +63,7 @@ def _bias(node: Node, q: Array, keys: int, past: int | None, mask: Array | None,
     if right >= 0:
         bias = bias + np.where(ahead <= right, 0, minus).astype(q.dtype)
     if lengths is not None:
-        bias = bias + np.where(np.arange(keys) < lengths.reshape(-1, 1, 1, 1), 0, minus).astype(q.dtype)
+        bias = bias + np.where(xp.arange(keys) < lengths.reshape(-1, 1, 1, 1), 0, minus).astype(q.dtype)
     return bias
 
 
@@ -83,7 +85,7 @@ def _attention(
     past = None if past_k is None else past_k.shape[2]
     bias = _bias(node, q, k.shape[2], past, mask, lengths)
     scores, probabilities = _scores(node, q, _share(k, q.shape[1]), bias)
-    y = (wide(probabilities) @ wide(_share(v, q.shape[1]))).astype(q.dtype)
+    y = product(wide(probabilities), wide(_share(v, q.shape[1]))).astype(q.dtype)
     return (merge_heads(y) if flat else y), k, v, scores
 
 
@@ -91,7 +93,7 @@ def _scores(node: Node, q: Array, k: Array, bias: Array) -> tuple[Array, Array]:
     """The scores at the stage that `qk_matmul_output_mode` names, and the probabilities."""
     root = math.sqrt(node.get("scale") or 1 / math.sqrt(q.shape[3]))
     factor = q.dtype.type(root)
-    scores = (wide(q * factor) @ wide(k * factor).swapaxes(2, 3)).astype(q.dtype)
+    scores = product(wide(q * factor), wide(k * factor).swapaxes(2, 3)).astype(q.dtype)
     cap, mode = node.get("softcap", 0.0), node.get("qk_matmul_output_mode", 0)
     capped = np.tanh(scores / cap) * cap if cap > 0 else scores
     biased = capped + bias.astype(q.dtype)
@@ -124,7 +126,7 @@ def _attention_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape
 
 def _flex_attention(node: Node, q: Array, k: Array, v: Array) -> Outputs:
     """Attention whose scores and probabilities pass through graphs of the model's own."""
-    factor = np.asarray(np.sqrt(np.float32(node.get("scale") or 1 / math.sqrt(q.shape[3]))), q.dtype)
+    factor = q.dtype.type(np.sqrt(np.float32(node.get("scale") or 1 / math.sqrt(q.shape[3]))))
     scores = wide(q * factor) @ wide(_share(k, q.shape[1]) * factor).swapaxes(2, 3)
     exact = _precision(node, scores.dtype)
     scores = scores.astype(q.dtype).astype(exact)

@@ -27,6 +27,7 @@ import numpy as np
 from pumice.errors import UnsupportedOp
 from pumice.ops.channels import Balanced, Cellwise, Channels, Edit, Kept, Same, Site, Summed, Tie, into, out
 from pumice.ops.dtypes import wide
+from pumice.ops.gradient import namespace
 from pumice.ops.matmul import exact
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.window import Window
@@ -41,7 +42,7 @@ def convolve(x: Array, w: Array, window: Window, groups: int) -> Array:
     if groups > 1 and w.shape[1] == 1:
         return _depthwise(window.pad(x, 0), w, window)
     kernel = w.reshape(groups, filters // groups, -1)
-    y = np.empty((batch, groups, filters // groups, math.prod(window.output)), x.dtype)
+    y: Array = namespace(x).empty((batch, groups, filters // groups, math.prod(window.output)), x.dtype)
     for part, columns in _columns(x, window, groups):
         exact(kernel, columns, out=y[part])
     return y.reshape(batch, filters, *window.output)
@@ -70,8 +71,9 @@ def _depthwise(padded: Array, w: Array, window: Window) -> Array:
     multiplier = w.shape[0] // channels
     taps = w.reshape(channels, multiplier, window.taps)
     flat = (1,) * len(window.output)
-    y = np.zeros((batch, channels, multiplier, *window.output), padded.dtype)
-    product = np.empty(y.shape[1:], padded.dtype)
+    xp = namespace(padded)
+    y: Array = xp.zeros((batch, channels, multiplier, *window.output), padded.dtype)
+    product = xp.empty(y.shape[1:], padded.dtype)
     for tap, where in enumerate(window.slices()):
         weights = taps[:, :, tap].reshape(channels, multiplier, *flat)
         for image, total in zip(padded, y, strict=True):
@@ -95,7 +97,7 @@ def conv(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
 def _conv_transpose(node: Node, x: Array, w: Array, b: Array | None = None) -> Outputs:
     window, size = adjoint_window(node, x.shape[2:], w.shape[2:])
     y = _adjoint(wide(x), wide(w), window, node.get("group", 1))[attrs.evolve(window, size=tuple(size)).interior]
-    return (add_bias(np.ascontiguousarray(y), None if b is None else wide(b)).astype(x.dtype, copy=False),)
+    return (add_bias(namespace(y).ascontiguousarray(y), None if b is None else wide(b)).astype(x.dtype, copy=False),)
 
 
 def _adjoint(y: Array, w: Array, window: Window, groups: int) -> Array:
@@ -150,7 +152,7 @@ def adjoint_window(node: Node, inputs: Sequence[int], kernel: Sequence[int]) -> 
 def _causal_conv(node: Node, x: Array, w: Array, b: Array | None = None, past: Array | None = None) -> Outputs:
     """Depthwise 1-D convolution of a stream; the state is the last taps - 1 elements seen."""
     taps = w.shape[2]
-    state = np.zeros((*x.shape[:2], taps - 1), x.dtype) if past is None else past
+    state = namespace(x).zeros((*x.shape[:2], taps - 1), x.dtype) if past is None else past
     stream = np.concatenate([state, x], axis=2)
     window = Window.of(Node(op_type="Conv"), stream.shape[2:], (taps,))
     y = add_bias(convolve(wide(stream), wide(w), window, x.shape[1]), None if b is None else wide(b)).astype(x.dtype)

@@ -7,6 +7,7 @@ broadcast only if `broadcast` was set, its axes aligned to the first's from `axi
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -16,7 +17,7 @@ import numpy as np
 
 from pumice.ops.channels import POINTWISE
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import of_input, of_output, sum_to
+from pumice.ops.gradient import namespace, of_input, of_output, sum_to
 from pumice.ops.record import STOP, Array, Arrays, Forward, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
@@ -78,14 +79,14 @@ def _mean(node: Node, *arrays: Array) -> Outputs:
 
 
 def _is_inf(node: Node, x: Array) -> Outputs:
-    positive = (x == np.inf) if node.get("detect_positive", 1) else np.zeros(x.shape, bool)
-    negative = (x == -np.inf) if node.get("detect_negative", 1) else np.zeros(x.shape, bool)
+    positive = (x == np.inf) if node.get("detect_positive", 1) else np.zeros_like(x, bool)
+    negative = (x == -np.inf) if node.get("detect_negative", 1) else np.zeros_like(x, bool)
     return (positive | negative,)
 
 
 def erf(x: Array) -> Any:
-    from scipy import special
-
+    on_gpu = namespace(x).__name__ == "cupy"  # it does not hand SciPy's functions to its own, `cupyx`
+    special = importlib.import_module("cupyx.scipy.special" if on_gpu else "scipy.special")
     return special.erf(wide(x)).astype(x.dtype)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pumice.errors import UnsupportedOp
 from pumice.ops.channels import Blocked, Channels, Edit, Kept, Same, Site, Tie, into, out
-from pumice.ops.gradient import add_rows, moved
+from pumice.ops.gradient import add_rows, moved, namespace
 from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
@@ -27,7 +27,7 @@ def _gather_elements(node: Node, x: Array, indices: Array) -> Outputs:
 
 def _along(indices: Array, axis: int, shape: tuple[int, ...]) -> tuple[Array, ...]:
     """The full index of each element when `indices` replaces its own position along one axis."""
-    grid: list[Any] = list(np.ogrid[tuple(map(slice, indices.shape))])
+    grid: list[Any] = list(namespace(indices).ogrid[tuple(map(slice, indices.shape))])
     grid[axis] = np.where(indices < 0, indices + shape[axis], indices)
     return tuple(grid)
 
@@ -40,7 +40,10 @@ def _gather_nd(node: Node, x: Array, indices: Array) -> Outputs:
 def _batch_grid(indices: Array, batch: int) -> list[Array]:
     """Positions along the leading batch axes, shaped to broadcast with the rest of the indices."""
     lead = indices.shape[:-1]
-    return [np.arange(lead[i]).reshape([-1 if j == i else 1 for j in range(len(lead))]) for i in range(batch)]
+    return [
+        namespace(indices).arange(lead[i]).reshape([-1 if j == i else 1 for j in range(len(lead))])
+        for i in range(batch)
+    ]
 
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -69,11 +72,12 @@ def _tensor_scatter(node: Node, cache: Array, update: Array, write: Array | None
     axis = node.get("axis", -2) % cache.ndim
     y = np.moveaxis(cache.copy(), axis, 1)
     block = np.moveaxis(update, axis, 1)
-    start = np.zeros(len(cache), np.int64) if write is None else write
-    position = start[:, None] + np.arange(block.shape[1])
+    xp = namespace(cache)
+    start = xp.zeros(len(cache), np.int64) if write is None else write
+    position = start[:, None] + xp.arange(block.shape[1])
     if node.get("mode", "linear") == "circular":
         position = position % y.shape[1]
-    y[np.arange(len(cache))[:, None], position] = block
+    y[xp.arange(len(cache))[:, None], position] = block
     return (np.moveaxis(y, 1, axis),)
 
 
@@ -83,7 +87,7 @@ def _one_hot(node: Node, indices: Array, depth: Array, values: Array) -> Outputs
     axis = node.get("axis", -1)
     wrapped = np.where(indices < 0, indices + count, indices)
     axis = axis + indices.ndim + 1 if axis < 0 else axis
-    classes = np.arange(count).reshape([-1 if i == axis else 1 for i in range(indices.ndim + 1)])
+    classes = namespace(indices).arange(count).reshape([-1 if i == axis else 1 for i in range(indices.ndim + 1)])
     return (np.where(np.expand_dims(wrapped, axis) == classes, values[1], values[0]),)
 
 
@@ -140,7 +144,7 @@ def _place_nd(node: Node, x: Any, indices: Any) -> Place:
 
 def _one_hot_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
     indices, depth, values = inputs
-    flags = np.array([0, 1], grads[0].dtype)
+    flags = namespace(grads[0]).arange(2, dtype=grads[0].dtype)
     (hot,) = _one_hot(node, indices, depth, flags)
     on = (grads[0] * hot).sum()
     return None, None, np.stack([grads[0].sum() - on, on]).astype(values.dtype)

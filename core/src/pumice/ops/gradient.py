@@ -95,9 +95,24 @@ def add_rows(rows: Any, indices: Any, count: int) -> Any:
         return total
     order = xp.argsort(indices, kind="stable")
     ordered = indices[order]
+    if xp is not np:
+        return _run_sums(rows[order], ordered, count).astype(rows.dtype)
     first = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), ordered[1:] != ordered[:-1]]))
     total[ordered[first]] = xp.add.reduceat(rows[order], first, axis=0)
     return total
+
+
+def _run_sums(rows: Any, ordered: Any, count: int) -> Any:
+    """The sums of the rows of each index, on a device that is not asked how many rows there are of which.
+
+    They are differences of running sums, in float64 so that nothing of them is lost.
+    """
+    xp = namespace(rows)
+    sums = xp.zeros((len(rows) + 1, *rows.shape[1:]), np.float64)
+    sums[1:] = xp.cumsum(rows, axis=0, dtype=np.float64)
+    wanted = xp.arange(count)
+    ends = xp.searchsorted(ordered, wanted, side="right")
+    return sums[ends] - sums[xp.searchsorted(ordered, wanted)]
 
 
 def zeros(x: Any) -> Any:

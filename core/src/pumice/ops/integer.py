@@ -17,6 +17,7 @@ import numpy as np
 from pumice.errors import UnsupportedOp
 from pumice.ops.conv import add_bias, conv_cost, convolve
 from pumice.ops.dtypes import integer_range
+from pumice.ops.matmul import product
 from pumice.ops.quantize import dynamic_parameters, quantize
 from pumice.ops.record import Array, Node, Op, OpCost, Outputs, Shape, elements, traffic
 from pumice.ops.window import Window
@@ -50,13 +51,13 @@ def _column(scale: Array, rank: int) -> Array:
 
 
 def _matmul_integer(node: Node, a: Array, b: Array, za: Array | None = None, zb: Array | None = None) -> Outputs:
-    return (_int32(_levels(a, za, -2) @ _levels(b, zb, -1)),)
+    return (_int32(product(_levels(a, za, -2), _levels(b, zb, -1))),)
 
 
 def _qlinear_matmul(
     node: Node, a: Array, sa: Array, za: Array, b: Array, sb: Array, zb: Array, sy: Array, zy: Array
 ) -> Outputs:
-    sums = _levels(a, za, -2) @ _levels(b, zb, -1)
+    sums = product(_levels(a, za, -2), _levels(b, zb, -1))
     multiplier = _column(sa, a.ndim).astype(np.float32) * sb.astype(np.float32) / sy.astype(np.float32)
     return (requantize(sums, multiplier, zy),)
 
@@ -101,7 +102,7 @@ def _qgemm(
     """ONNX Runtime's quantized Gemm; without an output scale the result stays float."""
     left = _levels(a, za).T if node.get("transA", 0) else _levels(a, za)
     right = _levels(b, zb, -1 if not node.get("transB", 0) else 0)
-    sums = left @ (right.T if node.get("transB", 0) else right)
+    sums = product(left, right.T if node.get("transB", 0) else right)
     return finish_gemm(node, sums, sa, sb, c, sy, zy)
 
 
@@ -133,7 +134,7 @@ def _qlinear_add(
 
 def _fused(x: Any, factor: Any, addend: Any) -> Any:
     """The float32 multiply-add of levels that rounds once, as processors do."""
-    return np.asarray(np.float64(x) * np.float64(factor) + np.float64(addend)).astype(np.float32)
+    return (x.astype(np.float64) * np.float64(factor) + addend.astype(np.float64)).astype(np.float32)
 
 
 def _qlinear_mul(
@@ -155,14 +156,14 @@ def _dynamic_quantize_matmul(
     """A float matrix, quantized on the spot, by a quantized one."""
     scale, zero_point = dynamic_parameters(a)
     q = quantize(a, scale, zero_point, np.dtype(np.uint8))
-    y = _int32(_levels(q, zero_point) @ _levels(b, zb, -1)).astype(np.float32) * (scale * sb)
+    y = _int32(product(_levels(q, zero_point), _levels(b, zb, -1))).astype(np.float32) * (scale * sb)
     return (y if bias is None else y + bias,)
 
 
 def _matmul_integer_to_float(
     node: Node, a: Array, b: Array, sa: Array, sb: Array, za: Any = None, zb: Any = None, c: Any = None
 ) -> Outputs:
-    y = _int32(_levels(a, za, -2) @ _levels(b, zb, -1)).astype(np.float32) * (_column(sa, a.ndim) * sb)
+    y = _int32(product(_levels(a, za, -2), _levels(b, zb, -1))).astype(np.float32) * (_column(sa, a.ndim) * sb)
     return (y if c is None else y + c,)
 
 
@@ -186,7 +187,7 @@ def _matmul_nbits(
         points = _unpacked(zeros.reshape(width, -1), bits)[:, :blocks] if zeros.dtype == np.uint8 else zeros
         middle = points.reshape(width, blocks, 1).astype(np.float32)
     weights = ((levels - middle) * scales.reshape(width, blocks, 1)).reshape(width, -1)[:, :depth]
-    y = (a @ weights.T.astype(a.dtype)).astype(a.dtype)
+    y = product(a, weights.T.astype(a.dtype)).astype(a.dtype)
     return (y if bias is None else y + bias,)
 
 

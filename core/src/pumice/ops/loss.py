@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import spread, zeros
+from pumice.ops.gradient import namespace, spread, zeros
 from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 from pumice.ops.softmax import log_softmax
 
 
 def nll(node: Node, logp: Array, target: Array, weight: Array | None) -> Array:
-    ignored = target == node.get("ignore_index") if "ignore_index" in node.attributes else np.zeros(target.shape, bool)
+    ignored = target == node.get("ignore_index") if "ignore_index" in node.attributes else np.zeros_like(target, bool)
     index = np.where(ignored, 0, target)
-    weights = np.ones(target.shape, logp.dtype) if weight is None else wide(weight)[index]
+    weights = namespace(logp).ones(target.shape, logp.dtype) if weight is None else wide(weight)[index]
     weights = np.where(ignored, 0, weights).astype(logp.dtype)
-    loss = -np.take_along_axis(logp, index[:, None], axis=1)[:, 0] * weights
+    loss: Array = -np.take_along_axis(logp, index[:, None], axis=1)[:, 0] * weights
     reduction = node.get("reduction", "mean")
     if reduction == "none":
-        return np.asarray(loss)
-    return np.asarray(loss.sum() / weights.sum() if reduction == "mean" else loss.sum())
+        return loss
+    total = loss.sum() / weights.sum() if reduction == "mean" else loss.sum()
+    return namespace(total).asarray(total)  # type: ignore[no-any-return]
 
 
 def _nll(node: Node, x: Array, target: Array, weight: Array | None = None) -> Outputs:

@@ -8,37 +8,47 @@ BLAS do the work; wider integers use integer arithmetic, wrapping as C does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from pumice.ops.channels import Channels, Same, Site, Summed, Tie, into, out, pointwise_ties
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import sum_to, zeros
+from pumice.ops.gradient import namespace, sum_to, zeros
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
+
+MULTIPLIERS: dict[str, Callable[..., Any]] = {}
+"""What multiplies the matrices of a namespace, with the signature of `product`; NumPy's protocol chooses elsewhere."""
+
+
+def product(a: Any, b: Any, out: Any = None) -> Any:
+    """The matrix product after the rules of `numpy.matmul`."""
+    return MULTIPLIERS.get(namespace(a).__name__, np.matmul)(a, b, out=out)
 
 
 def exact(a: Array, b: Array, out: Array | None = None) -> Array:
     """The product in the type of the operands, integers without rounding."""
     if a.dtype.kind in "iu" and max(a.dtype.itemsize, b.dtype.itemsize) == 1:
-        product: Array = np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
+        sums: Array = product(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
         if out is None:
-            return product
-        out[...] = product
+            return sums
+        out[...] = sums
         return out
-    return np.asarray(np.matmul(a, b, out=out))
+    found = product(a, b, out)
+    whole: Array = namespace(found).asarray(found)
+    return whole
 
 
 def _matmul(node: Node, a: Array, b: Array) -> Outputs:
-    return (np.matmul(wide(a), wide(b)).astype(a.dtype, copy=False),)
+    return (product(wide(a), wide(b)).astype(a.dtype, copy=False),)
 
 
 def _gemm(node: Node, a: Array, b: Array, c: Array | None = None) -> Outputs:
     left = wide(a).T if node.get("transA", 0) else wide(a)
     right = wide(b).T if node.get("transB", 0) else wide(b)
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
-    y = left @ right
+    y = product(left, right)
     if alpha != 1:
         y = alpha * y
     if c is not None:
@@ -49,18 +59,19 @@ def _gemm(node: Node, a: Array, b: Array, c: Array | None = None) -> Outputs:
 def _einsum(node: Node, *arrays: Array) -> Outputs:
     equation = node.attributes["equation"].replace(" ", "")
     y = np.einsum(equation, *map(wide, arrays), optimize=len(arrays) > 1)
-    return (np.asarray(y).astype(arrays[0].dtype, copy=False),)
+    return (namespace(y).asarray(y).astype(arrays[0].dtype, copy=False),)
 
 
 def _fused_matmul(node: Node, a: Array, b: Array) -> Outputs:
     """ONNX Runtime's alpha op(A) op(B)."""
     left = np.swapaxes(a, -1, -2) if node.get("transA", 0) else a
     right = np.swapaxes(b, -1, -2) if node.get("transB", 0) else b
-    return (node.get("alpha", 1.0) * np.matmul(left, right),)
+    return (node.get("alpha", 1.0) * product(left, right),)
 
 
 def _det(node: Node, x: Array) -> Outputs:
-    return (np.asarray(np.linalg.det(wide(x))).astype(x.dtype),)
+    y = np.linalg.det(wide(x))
+    return (namespace(y).asarray(y).astype(x.dtype),)
 
 
 def _matmul_cost(node: Node, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpCost:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pumice.ops.channels import SECOND_AXIS
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import moved, spread
+from pumice.ops.gradient import moved, namespace, spread
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.window import Window
 
@@ -53,31 +53,32 @@ def _max_indices(node: Node, padded: Array, window: Window) -> Array:
     rank = len(window.size)
     position = []
     for axis in range(rank):
-        start = np.arange(window.output[axis]) * window.strides[axis] - window.before[axis]
+        start = namespace(padded).arange(window.output[axis]) * window.strides[axis] - window.before[axis]
         start = start.reshape(-1, *(1,) * (rank - 1 - axis))
         position.append(start + taps[axis] * window.dilations[axis])
     flat = np.ravel_multi_index(tuple(position), window.size, order="F" if node.get("storage_order", 0) else "C")
-    image = np.arange(batch * channels).reshape(batch, channels, *(1,) * rank) * math.prod(window.size)
-    return np.asarray(flat + image, dtype=np.int64)
+    image = namespace(padded).arange(batch * channels).reshape(batch, channels, *(1,) * rank) * math.prod(window.size)
+    indices: Array = flat + image
+    return indices.astype(np.int64, copy=False)
 
 
-def _counts(window: Window, include_pad: bool) -> Array:
-    """How many elements each output averages, of shape `window.output`."""
+def _counts(window: Window, include_pad: bool, xp: Any) -> Any:
+    """How many elements each output averages, of shape `window.output`, in a namespace."""
     axes = []
     for n, k, s, d, p, q, o in zip(
         window.size, window.kernel, window.strides, window.dilations, window.before, window.after, window.output,
         strict=True,
     ):  # fmt: skip
-        position = np.arange(o)[:, None] * s + np.arange(k) * d - p
+        position = xp.arange(o)[:, None] * s + xp.arange(k) * d - p
         low, high = (-p, n + q) if include_pad else (0, n)
         axes.append(((position >= low) & (position < high)).sum(axis=1))
-    return np.asarray(reduce(np.multiply.outer, axes))
+    return reduce(lambda counts, axis: counts[..., None] * axis, axes)
 
 
 def _average_pool(node: Node, x: Array) -> Outputs:
     window = Window.of(node, x.shape[2:], node.attributes["kernel_shape"])
     total = _accumulate(np.add, window.pad(wide(x), 0), window)
-    counts = _counts(window, bool(node.get("count_include_pad", 0)))
+    counts = _counts(window, bool(node.get("count_include_pad", 0)), namespace(total))
     return ((total / counts.astype(total.dtype)).astype(x.dtype),)
 
 
@@ -114,11 +115,11 @@ def _max_unpool(node: Node, x: Array, indices: Array, shape: Array | None = None
         (n - 1) * s + k - p - q
         for n, s, k, p, q in zip(x.shape[2:], strides, kernel, pads[: len(kernel)], pads[len(kernel) :], strict=True)
     ]
-    inferred = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    inferred = namespace(x).zeros((*x.shape[:2], *sizes), x.dtype)
     inferred.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
     if shape is None:
         return (inferred,)
-    y = np.zeros(tuple(shape), x.dtype)
+    y = namespace(x).zeros(tuple(shape.tolist()), x.dtype)
     y[tuple(slice(n) for n in inferred.shape)] = inferred
     return (y,)
 
@@ -149,7 +150,7 @@ def _spread_windows(x: Any, window: Window, each: Any) -> Any:
 
 def _average_pool_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Wanted) -> Arrays:
     window = Window.of(node, inputs[0].shape[2:], node.attributes["kernel_shape"])
-    counts = _counts(window, bool(node.get("count_include_pad", 0))).astype(grads[0].dtype)
+    counts = _counts(window, bool(node.get("count_include_pad", 0)), namespace(grads[0])).astype(grads[0].dtype)
     return (_spread_windows(inputs[0], window, grads[0] / counts),)
 
 

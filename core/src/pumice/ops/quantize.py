@@ -18,6 +18,7 @@ from pumice.errors import ModelError
 from pumice.ops.cast import cast
 from pumice.ops.channels import Channels, Same, Site, Tie, into, out
 from pumice.ops.dtypes import integer_range, is_float, numpy_dtype
+from pumice.ops.gradient import namespace
 from pumice.ops.record import Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
@@ -46,7 +47,8 @@ def quantize(x: Array, scale: Array, zero_point: Array | None, dtype: np.dtype[A
         return cast(quotient.astype(np.float32), dtype, saturate)
     low, high = integer_range(dtype)
     offset: Any = 0 if zero_point is None else zero_point.astype(np.float64)
-    return np.asarray(np.clip(np.rint(quotient).astype(np.float64) + offset, low, high)).astype(dtype)
+    levels = np.clip(np.rint(quotient).astype(np.float64) + offset, low, high)
+    return namespace(levels).asarray(levels).astype(dtype)  # type: ignore[no-any-return]
 
 
 def _quantize_linear(node: Node, x: Array, scale: Array, zero_point: Array | None = None) -> Outputs:
@@ -73,10 +75,10 @@ def _dequantize_linear(node: Node, q: Array, scale: Array, zero_point: Array | N
 def dynamic_parameters(x: Array) -> tuple[Array, Array]:
     """Scale and uint8 zero point of the range of `x`, widened to hold zero."""
     low, high = np.minimum(x.min(), np.float32(0)), np.maximum(x.max(), np.float32(0))
-    scale = np.float32((high - low) / np.float32(255))
-    scale = scale if scale > 0 else np.float32(1)
+    scale = ((high - low) / np.float32(255)).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
     zero_point = np.clip(np.rint(-low / scale), 0, 255).astype(np.uint8)
-    return np.asarray(scale), np.asarray(zero_point)
+    return scale, namespace(zero_point).asarray(zero_point)
 
 
 def _dynamic_quantize_linear(node: Node, x: Array) -> Outputs:

@@ -16,6 +16,7 @@ import numpy as np
 from pumice.ops.dtypes import integer_range
 from pumice.ops.quantize import quantize
 from pumice.ops.record import Array, Node, Op, Outputs, traffic
+from pumice.ops.reduction import if_empty
 from pumice.ops.window import Window
 
 MS = "com.microsoft"
@@ -89,7 +90,7 @@ def _softmax_of_rows(rows: Array, sx: Array, sy: Array, zy: Array | None) -> Arr
     room = float(np.log(np.finfo(np.float32).max / np.float32(max(count, 1))))
     shift = max(0.0, room - ROOM) / float(sx.reshape(()))
     table = np.exp((np.arange(-255, 1) + shift) * np.float64(sx.reshape(()))).astype(np.float32)
-    below = rows.astype(np.int64) - rows.max(axis=-1, keepdims=True, initial=integer_range(rows.dtype)[0])
+    below = rows.astype(np.int64) - rows.max(axis=-1, keepdims=True, **if_empty(rows, integer_range(rows.dtype)[0]))
     powers = table[below + 255]
     sums = np.zeros(rows.shape[:-1], np.float32)
     for index in range(count):

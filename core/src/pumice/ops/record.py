@@ -24,13 +24,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import PluginError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Array = NDArray[Any]
 Outputs = tuple[Any, ...]
@@ -189,6 +193,8 @@ class Kernel:
     every node computed by itself. What `bind` says about constants holds here too."""
     variant: Callable[[], str] = lambda: ""
     """What this machine runs, for reports: an instruction set, a device."""
+    limited: Callable[[int], AbstractContextManager[Any]] = nullcontext
+    """Holds it to so many threads, called from this thread; one function for all kernels of a library."""
     available: Callable[[], str | None] = lambda: None
     """None if it can run on this machine, else the reason."""
     accepts: Callable[[Node], str | None] = lambda node: None
@@ -204,6 +210,28 @@ class Kernel:
             and (self.until is None or node.opset <= self.until)
             and self.accepts(node) is None
         )
+
+
+class Placement(Protocol):
+    """Puts a plan on a device: its constants, and what computes its steps."""
+
+    device: str
+    """That of the kernels to choose from."""
+
+    def constant(self, value: ir.Value, array: Array) -> Any:
+        """A constant as the plan holds it."""
+
+    def step(self, op: Op, call: Forward, vjp: Callable[..., Any] | None) -> tuple[Op, Forward, Any]:
+        """An operator, what computes a node of it and what computes the node's gradient, on arrays of the device."""
+
+    def bring(self, array: Any) -> Any:
+        """An array of the CPU on the device; anything else as it is."""
+
+    def fetch(self, array: Any) -> Any:
+        """An array of the device on the CPU, once it is computed; anything else as it is."""
+
+    def available_bytes(self) -> int:
+        """What the device has free."""
 
 
 @attrs.frozen(eq=False)

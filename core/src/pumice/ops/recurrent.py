@@ -27,6 +27,8 @@ from pumice.errors import UnsupportedOp
 from pumice.ops import activation
 from pumice.ops.channels import Channels, Edit, Kept, Port, Same, Site, Summed, Tie, into
 from pumice.ops.dtypes import wide
+from pumice.ops.gradient import namespace
+from pumice.ops.matmul import product
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 
 State = tuple[Array, ...]
@@ -146,8 +148,8 @@ def _run_direction(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Outputs (time, batch, hidden) and the last state of one direction."""
     time, batch = x.shape[:2]
-    projected = (x.reshape(time * batch, -1) @ w.T + bias).reshape(time, batch, -1)
-    y = np.zeros((time, batch, state[0].shape[-1]), x.dtype)
+    projected = (product(x.reshape(time * batch, -1), w.T) + bias).reshape(time, batch, -1)
+    y = namespace(x).zeros((time, batch, state[0].shape[-1]), x.dtype)
     for t in range(time - 1, -1, -1) if reverse else range(time):
         new = step(projected[t], state)
         if lengths is None:
@@ -175,7 +177,7 @@ def run_cells(
         lengths = None
     outputs, states = [], []
     for i in range(w.shape[0]):
-        zero = np.zeros((batch, hidden), steps.dtype)
+        zero = namespace(steps).zeros((batch, hidden), steps.dtype)
         state = tuple(zero if s is None else wide(s[:, i] if layout else s[i]) for s in initial)
         cell = direction(i)
         y, last = _run_direction(steps, wide(w[i]), cell.bias, state, cell.step, lengths, _is_reverse(node, i))
@@ -192,10 +194,11 @@ def _is_reverse(node: Node, direction: int) -> bool:
     return direction == 1 or bool(node.get("direction", "forward") == "reverse")
 
 
-def _biases(b: Array | None, i: int, gates: int, hidden: int, dtype: Any) -> tuple[Array, Array]:
+def _biases(b: Array | None, i: int, gates: int, hidden: int, x: Array) -> tuple[Array, Array]:
     """The input's and the recurrence's bias of one direction."""
     if b is None:
-        return np.zeros(gates * hidden, dtype), np.zeros(gates * hidden, dtype)
+        none = namespace(x).zeros(gates * hidden, wide(x).dtype)
+        return none, none
     return wide(b[i, : gates * hidden]), wide(b[i, gates * hidden :])
 
 
@@ -207,11 +210,11 @@ def _rnn(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *_: A
     functions = _activations(node, ["Tanh"], w.shape[0])
 
     def direction(i: int) -> Cell:
-        wb, rb = _biases(b, i, 1, hidden, wide(x).dtype)
-        recurrent, (f,) = np.ascontiguousarray(wide(r[i]).T), functions[i]
+        wb, rb = _biases(b, i, 1, hidden, x)
+        recurrent, (f,) = namespace(r).ascontiguousarray(wide(r[i]).T), functions[i]
 
         def step(p: Array, state: State) -> State:
-            return (f(clip(p + state[0] @ recurrent)),)
+            return (f(clip(p + product(state[0], recurrent))),)
 
         def linearise(p: Array, state: State) -> Linear:
             before = p + state[0] @ recurrent
@@ -231,17 +234,17 @@ def _gru(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *_: A
     functions = _activations(node, ["Sigmoid", "Tanh"], w.shape[0])
 
     def direction(i: int) -> Cell:
-        wb, rb = _biases(b, i, 3, hidden, wide(x).dtype)
-        recurrent, (f, g) = np.ascontiguousarray(wide(r[i]).T), functions[i]
+        wb, rb = _biases(b, i, 3, hidden, x)
+        recurrent, (f, g) = namespace(r).ascontiguousarray(wide(r[i]).T), functions[i]
         gates, candidate = recurrent[:, : 2 * hidden], recurrent[:, 2 * hidden :]
-        inner = rb[2 * hidden :] if linear else np.zeros(hidden, rb.dtype)
-        outer = wb + rb - np.concatenate([np.zeros(2 * hidden, rb.dtype), inner])
+        inner = rb[2 * hidden :] if linear else namespace(rb).zeros(hidden, rb.dtype)
+        outer = wb + rb - np.concatenate([namespace(rb).zeros(2 * hidden, rb.dtype), inner])
 
         def step(p: Array, state: State) -> State:
             (old,) = state
-            zr = f(clip(p[:, : 2 * hidden] + old @ gates))
+            zr = f(clip(p[:, : 2 * hidden] + product(old, gates)))
             z, reset = zr[:, :hidden], zr[:, hidden:]
-            fed = reset * (old @ candidate + inner) if linear else (reset * old) @ candidate
+            fed = reset * (product(old, candidate) + inner) if linear else product(reset * old, candidate)
             n = g(clip(p[:, 2 * hidden :] + fed))
             return ((1 - z) * n + z * old,)
 
@@ -278,13 +281,13 @@ def lstm_cells(node: Node, x: Array, w: Array, r: Array, b: Array | None = None,
     functions = _activations(node, ["Sigmoid", "Tanh", "Tanh"], w.shape[0])
 
     def direction(i: int) -> Cell:
-        wb, rb = _biases(b, i, 4, hidden, wide(x).dtype)
-        recurrent, (f, g, out) = np.ascontiguousarray(wide(r[i]).T), functions[i]
+        wb, rb = _biases(b, i, 4, hidden, x)
+        recurrent, (f, g, out) = namespace(r).ascontiguousarray(wide(r[i]).T), functions[i]
         peep_i, peep_o, peep_f = (0, 0, 0) if p is None else np.split(wide(p[i]), 3)
 
         def step(projected: Array, state: State) -> State:
             old, cell = state
-            gate_i, gate_o, gate_f, gate_c = np.split(projected + old @ recurrent, 4, axis=1)
+            gate_i, gate_o, gate_f, gate_c = np.split(projected + product(old, recurrent), 4, axis=1)
             admit = f(clip(gate_i + peep_i * cell))
             keep = 1 - admit if coupled else f(clip(gate_f + peep_f * cell))
             cell = keep * cell + admit * g(clip(gate_c))
@@ -292,7 +295,7 @@ def lstm_cells(node: Node, x: Array, w: Array, r: Array, b: Array | None = None,
 
         def linearise(projected: Array, state: State) -> Linear:
             old, cell = state
-            gate_i, gate_o, gate_f, gate_c = np.split(projected + old @ recurrent, 4, axis=1)
+            gate_i, gate_o, gate_f, gate_c = np.split(projected + product(old, recurrent), 4, axis=1)
             at_i, at_f = gate_i + peep_i * cell, gate_f + peep_f * cell
             admit, new = f(clip(at_i)), g(clip(gate_c))
             keep = 1 - admit if coupled else f(clip(at_f))
@@ -417,7 +420,7 @@ def _vjp(directions: Callable[..., Directions], states: int) -> Vjp:
         dy = grads[0] if grads[0] is None or not node.get("layout", 0) else grads[0].transpose(1, 2, 0, 3)
         found = []
         for i in range(len(w)):
-            zero = np.zeros_like(steps, shape=(batch, hidden))
+            zero = namespace(steps).zeros((batch, hidden), steps.dtype)
             first = tuple(zero if s is None else swap(s)[i] for s in rest[:states])
             last = tuple(zero if g is None else swap(g)[i] for g in (*grads, None, None)[1 : 1 + states])
             each = np.zeros_like(steps, shape=(*steps.shape[:2], hidden)) if dy is None else dy[:, i]

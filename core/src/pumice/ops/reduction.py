@@ -16,7 +16,7 @@ import numpy as np
 
 from pumice.ops.channels import Blocked, Channels, Same, Site, Summed, Tie, except_axes, into, out
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import kept, spread
+from pumice.ops.gradient import kept, namespace, spread
 from pumice.ops.record import STOP, Array, Arrays, Forward, Node, Op, Outputs, Vjp, Wanted, traffic
 
 Axes = tuple[int, ...]
@@ -39,7 +39,7 @@ def reduction(function: Callable[[Array, Axes, bool], Any], pointwise: Callable[
             y = data if pointwise is None else pointwise(data)
         else:
             y = function(data, chosen, bool(node.get("keepdims", 1)))
-        return (np.asarray(y).astype(x.dtype, copy=False),)
+        return (namespace(y).asarray(y).astype(x.dtype, copy=False),)
 
     return forward
 
@@ -64,12 +64,17 @@ def _extreme(x: Array, highest: bool) -> Any:
     return np.iinfo(x.dtype).max if highest else np.iinfo(x.dtype).min
 
 
+def if_empty(x: Array, value: float) -> dict[str, Any]:
+    """The argument `initial` where there is nothing to reduce, and only there: CuPy does not know it."""
+    return {} if x.size else {"initial": value}
+
+
 def _maximum(x: Array, axes: Axes, keep: bool) -> Any:
-    return x.max(axis=axes, keepdims=keep, initial=_extreme(x, highest=False))
+    return x.max(axis=axes, keepdims=keep, **if_empty(x, _extreme(x, highest=False)))
 
 
 def _minimum(x: Array, axes: Axes, keep: bool) -> Any:
-    return x.min(axis=axes, keepdims=keep, initial=_extreme(x, highest=True))
+    return x.min(axis=axes, keepdims=keep, **if_empty(x, _extreme(x, highest=True)))
 
 
 def _l1(x: Array, axes: Axes, keep: bool) -> Any:
@@ -89,7 +94,7 @@ def _log_sum(x: Array, axes: Axes, keep: bool) -> Any:
 
 
 def log_sum_exp(x: Array, axes: Axes, keep: bool) -> Any:
-    peak = x.max(axis=axes, keepdims=True, initial=-np.inf)
+    peak = x.max(axis=axes, keepdims=True, **if_empty(x, -np.inf))
     peak = np.where(np.isfinite(peak), peak, 0)
     y = np.log(np.exp(x - peak).sum(axis=axes, keepdims=True)) + peak
     return y if keep else y.squeeze(axis=axes)

@@ -36,9 +36,9 @@ class Axis:
     roi: tuple[float, float] = (0.0, 1.0)
 
 
-def _coordinates(axis: Axis, mode: str) -> Any:
-    """Source coordinate of every output position."""
-    o, length = np.arange(axis.output, dtype=np.float64), axis.scale * axis.size
+def _coordinates(axis: Axis, mode: str, xp: Any) -> Any:
+    """Source coordinate of every output position, in a namespace."""
+    o, length = xp.arange(axis.output, dtype=np.float64), axis.scale * axis.size
     half_pixel = (o + 0.5) / axis.scale - 0.5
     if mode == "half_pixel":
         return half_pixel
@@ -82,7 +82,7 @@ def _taps(x: Array, axis: Axis, node: Node) -> tuple[Array, Array]:
     cubic, antialias = node.get("mode") == "cubic", bool(node.get("antialias", 0))
     shrink = min(axis.scale, 1.0) if antialias else 1.0
     first = math.floor(-(2 if cubic else 1) / shrink) + 1
-    offsets = np.arange(first, 2 - first)
+    offsets = namespace(x).arange(first, 2 - first)
     base = np.ceil(x) - 1
     distance = (offsets - (x - base)[:, None]) * shrink
     weights = _cubic(distance, node.get("cubic_coeff_a", -0.75)) if cubic else _linear(distance)
@@ -97,7 +97,7 @@ def _taps(x: Array, axis: Axis, node: Node) -> tuple[Array, Array]:
 
 def _interpolate(v: Array, axis: Axis, node: Node) -> Any:
     mode = node.get("coordinate_transformation_mode", "half_pixel" if node.opset > 10 else "asymmetric")
-    x = _coordinates(axis, mode)
+    x = _coordinates(axis, mode, namespace(v))
     column = (-1, *(1,) * (v.ndim - 1 - axis.index))
     if node.get("mode", "nearest") == "nearest":
         rounding = _ROUNDING[node.get("nearest_mode", "round_prefer_floor" if node.opset > 10 else "floor")]
@@ -105,12 +105,12 @@ def _interpolate(v: Array, axis: Axis, node: Node) -> Any:
     else:
         positions, weights = _taps(x, axis, node)
         positions = np.clip(positions, 0, axis.size - 1)
-        y = np.zeros((*v.shape[: axis.index], axis.output, *v.shape[axis.index + 1 :]), v.dtype)
+        y = namespace(v).zeros((*v.shape[: axis.index], axis.output, *v.shape[axis.index + 1 :]), v.dtype)
         for tap in range(positions.shape[1]):
             y += np.take(v, positions[:, tap], axis=axis.index) * weights[:, tap].reshape(column).astype(v.dtype)
     if mode == "tf_crop_and_resize":
         outside = ((x < 0) | (x > axis.size - 1)).reshape(column)
-        y = np.where(outside, np.asarray(node.get("extrapolation_value", 0.0), y.dtype), y)
+        y = np.where(outside, y.dtype.type(node.get("extrapolation_value", 0.0)), y)
     return y
 
 

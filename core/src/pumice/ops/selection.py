@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pumice.ops.gradient import zeros
+from pumice.ops.gradient import namespace, zeros
 from pumice.ops.record import STOP, Array, Arrays, Node, Op, Outputs, Vjp, Wanted, traffic
 
 
@@ -19,7 +19,7 @@ def _top_k(node: Node, x: Array, k: Array | None = None) -> Outputs:
         order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
     else:
         order = np.argsort(x, axis=axis, kind="stable")
-    chosen = np.take(order, np.arange(count), axis=axis)
+    chosen = np.take(order, namespace(x).arange(count), axis=axis)
     return np.take_along_axis(x, chosen, axis=axis), chosen.astype(np.int64)
 
 

@@ -119,7 +119,7 @@ def _pad(
     if mode != "constant":
         return (np.pad(x, widths, mode=mode),)
     fill = node.get("value", 0.0) if value is None else value.reshape(-1)[0]
-    y = np.full([b + n + a for n, (b, a) in zip(x.shape, widths, strict=True)], fill, x.dtype)
+    y = namespace(x).full([b + n + a for n, (b, a) in zip(x.shape, widths, strict=True)], fill, x.dtype)
     y[tuple(slice(b, b + n) for n, (b, _) in zip(x.shape, widths, strict=True))] = x
     return (y,)
 
@@ -163,7 +163,7 @@ def _center_crop_pad(node: Node, x: Array, shape: Array) -> Outputs:
     sizes = list(x.shape)
     for axis, n in zip(axes, shape.tolist(), strict=True):
         sizes[axis] = n
-    y = np.zeros(sizes, x.dtype)
+    y = namespace(x).zeros(sizes, x.dtype)
     source, target = zip(*map(_centred, x.shape, sizes), strict=True)
     y[target] = x[source]
     return (y,)
@@ -177,19 +177,21 @@ def _centred(have: int, want: int) -> tuple[slice, slice]:
 
 
 def _trilu(node: Node, x: Array, k: Array | None = None) -> Outputs:
-    keep = np.tri(x.shape[-2], x.shape[-1], k=0 if k is None else int(k), dtype=bool)
+    xp = namespace(x)
+    keep = xp.tri(x.shape[-2], x.shape[-1], k=0 if k is None else int(k), dtype=bool)
     if node.get("upper", 1):
-        keep = ~np.tri(x.shape[-2], x.shape[-1], k=(0 if k is None else int(k)) - 1, dtype=bool)
-    return (np.where(keep, x, np.zeros((), x.dtype)),)
+        keep = ~xp.tri(x.shape[-2], x.shape[-1], k=(0 if k is None else int(k)) - 1, dtype=bool)
+    return (np.where(keep, x, xp.zeros((), x.dtype)),)
 
 
 def _reverse_sequence(node: Node, x: Array, lengths: Array) -> Outputs:
     """The first `lengths[b]` steps of each sequence, backwards; the rest stays."""
     batch, time = node.get("batch_axis", 1), node.get("time_axis", 0)
     data = np.moveaxis(x, (batch, time), (0, 1))
-    steps = np.arange(data.shape[1])
+    xp = namespace(data)
+    steps = xp.arange(data.shape[1])
     order = np.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
-    return (np.moveaxis(data[np.arange(len(data))[:, None], order], (0, 1), (batch, time)),)
+    return (np.moveaxis(data[xp.arange(len(data))[:, None], order], (0, 1), (batch, time)),)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

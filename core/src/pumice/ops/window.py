@@ -16,8 +16,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 import attrs
-import numpy as np
 
+from pumice.ops.gradient import namespace
 from pumice.ops.record import Array, Node
 
 
@@ -80,7 +80,7 @@ class Window:
         if not any(self.before) and not any(after):
             return x
         shape = [b + n + a for b, n, a in zip(self.before, self.size, after, strict=True)]
-        padded = np.full((*x.shape[:2], *shape), fill, x.dtype)
+        padded: Array = namespace(x).full((*x.shape[:2], *shape), fill, x.dtype)
         padded[self.interior] = x
         return padded
 
@@ -92,7 +92,7 @@ class Window:
     def views(self, padded: Array) -> Array:
         """All windows of a padded (N, C, ...) array, as a view of shape (N, C, *kernel, *output)."""
         spatial = padded.strides[2:]
-        return np.lib.stride_tricks.as_strided(
+        windows: Array = namespace(padded).lib.stride_tricks.as_strided(
             padded,
             (*padded.shape[:2], *self.kernel, *self.output),
             (
@@ -100,8 +100,8 @@ class Window:
                 *(b * d for b, d in zip(spatial, self.dilations, strict=True)),
                 *(b * s for b, s in zip(spatial, self.strides, strict=True)),
             ),
-            writeable=False,
         )
+        return windows
 
     def slices(self) -> Iterator[tuple[slice, ...]]:
         """For every tap in row-major order, where it falls in the padded (N, C, ...) array, over all outputs."""

@@ -1,11 +1,13 @@
 """What the values of a graph hold on calibration data, channel by channel, and which weights read them.
 
-A value is read along an axis: (positions, size of the axis), at a regular selection of the positions of the first
-samples, so that memory does not grow with the data.
+A value is read along an axis: (positions, size of the axis), at a regular selection of the positions of samples that
+are spread over the data, so that memory does not grow with the data.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +31,27 @@ Values = dict[Place, Array]
 Reader = Callable[["ir.Model", Iterable[Place]], Values]
 """(model, places) -> what they hold on calibration data, the same positions of every model."""
 
-SAMPLES = 128
+SAMPLES = 256
 """Samples that values are read on at most."""
 
 ROWS = 4096
-"""Positions that are kept of a value, about."""
+"""Positions that are kept of a value, about, where many values are kept."""
 
 
-def reader_of(data: Dataset | None, runtime: Runtime) -> Reader:
-    """Reads values of any model on the first samples, at a regular selection of positions.
+def reader_of(data: Dataset | None, runtime: Runtime, rows: int = ROWS) -> Reader:
+    """Reads values of any model on the same samples, at a regular selection of positions.
+
+    Args:
+        data: samples.
+        runtime: runs the models.
+        rows: positions that are kept of a value, about.
 
     Raises:
         DataError: there are no data.
     """
     if data is None:
         raise DataError("activations need calibration data: give them with --data (data=)")
-    batches = list(data.batches(8, limit=SAMPLES))
+    batches = list(spread(data, SAMPLES).batches(8))
 
     def read(model: ir.Model, places: Iterable[Place]) -> Values:
         found: dict[Place, list[Array]] = {place: [] for place in places}
@@ -55,10 +62,20 @@ def reader_of(data: Dataset | None, runtime: Runtime) -> Reader:
                 assert isinstance(place.axis, int)
                 held = values[place.value]
                 flat = np.moveaxis(held, place.axis, -1).reshape(-1, held.shape[place.axis])
-                kept.append(flat[:: max(1, -(-len(flat) * len(batches) // ROWS))].copy())  # a view would hold the whole
+                kept.append(flat[:: _stride(len(flat), rows / len(batches))].copy())  # a view would hold the whole
         return {place: np.concatenate(kept) for place, kept in found.items()}
 
     return read
+
+
+def _stride(positions: int, rows: float) -> int:
+    """Leaves about `rows` of the positions; one that divides the width of a picture would meet few of its columns."""
+    return next(s for s in itertools.count(max(1, math.ceil(positions / rows))) if math.gcd(s, positions) == 1)
+
+
+def spread(data: Dataset, count: int) -> Dataset:
+    """At most `count` samples, spread over the data: neighbours are often alike."""
+    return data if data.count() <= count else data.split(count)[0]
 
 
 def summed(wiring: Wiring) -> list[Place]:

@@ -6,11 +6,12 @@ squares around the identity (E maps each kept channel to itself):
     min_D || x - z (E + D) ||^2
 
 and the weights that read them become (E + D) W. Readers are refitted in the order of the graph, each on what the ones
-before it now put out. Where a reader's output is added to another value r of the network, a residual stream, it takes
-up what that has lost as well: z V is fitted to r_whole - r_pruned, and V added to the weights, so that errors do not
-pile up from block to block. All this holds for linear readers (a matrix, a convolution of one group), needs no labels
-and no training, and changes neither shapes nor cost. Where a reader has a bias of its own, everything is taken about
-its mean, and the bias makes up for the difference.
+before it now put out; from the first on, so is every reader that lost nothing itself (E is the identity) but is given
+something else than it was. Where a reader's output is added to another value r of the network, a residual stream, it
+takes up what that has lost as well: z V is fitted to r_whole - r_pruned, and V added to the weights, so that errors do
+not pile up from block to block. All this holds for linear readers (a matrix, a convolution of one group), needs no
+labels and no training, and changes neither shapes nor cost. Where a reader has a bias of its own, everything is taken
+about its mean, and the bias makes up for the difference.
 
 Few positions show correlations that are not there: moments of z are drawn towards their diagonal by k / (k + positions)
 for k channels, and what is fitted is as much smaller.
@@ -18,7 +19,7 @@ for k channels, and what is fitted is as much smaller.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 import numpy as np
@@ -32,6 +33,12 @@ from pumice.prune.wiring import Place, Wiring
 
 RIDGE = 1e-3
 """Least variance of a channel, as a share of the mean channel's."""
+
+ROWS = 16_384
+"""Positions that a weight is fitted to, about."""
+
+WIDTH = 8192
+"""Channels of the whole model that are kept at a time, `ROWS` positions of each: half a gigabyte."""
 
 
 @attrs.frozen
@@ -50,11 +57,26 @@ class _Refit:
 def reconstruct(wiring: Wiring, cuts: Cuts, pruned: ir.Model, read: Reader) -> tuple[ir.Model, int]:
     """The pruned model with readers refitted, and how many were."""
     model = clone(pruned)
-    whole = read(wiring.model, read_by(wiring, cuts))
     count = 0
-    for refit in _refits(wiring, cuts):
-        count += _refit(model, wiring, cuts, refit, whole, read(model, _places(refit)))
+    for part in _parts(wiring, _refits(wiring, cuts)):
+        whole = read(wiring.model, dict.fromkeys(place for refit in part for place in _places(refit)))
+        for refit in part:
+            count += _refit(model, wiring, cuts, refit, whole, read(model, _places(refit)))
     return model, count
+
+
+def _parts(wiring: Wiring, refits: Iterable[_Refit]) -> Iterator[list[_Refit]]:
+    """Refits in their order, as many at a time as memory may hold what they read."""
+    part: list[_Refit] = []
+    width = 0
+    for refit in refits:
+        own = sum(wiring.size(place) or WIDTH for place in _places(refit))
+        if part and width + own > WIDTH:
+            yield part
+            part, width = [], 0
+        part.append(refit)
+        width += own
+    yield part
 
 
 def read_by(wiring: Wiring, cuts: Cuts) -> list[Place]:
@@ -67,7 +89,7 @@ def _places(refit: _Refit) -> list[Place]:
 
 
 def _refits(wiring: Wiring, cuts: Cuts) -> Iterator[_Refit]:
-    """Readers that lose channels and, after the first of them, those whose output is added to a stream."""
+    """From the first reader that loses channels on, every one."""
     begun = False
     for source, weight in readers(wiring, summed(wiring)):
         value = wiring.values[weight.value]
@@ -75,10 +97,9 @@ def _refits(wiring: Wiring, cuts: Cuts) -> Iterator[_Refit]:
             continue
         if not value.is_initializer() or len(value.uses()) != 1:
             continue
-        bias, stream = _added(value) if _is_pointwise(value) else (None, None)
-        if source in cuts or (begun and stream is not None):
+        if begun or source in cuts:
             begun = True
-            yield _Refit(source, weight, bias, stream)
+            yield _Refit(source, weight, *(_added(value) if _is_pointwise(value) else (None, None)))
 
 
 def _refit(model: ir.Model, wiring: Wiring, cuts: Cuts, refit: _Refit, whole: Values, now: Values) -> bool:
@@ -93,7 +114,8 @@ def _refit(model: ir.Model, wiring: Wiring, cuts: Cuts, refit: _Refit, whole: Va
     others = {place.axis: m for place, m in cuts.items() if place.value == held.name and place != refit.weight}
     weight = np.moveaxis(take(array, others), refit.weight.axis, 0).astype(np.float64)
     regression = Regression.of(z, centred=refit.bias is not None)
-    change, offset = regression.fit(x - z @ np.eye(len(cut))[~cut])
+    x[:, ~cut] -= z
+    change, offset = regression.fit(x)
     fitted = np.tensordot(np.eye(len(cut))[~cut] + change, weight, (1, 0))
     shift = np.tensordot(offset, weight, (0, 0))
     if refit.stream is not None:

@@ -21,8 +21,8 @@ from pumice.prune import sensitivity
 from pumice.prune.costs import latency, size
 from pumice.prune.groups import ChannelGroup, Cuts, Groups, find_groups, union
 from pumice.prune.proof import Feeds, Proof, prove
-from pumice.prune.reading import Values, reader_of
-from pumice.prune.reconstruction import read_by, reconstruct, with_statistics
+from pumice.prune.reading import Values, reader_of, spread
+from pumice.prune.reconstruction import ROWS, read_by, reconstruct, with_statistics
 from pumice.prune.scoring import ScoringContext, layer_scores, normalised
 from pumice.prune.selection import Limits, Removed, Scores, cuts_of, reach, select
 from pumice.prune.surgery import remove
@@ -122,7 +122,7 @@ class Rounds:
         """The pruned model after the recovery that the step asks for, and how many readers were refitted."""
         data, runtime, refitted = self.context.calibration, self.context.runtime, 0
         if self.settings.recover == "least-squares":
-            pruned, refitted = reconstruct(wiring, cuts, pruned, reader_of(data, runtime))
+            pruned, refitted = reconstruct(wiring, cuts, pruned, reader_of(data, runtime, ROWS))
         if self.settings.statistics:
             pruned = with_statistics(pruned, reader_of(data, runtime))
         return pruned, refitted
@@ -162,7 +162,11 @@ class Rounds:
         )
         by = self.scorer.normalise if settings.normalise == "scorer" else settings.normalise
         scale = "none" if by == "outputs" else by
-        found = {g.name: normalised(layer_scores(self.scorer, g, scoring, settings.join), scale) for g in chosen}
+        found = {}
+        with context.progress.task("score channels", len(chosen)) as advance:
+            for group in chosen:
+                found[group.name] = normalised(layer_scores(self.scorer, group, scoring, settings.join), scale)
+                advance()
         if by == "outputs":
             found = self.in_output_noise(wiring, chosen, found)
         return {g.name: found[g.name] / self.price(wiring, g) for g in chosen}
@@ -198,7 +202,7 @@ class Rounds:
 def proof_feeds(wiring: Wiring, context: RunContext, samples: int = PROOF_SAMPLES) -> list[Feeds]:
     """Calibration data, or random data where there are none."""
     if context.calibration is not None:
-        return [batch.feeds for batch in context.calibration.batches(2, limit=samples)]
+        return [batch.feeds for batch in spread(context.calibration, samples).batches(2)]
     return [random_feeds(wiring.model, context.seed)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ import numpy as np
 from pumice.autograd import with_training_kernel
 from pumice.errors import DataError
 from pumice.model import clone, fingerprint, nodes
-from pumice.ops.record import Array
+from pumice.ops.record import Array, Placement
 from pumice.plan import Plan, compile_plan
 from pumice.registry import registry
-from pumice.strategy import Loss, Metric
+from pumice.strategy import Loss, Metric, Runtime
 from pumice.train.feeding import Feeder
 from pumice.train.loop import Fit, Judge, Trainer
 from pumice.train.optimizers import norm
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pumice.pipeline import RunContext
     from pumice.steps import Train
 
+_log = logging.getLogger("pumice")
 JUDGED_AT_ONCE = 100
 """Samples of one forward run when an epoch is judged."""
 
@@ -47,9 +49,10 @@ def train(settings: Train, model: ir.Model, context: RunContext) -> ir.Model:
     """
     dataset = _dataset(context)
     loss = settings.loss or default_loss(dataset)
-    plan = trainable_plan(model)
+    placement = placement_of(settings.device)
+    plan = trainable_plan(model, placement=placement)
     parameters = Parameters.of(plan, freeze=settings.freeze, keep_zeros=settings.keep_zeros)
-    before = {name: value.copy() for name, value in parameters.values.items()}
+    before = {name: fetched(value.copy(), placement) for name, value in parameters.values.items()}
     training, held_out = split(dataset, settings.validation)
     trainer = Trainer(
         plan,
@@ -57,9 +60,10 @@ def train(settings: Train, model: ir.Model, context: RunContext) -> ir.Model:
         loss.value_and_grad,
         Feeder(training, min(settings.batch, training.count()), context.seed, settings.augment),
         settings,
-        judge=None if held_out is None else judge(plan, held_out, loss, context.metrics),
+        judge=None if held_out is None else judge(plan, held_out, loss, context.metrics, placement),
         run=run_of(settings, loss, model, dataset, context.seed),
         progress=context.progress,
+        placement=placement,
     )
     fit = trainer.fit()
     trained = clone(model)
@@ -68,11 +72,33 @@ def train(settings: Train, model: ir.Model, context: RunContext) -> ir.Model:
     return trained
 
 
-def trainable_plan(model: ir.Model, outputs: list[str] | None = None) -> Plan:
+def placement_of(device: str) -> Placement | None:
+    """Where to train, by the name of a runtime that has a device; the CPU, with one line in the log, if it cannot run.
+
+    Raises:
+        PumiceError: no such runtime is installed.
+    """
+    if device == "cpu":
+        return None
+    runtime = registry().make(Runtime, device)
+    reason = runtime.available()
+    placement = None if reason else runtime.placement()
+    if placement is None:
+        _log.warning("training on the CPU: %s", reason or f"the runtime '{device}' has no device of its own")
+    return placement
+
+
+def fetched(array: Any, placement: Placement | None) -> Array:
+    """The array on the CPU."""
+    return array if placement is None else placement.fetch(array)  # type: ignore[no-any-return]
+
+
+def trainable_plan(model: ir.Model, outputs: list[str] | None = None, *, placement: Placement | None = None) -> Plan:
     """The model compiled with every operator and kernel installed, those of training included."""
-    table = registry().ops
-    kernels = sorted((k for k in registry().kernels if k.available() is None), key=lambda k: -k.rank)
-    plan = compile_plan(model, outputs, ops=table, kernels=kernels)
+    table, device = registry().ops, placement.device if placement else "cpu"
+    usable = (k for k in registry().kernels if k.device == device and k.available() is None)
+    kernels = sorted(usable, key=lambda k: -k.rank)
+    plan = compile_plan(model, outputs, ops=table, kernels=kernels, placement=placement)
     steps = tuple(with_training_kernel(step, table, kernels) for step in plan.steps)
     return attrs.evolve(plan, program=attrs.evolve(plan.program, steps=steps))
 
@@ -105,14 +131,16 @@ def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
     return training, held_out
 
 
-def judge(plan: Plan, dataset: Dataset, loss: Loss, metrics: tuple[Metric, ...]) -> Judge:
+def judge(
+    plan: Plan, dataset: Dataset, loss: Loss, metrics: tuple[Metric, ...], placement: Placement | None = None
+) -> Judge:
     """Scores values of the initializers by the first metric that labels suffice for, or by the loss, negated."""
     metric = next((m for m in metrics if dataset.labelled and not m.fidelity), None)
 
     def score(values: Mapping[str, Array]) -> float:
         total, count = 0.0, 0
         for batch in dataset.batches(JUDGED_AT_ONCE):
-            outputs = plan.run({**batch.feeds, **values})
+            outputs = {name: fetched(y, placement) for name, y in plan.run({**batch.feeds, **values}).items()}
             if metric is None:
                 total -= loss.value_and_grad(outputs, batch)[0] * batch.size
             else:

@@ -22,11 +22,13 @@ import numpy as np
 from pumice.autograd import Tape
 from pumice.errors import DataError
 from pumice.ops.dtypes import wide
-from pumice.ops.record import Array
+from pumice.ops.gradient import namespace
+from pumice.ops.record import Array, Placement
 from pumice.progress import Progress, Silent
 from pumice.train.feeding import Feeder, Portion
-from pumice.train.optimizers import LossScale, Optimizer, clip
+from pumice.train.optimizers import DeferredLossScale, LossScale, Optimizer, clip
 from pumice.train.parameters import Parameters
+from pumice.train.peers import Peers, part
 from pumice.train.schedules import factor
 from pumice.train.snapshots import Snapshot
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from pumice.steps import Train
 
 Values = dict[str, Array]
-Objective = Callable[[Mapping[str, Array], "Batch"], tuple[float, Mapping[str, Array]]]
+Objective = Callable[[Mapping[str, Array], "Batch"], tuple[Any, Mapping[str, Array]]]
 """(outputs, batch) -> the loss and its gradient with respect to each output it used, as `Loss.value_and_grad`."""
 Judge = Callable[[Mapping[str, Array]], float]
 """Values of initializers -> score on held-out samples, higher is better."""
@@ -49,8 +51,8 @@ CURVE_POINTS = 200
 class History:
     """What happened, for the report."""
 
-    losses: list[float] = attrs.field(factory=list)
-    """Of every step."""
+    losses: list[Any] = attrs.field(factory=list)
+    """Of every step: numbers, and while an epoch lasts arrays without axes of the device."""
     scores: list[float] = attrs.field(factory=list)
     """Of every epoch that was judged."""
     left_out: int = 0
@@ -89,6 +91,8 @@ class Trainer:
         judge: Judge | None = None,
         run: str = "",
         progress: Progress | None = None,
+        placement: Placement | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """
         Args:
@@ -100,16 +104,20 @@ class Trainer:
             judge: scores values of the initializers after every epoch; None keeps the last.
             run: identifies the run in its snapshots.
             progress: shows progress; None is silent.
+            placement: the device of the plan; None is the CPU.
+            peers: processes that train the same parameters on their parts of every batch; None trains alone.
 
         Raises:
             UnsupportedOp: an operator between the loss and a parameter has no gradient.
         """
-        self.plan, self.parameters, self.objective = plan, parameters, objective
+        self._placement, self._peers = placement, peers
+        self.plan, self.objective = plan, objective
+        self.parameters = parameters if placement is None else parameters.on(placement)
         self.feeder, self.settings, self.judge = feeder, settings, judge
         self._run, self._progress = run, progress or Silent()
-        self._tape = Tape(
+        self.tape = Tape(
             plan,
-            parameters.values,
+            self.parameters.values,
             training=settings.batch_statistics,
             budget=round(settings.memory * 1e6) or None,
         )
@@ -120,9 +128,10 @@ class Trainer:
             decay=settings.weight_decay,
         )
         narrow = any(dtype.itemsize < 4 for dtype in parameters.dtypes.values())
-        self._scale = LossScale(scale=FIRST_SCALE, dynamic=True) if narrow else LossScale()
+        scaling = LossScale if placement is None else DeferredLossScale
+        self._scale = scaling(scale=FIRST_SCALE, dynamic=True) if narrow else scaling()
         self._statistics: Values = {}
-        self._average: Values = {n: v.copy() for n, v in parameters.values.items()} if settings.ema else {}
+        self._average: Values = {n: v.copy() for n, v in self.parameters.values.items()} if settings.ema else {}
         self._best: Values = {}
         self._history = History()
         self._position = (0, 0)
@@ -153,35 +162,68 @@ class Trainer:
         values = self._best if self._best and self.settings.keep == "best" else self._current()
         if self.settings.statistics:
             values = values | self._estimated_statistics(values)
+        values = {name: self._fetched(value) for name, value in values.items()}
         return Fit(values, self._history, self._best_epoch(), stopped, time.perf_counter() - began)
 
     def _epoch(self, advance: Callable[..., None]) -> None:
         epoch, start = self._position
         for step, portions in enumerate(self.feeder.epoch(epoch, start), start):
-            self._history.losses.append(self.step(portions))
+            self._history.losses.append(self.step([self._brought(portion) for portion in portions]))
             self._position = (epoch, step + 1)
             if self._optimizer.count % self.settings.snapshot_every == 0:
                 self._save()
             advance()
         self._position = (epoch + 1, 0)
+        self._settle()
         if self.judge is not None:
             self._history.scores.append(self.judge(self._current()))
             if self._best_epoch() == len(self._history.scores):
-                self._best = {name: np.array(value) for name, value in self._current().items()}
+                self._best = {name: value.copy() for name, value in self._current().items()}
         self._save()
 
-    def step(self, portions: Sequence[Portion]) -> float:
-        """One update; the loss before it.
+    def _brought(self, portion: Portion) -> Portion:
+        """The samples on the device, before the step that sees them."""
+        if self._placement is None:
+            return portion
+        bring, batch = self._placement.bring, portion.batch
+        feeds = {name: bring(x) for name, x in batch.feeds.items()}
+        return attrs.evolve(portion, batch=attrs.evolve(batch, feeds=feeds, labels=bring(batch.labels)))
+
+    def _fetched(self, value: Any) -> Any:
+        return value if self._placement is None else self._placement.fetch(value)
+
+    def _settle(self) -> None:
+        """Look at the losses that are still on the device, all at once: a step does not wait for its own.
 
         Raises:
-            DataError: the loss is not finite.
+            DataError: one is not finite.
+        """
+        losses = self._history.losses
+        waiting = [i for i, loss in enumerate(losses) if not isinstance(loss, float)]
+        if waiting:
+            for i, loss in zip(waiting, self._fetched(np.stack([losses[i] for i in waiting])), strict=True):
+                losses[i] = float(loss)
+                self._check(losses[i], i)
+            assert isinstance(self._scale, DeferredLossScale)
+            self._history.left_out = int(self._fetched(self._scale.left_out))
+
+    def _check(self, loss: float, number: int) -> None:
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss became {loss} at step {number + 1}: lower lr (it is {self.settings.lr:g}), set clip, or "
+                f"check the data"
+            )
+
+    def step(self, portions: Sequence[Portion]) -> Any:
+        """One update; the loss before it, on the device that it was computed on.
+
+        Raises:
+            DataError: the loss is not finite. On a device that shows later, at the end of the epoch.
         """
         loss, grads = self.gradients(portions)
         number, rate = len(self._history.losses), self.settings.lr
-        if not math.isfinite(loss):
-            raise DataError(
-                f"the loss became {loss} at step {number + 1}: lower lr (it is {rate:g}), set clip, or check the data"
-            )
+        if isinstance(loss, float):
+            self._check(loss, number)
         found = self._scale.unscaled(grads)
         if found is None:
             self._history.left_out += 1
@@ -193,27 +235,39 @@ class Trainer:
             average += (1 - self.settings.ema) * (self.parameters.values[name] - average)
         return loss
 
-    def gradients(self, portions: Sequence[Portion]) -> tuple[float, Values]:
+    def gradients(self, portions: Sequence[Portion]) -> tuple[Any, Values]:
         """The loss, and its gradients times the loss scale, averaged over the samples of all portions."""
         whole = sum(portion.batch.size for portion in portions)
-        loss, total = 0.0, dict[str, Any]()
+        if self._peers is not None:
+            portions = [part(portion, self._peers) for portion in portions]
+        loss: Any = 0.0
+        total: dict[str, Any] = {}
         for portion in portions:
             feeds = {**portion.batch.feeds, **self.parameters.fed(), **self._statistics}
-            outputs, pull = self._tape.forward(feeds)
+            outputs, pull = self.tape.forward(feeds)
             value, grads = self._loss(outputs, portion)
             share = portion.batch.size / whole
             found = pull({name: self._scaled(grad, share, outputs[name].dtype) for name, grad in grads.items()})
             self._statistics |= pull.updates
             loss += share * value
             total = {name: total[name] + g if name in total else g for name, g in found.items()}
-        return loss, total
+        return (loss, total) if self._peers is None else self._shared(self._peers, loss, total)
+
+    def _shared(self, peers: Peers, loss: Any, grads: Values) -> tuple[Any, Values]:
+        """Loss and gradients of all parts, and the mean of their running statistics."""
+        (name, *_) = grads
+        total = peers.total(grads)
+        summed = peers.total({"loss": namespace(grads[name]).asarray(loss)})["loss"]
+        statistics = peers.total(self._statistics)
+        self._statistics = {name: (s / peers.count).astype(s.dtype) for name, s in statistics.items()}
+        return (float(summed) if isinstance(loss, float) else summed), total
 
     def _scaled(self, grad: Array, share: float, dtype: Any) -> Array:
         """In the type of the output, where it may overflow: then the step is left out and the scale halved."""
         with np.errstate(over="ignore"):
             return (wide(grad) * (self._scale.scale * share)).astype(dtype, copy=False)
 
-    def _loss(self, outputs: Mapping[str, Array], portion: Portion) -> tuple[float, Mapping[str, Array]]:
+    def _loss(self, outputs: Mapping[str, Array], portion: Portion) -> tuple[Any, Mapping[str, Array]]:
         value, grads = self.objective(outputs, portion.batch)
         if portion.mixed is None:
             return value, grads
@@ -236,7 +290,7 @@ class Trainer:
         """
         rests = {
             name: 1 - step.node.get("momentum", 0.9)
-            for step in self._tape.steps
+            for step in self.tape.steps
             if step.node.op_type == "BatchNormalization" and step.node.get("training_mode", 0)
             for name in (self.plan.program.names[slot] for slot in step.inputs[3:5])
         }
@@ -245,7 +299,7 @@ class Trainer:
         count = 0
         for portions in itertools.islice(self.feeder.epoch(0), self.settings.statistics if sums else 0):
             for portion in portions:
-                _, pull = self._tape.forward({**portion.batch.feeds, **values, **zero})
+                _, pull = self.tape.forward({**portion.batch.feeds, **values, **zero})
                 for name in sums:
                     sums[name] += pull.updates[name] / rests[name]
                 count += 1
@@ -262,8 +316,9 @@ class Trainer:
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if not self.settings.snapshot:
+        if not self.settings.snapshot or (self._peers is not None and self._peers.rank):
             return
+        self._settle()
         moments = {
             f"moment {i}": {name: held[i] for name, held in self._optimizer.moments.items()}
             for i in range(max(map(len, self._optimizer.moments.values()), default=0))
@@ -279,14 +334,18 @@ class Trainer:
             "position": self._position,
             "history": attrs.asdict(self._history),
             "updates": self._optimizer.count,
-            "scale": attrs.asdict(self._scale),
+            "scale": {name: np.asarray(self._fetched(n)).item() for name, n in attrs.asdict(self._scale).items()},
         }
-        Snapshot(arrays, numbers).save(Path(self.settings.snapshot), self._run)
+        held = {group: {n: self._fetched(v) for n, v in values.items()} for group, values in arrays.items()}
+        Snapshot(held, numbers).save(Path(self.settings.snapshot), self._run)
 
     def _resume(self) -> None:
         found = Snapshot.load(Path(self.settings.snapshot), self._run) if self.settings.snapshot else None
         if found is None:
             return
+        if self._placement is not None:
+            brought = {g: {n: self._placement.bring(v) for n, v in held.items()} for g, held in found.arrays.items()}
+            found = attrs.evolve(found, arrays=brought)
         for name, value in found.arrays["parameters"].items():
             self.parameters.values[name][...] = value
         self._statistics = dict(found.arrays.get("statistics", {}))
@@ -299,6 +358,6 @@ class Trainer:
         self._optimizer.moments = {name: [group[name] for group in groups] for name in (groups[0] if groups else ())}
         self._optimizer.count = found.numbers["updates"]
         self._history = History(**found.numbers["history"])
-        self._scale = LossScale(**found.numbers["scale"])
+        self._scale = type(self._scale)(**found.numbers["scale"])
         epoch, step = found.numbers["position"]
         self._position = (epoch, step)

@@ -13,19 +13,23 @@ are in place. Gradients may first be clipped to a common Euclidean norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 import numpy as np
 
 from pumice.ops.dtypes import wide
-from pumice.ops.gradient import zeros
+from pumice.ops.gradient import namespace, zeros
 from pumice.train.parameters import Parameters
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 _EPSILON = 1e-8
 _BLOCK = 1 << 16
+FUSED: dict[str, Callable[..., None]] = {}
+"""By namespace, what moves w, p and q in place by adam or adamw in one pass: `fused(w, g, p, q, **numbers)`."""
+PATIENCE = 1000
+"""Good steps after which the loss scale is doubled."""
 
 
 @attrs.define(kw_only=True)
@@ -68,8 +72,24 @@ class Optimizer:
             weight, length = norm([w]), norm([u])
             w -= rate * (weight / length if weight and length else 1.0) * u
             return
+        if (fused := FUSED.get(namespace(w).__name__)) is not None:
+            fused(w, g, p, q, **self._numbers(decay, rate))
+            return
         for each_w, each_g, each_p, each_q in _blocks(w, g, p, q):
             each_w -= rate * self._direction(each_w, each_g, each_p, each_q, decay)
+
+    def _numbers(self, decay: float, rate: float) -> dict[str, float]:
+        inside = decay if self.name == "adam" else 0.0
+        return {
+            "momentum": self.momentum,
+            "second": self.second,
+            "first_share": 1 - self.momentum**self.count,
+            "second_share": 1 - self.second**self.count,
+            "epsilon": _EPSILON,
+            "rate": rate,
+            "inner_decay": inside,
+            "outer_decay": decay - inside,
+        }
 
     def _direction(self, w: Any, g: Any, p: Any, q: Any, decay: float) -> Any:
         """u, with the decay of adamw and lamb; moves the moments."""
@@ -87,8 +107,8 @@ class Optimizer:
 
 
 def _blocks(w: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
-    """Views of equal parts of all arrays, small enough for what is computed on the way to stay in a cache."""
-    if w.size <= _BLOCK or not w.flags.c_contiguous:
+    """Views of equal parts of all arrays, small enough for what is computed on the way to stay in a CPU's cache."""
+    if w.size <= _BLOCK or not isinstance(w, np.ndarray) or not w.flags.c_contiguous:
         yield w, *others
         return
     flat = [x.reshape(-1) for x in (w, *others)]
@@ -98,13 +118,23 @@ def _blocks(w: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
 
 def norm(arrays: Any) -> float:
     """The Euclidean norm of all elements of all arrays, summed in float64."""
-    return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))
+    return math.sqrt(float(_squares(arrays)))
+
+
+def _squares(arrays: Any) -> Any:
+    return sum(np.square(a, dtype=np.float64).sum() for a in arrays)
 
 
 def clip(grads: dict[str, Any], limit: float) -> dict[str, Any]:
     """Gradients scaled down together so that their common norm is at most `limit`; 0 is no limit."""
-    length = norm(grads.values()) if limit else 0.0
-    return {name: g * (limit / length) for name, g in grads.items()} if length > limit else grads
+    if not limit:
+        return grads
+    squares = _squares(grads.values())
+    if isinstance(squares, np.generic):
+        length = math.sqrt(squares)
+        return {name: g * (limit / length) for name, g in grads.items()} if length > limit else grads
+    share = np.minimum(limit / np.sqrt(squares), 1.0)  # on a device, which is not waited for
+    return {name: g * share.astype(g.dtype) for name, g in grads.items()}
 
 
 @attrs.define(kw_only=True)
@@ -125,8 +155,36 @@ class LossScale:
             return None
         found = grads if self.scale == 1 else {name: wide(g) / self.scale for name, g in grads.items()}
         self.good += 1
-        if self.dynamic and self.good >= 1000:
+        if self.dynamic and self.good >= PATIENCE:
             self.scale, self.good = self.scale * 2, 0
+        return found
+
+
+@attrs.define(kw_only=True)
+class DeferredLossScale:
+    """`LossScale` for a device that is not waited for: its numbers become arrays without axes there.
+
+    What overflowed counts as a gradient of zero.
+    """
+
+    scale: Any = 1.0
+    dynamic: bool = False
+    good: Any = 0
+    left_out: Any = 0
+
+    def unscaled(self, grads: dict[str, Any]) -> dict[str, Any]:
+        """The gradients of the loss itself, zeros if they overflowed; `grads` is emptied, to save memory."""
+        fine = np.isfinite(sum(wide(g).sum() for g in grads.values()))
+        found = {}
+        for name in list(grads):
+            g = wide(grads.pop(name))
+            found[name] = np.where(fine, g / self.scale, 0).astype(g.dtype)
+        self.left_out = self.left_out + (~fine).astype(np.int32)
+        if self.dynamic:
+            self.good = np.where(fine, self.good + 1, 0)
+            grown = np.where(self.good >= PATIENCE, self.scale * 2, self.scale)
+            self.scale = np.where(fine, grown, self.scale / 2).astype(np.float32)
+            self.good = np.where(self.good >= PATIENCE, 0, self.good)
         return found
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from pumice.errors import ModelError
 from pumice.ops.dtypes import is_float, wide
-from pumice.ops.record import Array
+from pumice.ops.gradient import namespace
+from pumice.ops.record import Array, Placement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -78,13 +79,20 @@ class Parameters:
             if not any(fnmatch.filter(known, pattern) for known in names.values()):
                 raise ModelError(f"nothing to freeze is called '{pattern}': name a node or a parameter of the model")
         frozen = tuple(n for n, known in names.items() if any(fnmatch.filter(known, pattern) for pattern in freeze))
-        values = {name: np.array(wide(value)) for name, value in found.items() if name not in frozen}
+        values = {name: namespace(value).array(wide(value)) for name, value in found.items() if name not in frozen}
         if not values:
             raise ModelError("the model has no floating-point parameter to train: freeze less, or give another model")
         matrices = [name for name, value in values.items() if value.ndim > 1]
         pruned = [n for n in matrices if keep_zeros and values[n].any() and not values[n].all()]
         masks = {n: (values[n] != 0).astype(values[n].dtype) for n in pruned}
         return cls(values, frozenset(matrices), masks, frozen, {name: found[name].dtype for name in values})
+
+    def on(self, placement: Placement) -> Parameters:
+        """The same on a device."""
+        values = {name: placement.bring(value) for name, value in self.values.items()}
+        return attrs.evolve(
+            self, values=values, masks={name: placement.bring(mask) for name, mask in self.masks.items()}
+        )
 
     def fed(self, values: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """The values (None: these) in the types of their initializers."""
