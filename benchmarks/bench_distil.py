@@ -1,22 +1,27 @@
 """Distillation: what a student gains by its teacher, loss by loss, beside the same student trained alone.
 
-    python benchmarks/bench_distil.py [--quick] [--json FILE] [--only PART,PART] [--picture FILE]
+    python benchmarks/bench_distil.py [--quick] [--json FILE] [--only PART,PART] [--seeds N,N] [--picture FILE]
+                                      [--records FOLDER] [--seconds N]
 
-`fashion` trains a student of a quarter of the teacher's weights on Fashion-MNIST, alone and taught, with every label
-and with a tenth of them; three seeds (one without labels), each pair beginning with the same weights. `ours` is the
-mean accuracy, the peer the student alone, `spread` the 95% interval of the difference of pairs.
-`losses` compares all losses, features and
-relations beside soft targets, on a fifth of the pictures of which half have labels; `temperature` moves the one knob of
-soft targets, and draws it; `stages` goes to a twentieth directly or by way of assistants; `together` is distilled,
-pruned, distilled again and quantized; `characters` is about generation: what students know, and what they write;
-`sentences` takes MiniLM from six layers to three without labels; `memory` plans for three billion weights. Trainings
-run side by side, one on each core that the process may use.
+    fashion       a student of a quarter of the teacher's weights, alone and taught, with all labels and with a tenth
+    temperature   the one knob of soft targets, moved, and drawn
+    losses        all losses, features and relations beside soft targets, where half of the pictures have labels
+    stages        a twentieth of the weights, directly and by way of assistants
+    together      distilled, pruned, distilled again and quantized
+    characters    generation: what students know, and what they write
+    sentences     MiniLM from six layers to three without labels
+    memory        the plan for three billion weights
+
+Every training is a run of its own on one core (`runs.py`): it leaves its record in the folder `--records` as soon as it
+is done and is not repeated where the record is there. `--seconds` ends a call early; the table has what there is, and
+`--seconds 0` only prints. `ours` is the mean over the seeds, `±` half of its 95% interval; with a peer, `gain` is the
+mean difference of pairs that began with the same weights, and `±` is that of the difference.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +29,13 @@ import attrs
 import numpy as np
 from distil_cases import characters, pictures, sentences
 from distil_cases.pictures import SOFT
-from distil_cases.workers import Task, all_of, interval
+from runs import Record, Run, carried_out, interval, over_seeds
 from tables import Table, measurement, write_json
 
 from pumice.distil.architectures import built
 from pumice.distil.memory import planned
 from pumice.distil.students import weights
 from pumice.model import load
-from pumice.report.charts import curve
 from pumice.steps import Distil
 
 LOSSES: dict[str, list[dict[str, Any]]] = {
@@ -40,6 +44,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
     "jensen-shannon": [{"name": "jensen-shannon"}],
     "skewed-kl": [{"name": "skewed-kl"}],
     "sequence": [{"name": "sequence"}],
+    "soft-targets, off after 80%": [{**SOFT, "until": 0.8}],
     "soft-targets and feature-mse": [SOFT, {"name": "feature-mse"}],
     "soft-targets and feature-cosine": [SOFT, {"name": "feature-cosine"}],
     "soft-targets and pkt": [SOFT, {"name": "pkt"}],
@@ -47,120 +52,158 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
     "soft-targets and relational-distance": [SOFT, {"name": "relational-distance", "weight": 10.0}],
     "soft-targets and relational-angle": [SOFT, {"name": "relational-angle", "weight": 20.0}],
     "soft-targets and attribution": [SOFT, {"name": "attribution"}],
-    "soft-targets, off after 80%": [{**SOFT, "until": 0.8}],
 }
 TEMPERATURES = (1.0, 3.0, 5.0, 10.0)
-SEEDS = (0, 1, 2)
+SHARP = {**SOFT, "temperature": 1.0}
+FIGURES = {"bits": False, "accuracy": True, "perplexity": False, "distinct": True, "repetition": False,
+           "exposure": False}  # fmt: skip
+"""Of a generator, and whether higher is better."""
 
 
-def fashion(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+@attrs.frozen(kw_only=True)
+class Part:
+    """One section: trainings, and what rows their records make."""
+
+    runs: list[Run]
+    ways: Mapping[str, tuple[str, ...]]
+    """Case, and the cases that it is compared with, in the order of the table."""
+    metrics: Mapping[str, bool] = attrs.field(factory=lambda: {"accuracy": True})
+    """And whether higher is better."""
+    teacher: str = ""
+    """The run that says what the teacher reaches."""
+
+    def rows(self, records: Mapping[str, Record], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for case, peers in self.ways.items():
+            for metric, higher in self.metrics.items():
+                yield from _row(case, peers, metric, higher, records, seeds, records.get(self.teacher))
+
+
+def fashion(seeds: Iterable[int], *, quick: bool) -> Part:
     """Alone against taught, with all labels and with a tenth."""
     size = pictures.Size(pictures=2000, test=500, labelled=2000, epochs=1) if quick else pictures.Size()
-    seeds, tenth = SEEDS[: 2 if quick else None], attrs.evolve(size, labelled=size.labelled // 10)
-    ways: dict[str, Any] = {
-        "alone, all labels": lambda seed: (pictures.alone, (size, seed)),
-        "taught, all labels": lambda seed: (pictures.taught, (size, seed, [SOFT], 0.9, str(folder))),
-        "alone, a tenth of the labels": lambda seed: (pictures.alone, (tenth, seed)),
-        "taught, a tenth of the labels": lambda seed: (pictures.taught, (tenth, seed, [SOFT], 0.9, str(folder))),
-        "taught, no labels": lambda seed: (pictures.taught, (size, seed, [SOFT], 1.0, str(folder))),
+    tenth = attrs.evolve(size, labelled=size.labelled // 10)
+    teacher = Run(name="Fashion-MNIST, teacher/0", function=pictures.teacher, arguments=(size.test,))
+    runs = [teacher] + [
+        Run(name=f"Fashion-MNIST, {name}/{seed}", function=function, arguments=(*arguments, seed))
+        for seed in seeds
+        for name, function, arguments in (  # the most wanted first
+            ("taught, all labels", pictures.taught, (size, [SOFT], 0.9)),
+            ("taught, a tenth of the labels", pictures.taught, (tenth, [SOFT], 0.9)),
+            ("alone, all labels", pictures.alone, (size,)),
+            ("alone, a tenth of the labels", pictures.alone, (tenth,)),
+            ("taught at temperature 1, a tenth of the labels", pictures.taught, (tenth, [SHARP], 0.9)),
+            ("taught, no labels", pictures.taught, (size, [SOFT], 1.0)),
+        )
+    ]
+    peers = {
+        "taught, all labels": "alone, all labels",
+        "taught, no labels": "alone, all labels",
+        "taught, a tenth of the labels": "alone, a tenth of the labels",
+        "taught at temperature 1, a tenth of the labels": "alone, a tenth of the labels",
     }
-    runs = {name: seeds if name != "taught, no labels" else seeds[:1] for name in ways}
-    found = iter(all_of([ways[name](seed) for name in ways for seed in runs[name]]))
-    outcomes = {name: [next(found) for _ in runs[name]] for name in ways}
-    teacher = pictures.teacher_accuracy(size.test)
-    for name, mine in outcomes.items():
-        peer = {"taught, no labels": "alone, all labels"}.get(name, name.replace("taught", "alone"))
-        row = compared(f"Fashion-MNIST, {name}", mine, outcomes[peer][: len(mine)] if peer != name else [])
-        yield {**row, "teacher": teacher, "of the teacher": row["ours"] / teacher}
+    ways: dict[str, tuple[str, ...]] = {"Fashion-MNIST, teacher": ()}
+    for way, peer in peers.items():
+        ways.setdefault(f"Fashion-MNIST, {peer}", ())
+        ways[f"Fashion-MNIST, {way}"] = (f"Fashion-MNIST, {peer}",)
+    return Part(runs=runs, ways=ways, teacher=teacher.name)
 
 
-def losses(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Every loss on a fifth of the pictures, half of which have labels."""
+def losses(seeds: Iterable[int], *, quick: bool) -> Part:
+    """Every loss beside the labels alone."""
     size = small(quick=quick)
-    tasks: list[Task] = [(pictures.taught, (size, 0, made, 0.9, str(folder))) for made in LOSSES.values()]
-    first, *rest = all_of([(pictures.alone, (size, 0)), *tasks])
-    yield compared("labels alone", [first], [])
-    for name, outcome in zip(LOSSES, rest, strict=True):
-        yield compared(name, [outcome], [first])
+    runs = []
+    for seed in seeds:
+        runs.append(Run(name=f"labels alone/{seed}", function=pictures.alone, arguments=(size, seed)))
+        runs += [
+            Run(name=f"{name}/{seed}", function=pictures.taught, arguments=(size, made, 0.9, seed))
+            for name, made in LOSSES.items()
+        ]
+    return Part(runs=runs, ways={"labels alone": (), **dict.fromkeys(LOSSES, ("labels alone",))})
 
 
-def temperature(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def temperature(seeds: Iterable[int], *, quick: bool) -> Part:
     """Soft targets at several temperatures."""
     size = small(quick=quick)
-    ways = [[{**SOFT, "temperature": t}] for t in TEMPERATURES]
-    found = all_of([(pictures.taught, (size, 0, made, 0.9, str(folder))) for made in ways])
-    for t, outcome in zip(TEMPERATURES, found, strict=True):
-        yield {**compared(f"temperature {t:g}", [outcome], []), "temperature": t}
+    runs = [
+        Run(name=f"temperature {t:g}/{seed}", function=pictures.taught,
+            arguments=(size, [{**SOFT, "temperature": t}], 0.9, seed))
+        for seed in seeds for t in TEMPERATURES
+    ]  # fmt: skip
+    return Part(runs=runs, ways={f"temperature {t:g}": () for t in TEMPERATURES})
 
 
-def stages(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def stages(seeds: Iterable[int], *, quick: bool) -> Part:
     """A twentieth of the teacher's weights, directly and by way of two assistants; as many steps in all."""
-    size, seeds = attrs.evolve(small(quick=quick), epochs=3 if quick else 9), SEEDS[: 2 if quick else None]
-    tasks = [(pictures.in_stages, (size, seed, assistants, str(folder))) for assistants in (0, 2) for seed in seeds]
-    found = all_of(tasks)
-    direct, staged = found[: len(seeds)], found[len(seeds) :]
-    yield compared("a twentieth, directly", direct, [])
-    yield compared("a twentieth, by two assistants", staged, direct)
+    size = attrs.evolve(small(quick=quick), epochs=3 if quick else 9)
+    ways = {"a twentieth, directly": 0, "a twentieth, by two assistants": 2}
+    runs = [
+        Run(name=f"{name}/{seed}", function=pictures.in_stages, arguments=(size, assistants, seed))
+        for seed in seeds for name, assistants in ways.items()
+    ]  # fmt: skip
+    direct, staged = ways
+    return Part(runs=runs, ways={direct: (), staged: (direct,)})
 
 
-def together(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Distilled, pruned and INT8."""
-    size = pictures.Size(pictures=600, test=300, labelled=600, epochs=1) if quick else pictures.Size()
-    found = pictures.together(size, str(folder))
-    base = {"spread": 0.0, "weights": 0, "seconds": 0.0}
-    teacher = {"teacher": found["before"]}
-    yield {**measurement("distilled, pruned, INT8", "accuracy", found["after"], teacher, spread=0.0,
-                         higher_is_better=True), **base}  # fmt: skip
-    figures = {"size": found["smaller"], **{f"speed on {name}": value for name, value in found["faster"].items()}}
-    for name, value in figures.items():
-        row = {"case": "distilled, pruned, INT8", "metric": name, "ours": value, "peers": {}, "ratio": value}
-        yield {**row, **base}
+def together(seeds: Iterable[int], *, quick: bool) -> Part:
+    """Distilled, pruned and INT8: accuracy beside the teacher's, and how many times smaller and faster."""
+    size = pictures.Size(pictures=600, test=300, labelled=600, epochs=1) if quick else pictures.Size(epochs=4)
+    name = "distilled, pruned, INT8"
+    runs = [Run(name=f"{name}/{seed}", function=pictures.together, arguments=(size, seed)) for seed in seeds]
+    teacher = Run(name="Fashion-MNIST, teacher/0", function=pictures.teacher, arguments=(size.test,))
+    figures = ("accuracy", "times smaller", *(f"times faster, {runtime}" for runtime in pictures.RUNTIMES))
+    return Part(
+        runs=[teacher, *runs], ways={name: ()}, metrics=dict.fromkeys(figures, True), teacher=teacher.name
+    )  # fmt: skip
 
 
-def letters(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def letters(seeds: Iterable[int], *, quick: bool) -> Part:
     """Forward against reverse divergence in as many steps, and on policy against offline from there."""
     size = characters.Size(stretches=64, epochs=1, judged=8) if quick else characters.Size()
     more = attrs.evolve(size, stretches=size.stretches // 4, epochs=1)
     forward, reverse = {"name": "soft-targets", "temperature": 1.0}, {"name": "reverse-kl"}
     policy = {"name": "on-policy", "prompt": characters.PROMPT, "reuse": 2}
-    first: dict[str, tuple[list[dict[str, Any]], float]] = {
-        "alone": ([], 0.0), "forward": ([forward], 0.9), "reverse": ([reverse], 0.9),
-    }  # fmt: skip
-    then: dict[str, tuple[list[dict[str, Any]], float]] = {
-        "reverse, then reverse offline": ([reverse], 0.9), "reverse, then on policy": ([policy], 0.5),
-    }  # fmt: skip
-    place = {name: str(folder / f"{number}.onnx") for number, name in enumerate((*first, *then))}
-    tasks: list[Task] = [(characters.trained, (size, *way, "", place[name])) for name, way in first.items()]
-    found = all_of(tasks)
-    found += all_of([(characters.trained, (more, *way, place["reverse"], place[name])) for name, way in then.items()])
-    yield from written("teacher", characters.judged(characters.TEACHER, size))
-    for name, outcome in zip((*first, *then), found, strict=True):
-        yield from written(name, outcome)
+    first = {"alone": ([], 0.0), "forward": ([forward], 0.9), "reverse": ([reverse], 0.9)}
+    then = {"reverse, then offline": ([reverse], 0.9), "reverse, then on policy": ([policy], 0.5)}
+    runs = []
+    for seed in seeds:
+        runs.append(Run(name=f"characters, teacher/{seed}", function=characters.teacher, arguments=(size, seed)))
+        for ways, much, before in ((first, size, ""), (then, more, "reverse")):
+            runs += [
+                Run(name=f"characters, {name}/{seed}", function=characters.trained,
+                    arguments=(name, much, *way, before, seed),
+                    after=(f"characters, {before}/{seed}",) if before else ())
+                for name, way in ways.items()
+            ]  # fmt: skip
+    peers = {"forward": "alone", "reverse": "forward", "reverse, then on policy": "reverse, then offline"}
+    ways = {
+        f"characters, {name}": (f"characters, {peers[name]}",) if name in peers else ()
+        for name in ("teacher", *first, *then)
+    }
+    return Part(runs=runs, ways=ways, metrics=FIGURES)
 
 
-def sentence_embeddings(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def sentence_embeddings(seeds: Iterable[int], *, quick: bool) -> Part:
     """Six layers to three by the embeddings, and features, attention or what matters beside."""
     size = sentences.Size(texts=32, length=16) if quick else sentences.Size()
+    mse, plain = "MiniLM, and feature-mse", "MiniLM, embeddings alone"
     ways: dict[str, list[dict[str, Any]]] = {
-        "embeddings alone": [],
-        "and feature-mse": [{"name": "feature-mse"}],
-        "and attention, values": [{"name": "attention-maps"}, {"name": "value-relation"}],
-        "and attribution": [{"name": "attribution"}],
+        plain: [],
+        mse: [{"name": "feature-mse"}],
+        "MiniLM, and attention, values": [{"name": "attention-maps"}, {"name": "value-relation"}],
+        "MiniLM, and attribution": [{"name": "attribution"}],
     }
-    tasks: list[Task] = [
-        (sentences.taught, (size, way, str(folder / f"{n}.onnx"))) for n, way in enumerate(ways.values())
-    ]
-    found = all_of([(sentences.teacher, ()), (sentences.untaught, (str(folder),)), *tasks])
-    teacher = found[0]
-    for name, outcome in zip(("teacher", "layers left out", *ways), found, strict=True):
-        for metric in ("sentiment", "retrieval"):
-            ours, base = getattr(outcome, metric), getattr(teacher, metric)
-            peers = {"teacher": base}
-            row = measurement(f"MiniLM, {name}", metric, ours, peers, spread=0.0, higher_is_better=True)
-            yield {**row, "of the teacher": ours / base, "weights": outcome.weights, "seconds": outcome.seconds}
+    teacher = Run(name="MiniLM, teacher/0", function=sentences.teacher, arguments=())
+    runs = [teacher, Run(name="MiniLM, layers left out/0", function=sentences.untaught, arguments=())]
+    runs += [
+        Run(name=f"{name}/{seed}", function=sentences.taught, arguments=(name, size, way, seed))
+        for seed in seeds for name, way in ways.items()
+    ]  # fmt: skip
+    peers = {name: () if name in {plain, mse} else (mse,) for name in ways}
+    shown = {"MiniLM, teacher": (), "MiniLM, layers left out": (), **peers}
+    return Part(runs=runs, ways=shown, metrics={"sentiment": True, "retrieval": True}, teacher=teacher.name)
 
 
-def memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def memory(*, quick: bool) -> Iterator[dict[str, Any]]:
     """Three billion weights teach half a billion: what is held where, and what to do on accelerators of three sizes."""
     sizes = {"family": "gpt", "width": 2560, "heads": 32, "layers": 4 if quick else 36, "positions": 2048}
     like = load(characters.TEACHER)
@@ -169,92 +212,119 @@ def memory(folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     plan = planned(teacher, student, Distil(), {"ids": (4, 1024)})
     case = f"{weights(teacher) / 1e9:.2f} billion weights teach {weights(student) / 1e9:.2f}"
     for name, held in plan.rows():
-        yield {"case": case, "metric": f"{name}, GB", "ours": held / 1e9, "peers": {}, "ratio": None, "spread": 0.0,
-               "seconds": 0.0}  # fmt: skip
+        yield measurement(case, f"{name}, GB", held / 1e9, {}, spread=0.0, higher_is_better=False)
     for limit in (24, 48, 80):
-        yield {"case": plan.fitting(limit * 10**9), "metric": "GB", "ours": plan.total() / 1e9,
-               "peers": {}, "ratio": None, "spread": 0.0, "seconds": 0.0}  # fmt: skip
-
-
-def written(name: str, outcome: characters.Outcome) -> Iterator[dict[str, Any]]:
-    """A row for everything that is asked of a generator."""
-    figures = attrs.asdict(outcome)
-    for metric in ("accuracy", "bits", "perplexity", "distinct", "repetition"):
-        row = measurement(f"characters, {name}", metric, figures[metric], {}, spread=0.0, higher_is_better=True)
-        yield {**row, "weights": outcome.weights, "seconds": outcome.seconds}
-    row = measurement(f"characters, {name}", "drift", outcome.drift[-1], {}, spread=0.0, higher_is_better=False)
-    yield {**row, "parts": outcome.drift, "weights": outcome.weights, "seconds": outcome.seconds}
+        total = plan.total() / 1e9
+        yield measurement(plan.fitting(limit * 10**9), "GB", total, {}, spread=0.0, higher_is_better=False)
 
 
 def small(*, quick: bool) -> pictures.Size:
     if quick:
         return pictures.Size(pictures=600, test=300, labelled=300, epochs=1)
-    return pictures.Size(pictures=12_000, labelled=6_000, epochs=4)
+    return pictures.Size(pictures=6_400, labelled=3_200, epochs=5)
 
 
-def compared(case: str, mine: list[pictures.Outcome], theirs: list[pictures.Outcome]) -> dict[str, Any]:
-    """Mean accuracies, and the interval of the differences of pairs (of the values themselves, without a peer)."""
-    ours = [outcome.accuracy for outcome in mine]
-    peers = {"alone": float(np.mean([outcome.accuracy for outcome in theirs]))} if theirs else {}
-    gains = [a.accuracy - b.accuracy for a, b in zip(mine, theirs, strict=True)] if theirs else ours
-    row = measurement(case, "accuracy", float(np.mean(ours)), peers, spread=interval(gains), higher_is_better=True)
-    return {**row, "runs": ours, "weights": mine[0].weights, "seconds": float(np.mean([o.seconds for o in mine]))}
+def _row(
+    case: str, peers: Sequence[str], metric: str, higher: bool, records: Mapping[str, Record], seeds: Sequence[int],
+    teacher: Record | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Means, and the interval of the differences of pairs (of the values themselves, without a peer)."""
+    mine = over_seeds(records, case, seeds)
+    if not mine:
+        return
+    theirs = {peer: over_seeds(records, peer, mine) for peer in peers}
+    pairs = [(mine[seed][metric], other[seed][metric]) for other in theirs.values() for seed in other]
+    means = {peer: float(np.mean([one[metric] for one in other.values()])) for peer, other in theirs.items() if other}
+    values = [one[metric] for one in mine.values()]
+    spread = interval([a - b for a, b in pairs] if pairs else values)
+    row = measurement(case, metric, float(np.mean(values)), means, spread=spread, higher_is_better=higher)
+    row |= {"runs": values, "weights": next(iter(mine.values())).get("weights", 0)}
+    if pairs:
+        row["gain"] = float(np.mean([a - b for a, b in pairs]))
+    if teacher is not None and metric in teacher:
+        row["of the teacher"] = row["ours"] / teacher[metric]
+    yield row | {"seconds": float(np.mean([one.get("seconds", 0.0) for one in mine.values()]))}
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
 
 PARTS = {
-    "fashion": fashion, "losses": losses, "temperature": temperature, "stages": stages, "together": together,
-    "characters": letters, "sentences": sentence_embeddings, "memory": memory,
+    "fashion": fashion, "temperature": temperature, "together": together, "characters": letters, "stages": stages,
+    "losses": losses, "sentences": sentence_embeddings,
 }  # fmt: skip
+SHARES = {"accuracy", "sentiment", "retrieval", "distinct", "repetition"}
 
 
-def shown(row: dict[str, Any]) -> list[str]:
-    peers = ", ".join(f"{name} {value:.2%}" for name, value in row["peers"].items())
-    if row["metric"] != "accuracy":
-        share = f"{row['of the teacher']:.1%}" if "of the teacher" in row else ""
-        return [
-            f"{row['case']}: {row['metric']}",
-            f"{row['ours']:.3f}",
-            "",
-            "",
-            "",
-            share,
-            "",
-            f"{row['seconds']:.0f} s",
-        ]
-    gain = f"{100 * (row['ours'] - max(row['peers'].values())):+.2f}" if row["peers"] else ""
-    share = f"{row['of the teacher']:.1%}" if "of the teacher" in row else ""
-    return [row["case"], f"{row['ours']:.2%}", peers, gain, f"{100 * row['spread']:.2f}", share, f"{row['weights']:,}",
-            f"{row['seconds']:.0f} s"]  # fmt: skip
+def shown(row: Mapping[str, Any]) -> list[str]:
+    share = row["metric"] in SHARES
+
+    def number(value: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.2f} %" if share else f"{value:{sign}.3f}"
+
+    return [
+        row["case"], row["metric"], number(row["ours"]),
+        number(row["gain"], "+") if "gain" in row else "",
+        number(row["spread"]) if len(row.get("runs", ())) > 1 else "",
+        str(len(row.get("runs", ())) or ""),
+        f"{row['of the teacher']:.1%}" if "of the teacher" in row else "",
+        f"{row['weights']:,}" if row.get("weights") else "", f"{row['seconds']:.0f} s" if row.get("seconds") else "",
+    ]  # fmt: skip
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy over temperature, as SVG."""
-    points = [row for row in rows if "temperature" in row]
-    label = ", ".join(f"{row['temperature']:g}: {row['ours']:.2%}" for row in points)
-    path.write_text(str(curve([row["ours"] for row in points], f"accuracy at temperature {label}")))
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy over temperature, as SVG: the means, each with its temperature and itself written beside."""
+    points = [row for row in rows if row["case"] in {f"temperature {t:g}" for t in TEMPERATURES}]
+    if not points:
+        return
+    low, high = (bound(row["ours"] for row in points) for bound in (min, max))
+    places = [(60 + 120 * i, 110 - 80 * (row["ours"] - low) / ((high - low) or 1)) for i, row in enumerate(points)]
+    line = " ".join(f"{x},{y:.1f}" for x, y in places)
+    marks = "".join(
+        f'<circle cx="{x}" cy="{y:.1f}" r="3"/><text x="{x}" y="{y - 10:.1f}">{row["ours"]:.2%}</text>'
+        f'<text x="{x}" y="140">{row["case"].replace("temperature", "T =")}</text>'
+        for (x, y), row in zip(places, points, strict=True)
+    )
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {120 * len(points)} 150" width="{120 * len(points)}" '
+        f'font-family="sans-serif" font-size="12" text-anchor="middle"><polyline points="{line}" fill="none" '
+        f'stroke="steelblue" stroke-width="2"/>{marks}</svg>\n'
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small cases, a minute or two")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument(
+        "--only",
+        default=",".join((*PARTS, "memory")),
+        help="parts, separated by commas; with seeds of their own: losses:0+1",
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--picture", type=Path, help="draw the sweep of the temperature there, as SVG")
+    parser.add_argument("--records", type=Path, help="folder of what runs leave behind; a temporary one if not given")
+    parser.add_argument("--seconds", type=float, help="stop what is not done by then")
     options = parser.parse_args()
-    cases: list[dict[str, Any]] = []
-    table = Table({"case": 46, "accuracy": -8, "peer": 14, "gain": -6, "±": -5, "of teacher": -10, "weights": -8,
-                   "time": -6})  # fmt: skip
+    seeds = [int(seed) for seed in options.seeds.split(",")][: 2 if options.quick else None]
+    wanted = [(name, own.split("+")) for name, _, own in (each.partition(":") for each in options.only.split(","))]
+    parts = [
+        PARTS[name]([seed for seed in seeds if own == [""] or str(seed) in own], quick=options.quick)
+        for name, own in wanted if name in PARTS
+    ]  # fmt: skip
+    runs = list({run.name: run for part in parts for run in part.runs}.values())
     with tempfile.TemporaryDirectory() as folder:
-        for part in options.only.split(","):
-            for row in PARTS[part](Path(folder), quick=options.quick):
-                table.row(shown(row))
-                cases.append(row)
-            if options.json:
-                write_json(options.json, {"cases": cases})
-    if options.picture and any("temperature" in row for row in cases):
+        records = carried_out(runs, options.records or Path(folder), options.seconds)
+    table = Table({"case": 42, "metric": 20, "ours": -9, "gain": -9, "±": -8, "runs": -5, "of teacher": -10,
+                   "weights": -9, "time": -7})  # fmt: skip
+    cases = [row for part in parts for row in part.rows(records, seeds)]
+    cases += memory(quick=options.quick) if ("memory", [""]) in wanted else ()
+    for row in cases:
+        table.row(shown(row))
+    if options.json:
+        write_json(options.json, {"cases": cases})
+    if options.picture:
         draw(cases, options.picture)
+    print(f"\n{len(records)} of {len(runs)} runs are done")
     return 0
 
 

@@ -4,10 +4,10 @@
 
 One row a model, number of threads and batch, each in a process of its own that is bound to as many cores. Batches are
 one sample, and as many as evaluation, calibration and training take at a time. Both plans take turns of a few runs on
-the model's timing feed, repeated to the batch where the model leaves that free; times are medians, the spread is half the distance of the quartiles,
-relative. `error` is the largest difference of an output, relative to the largest value of that output; `NumPy still`
-names the operators that took most of the time among those that no kernel computes. `resnet50` has that network's shape
-and random weights, a picture of 224 x 224.
+the model's timing feed, repeated to the batch where the model leaves that free; times are medians, the spread is half
+the distance of the quartiles, relative. `error` is the largest difference of an output, relative to the largest value
+of that output; `NumPy still` names the operators that took most of the time among those that no kernel computes.
+`resnet50` has that network's shape and random weights, a picture of 224 x 224.
 """
 
 import argparse
@@ -40,8 +40,8 @@ TARGET = 5.0
 SECONDS, QUICK_SECONDS, FEWEST, MOST = 6.0, 1.0, 3, 100
 TURN, REST = 5, 0.15
 """Runs in a row, and seconds between two turns, in which threads that wait by spinning fall asleep."""
-COLUMNS = {"case": 16, "threads": -7, "batch": -5, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6, "error": -8,
-           "NumPy still": 30}  # fmt: skip
+COLUMNS = {"case": 16, "threads": -7, "batch": -5, "NumPy ms": -9, "kernels ms": -10, "ratio": -6, "spread": -6,
+           "error": -8, "NumPy still": 30}  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)

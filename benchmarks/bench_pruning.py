@@ -1,6 +1,7 @@
 """Pruning, measured: structure and proof on every architecture, accuracy and speed, scorers, recovery, and peers.
 
     python benchmarks/bench_pruning.py [--quick] [--json FILE] [--only PART,PART] [--models ID,ID] [--epochs N]
+                                       [--records FOLDER] [--seconds N] [--seeds N,N]
 
     structure     every architecture at hand loses 30% of its channels at random and stays the same function
     channels      networks on Fashion-MNIST: half of the channels, nine tenths of the parameters, and INT8 on top
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pruning_cases import label_free, peers, pictures, structure, zeros
+from pruning_cases import label_free, peers, pictures, scorers, structure, zeros
 from tables import write_json
 
 
@@ -28,8 +29,14 @@ def parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any
     return {
         "structure": lambda: structure.run(names, quick=quick),
         "channels": lambda: pictures.channels(names, quick=quick, epochs=arguments.epochs, limit=arguments.pictures),
-        "scorers": lambda: pictures.scorers(quick=quick, limit=arguments.pictures),
-        "transformers": lambda: label_free.transformers(quick=quick),
+        "scorers": lambda: scorers.run(
+            quick=quick,
+            limit=arguments.pictures,
+            seeds=[int(seed) for seed in arguments.seeds.split(",")],
+            records=arguments.records,
+            seconds=arguments.seconds,
+        ),
+        "transformers": lambda: label_free.transformers(names, quick=quick),
         "photographs": lambda: label_free.photographs(quick=quick),
         "zeros": lambda: zeros.run(quick=quick),
         "peers": lambda: peers.run(quick=quick, epochs=arguments.epochs, limit=arguments.pictures),
@@ -41,9 +48,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small cases, a minute or two")
     parser.add_argument("--only", default="", help="parts, separated by commas")
-    parser.add_argument("--models", default="", help="of `structure` and `channels`: ids, separated by commas")
+    parser.add_argument(
+        "--models", default="", help="of `structure`, `transformers`: ids; of `channels`: parts of names"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="of training after pruning")
     parser.add_argument("--pictures", type=int, default=None, help="to train on; all if not given")
+    parser.add_argument("--seeds", default="0,1,2", help="of `scorers`: separated by commas")
+    parser.add_argument("--records", type=Path, help="of `scorers`: folder of what runs leave behind")
+    parser.add_argument("--seconds", type=float, help="of `scorers`: stop what is not done by then")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     known = parts(arguments)

@@ -5,7 +5,6 @@ accuracy on held-out books), and what it writes (how plausible the teacher finds
 repeats itself, how the teacher's surprise grows along the text against that at real text).
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ PROMPT = 16
 
 @attrs.frozen(kw_only=True)
 class Size:
-    stretches: int = 4000
+    stretches: int = 3000
     epochs: int = 2
     judged: int = 64
     """Sequences that are generated, and held-out stretches that are predicted."""
@@ -52,50 +51,59 @@ class Outcome:
     distinct: float
     """Different 3-grams over all."""
     repetition: float
-    drift: tuple[float, ...]
+    exposure: float
+    """How many times more the teacher's surprise, against that at real text, is at the end than at the beginning."""
     weights: int
     seconds: float
 
 
-def trained(size: Size, losses: list[dict[str, Any]], alpha: float, begin: str, end: str) -> Outcome:
+def teacher(size: Size, seed: int, _folder: Path) -> Outcome:
+    return _judged(TEACHER, size, seed)
+
+
+def trained(
+    name: str, size: Size, losses: list[dict[str, Any]], alpha: float, before: str, seed: int, folder: Path
+) -> Outcome:
     """A student after a training; without losses by the text alone.
 
     Args:
+        name: of the way it is taught; the student is left in a file called so.
         size: how much it sees.
         losses: of the teacher.
         alpha: share of the teacher.
-        begin: file of the student that it begins with; empty: a new one.
-        end: file to leave it in.
+        before: the name whose student it begins with; empty: a new one.
+        seed: of the new student, of the order and of what is written.
+        folder: of students.
     """
-    start = Path(begin) if begin else Path(f"{end}.{os.getpid()}.new.onnx")
-    if not begin:
-        pumice.save(built(STUDENT, pumice.load(TEACHER), 0), start)
+    start = folder / f"{before or f'{name} begins'} {seed}.onnx"
+    if not before:
+        pumice.save(built(STUDENT, pumice.load(TEACHER), seed), start)
     made = tuple(registry().make(Loss, loss) for loss in losses)
-    course = {**COURSE, "epochs": size.epochs, **({"lr": 5e-4} if begin else {})}
+    course = {**COURSE, "epochs": size.epochs, **({"lr": 5e-4} if before else {})}
     step: Step = Distil(student=str(start), losses=made, alpha=alpha, **course) if made else Train(**course)
     tokens, following = language.stretches(size.stretches)
     test = dict(zip(("ids", "labels"), (part[:8] for part in language.held_out()), strict=True))
     model = TEACHER if made else start
     result = pumice.compress(
-        model, {"ids": tokens, "labels": following}, pumice.Recipe([step]), test=test, measure=False,
+        model, {"ids": tokens, "labels": following}, pumice.Recipe([step]), test=test, measure=False, seed=seed,
         metrics=["token-accuracy"],
     )  # fmt: skip
-    pumice.save(result.model, end)
+    pumice.save(result.model, folder / f"{name} {seed}.onnx")
     seconds = sum(took for name, took in result.seconds.items() if name in {"train", "distil"})
-    return judged(Path(end), size, seconds)
+    return _judged(folder / f"{name} {seed}.onnx", size, seed, seconds)
 
 
-def judged(path: Path, size: Size, seconds: float = 0.0) -> Outcome:
+def _judged(path: Path, size: Size, seed: int, seconds: float = 0.0) -> Outcome:
     """Of the model in a file."""
     model, runtime = pumice.load(path), pick_runtime("ort")
     tokens, following = (part[: size.judged] for part in language.held_out())
     (scores,) = runtime.open(model).run({"ids": tokens}).values()
     decoder = Decoder.of(trainable_plan(model), language.LENGTH)
-    written = sample([decoder.start()], [1.0], tokens[:, :PROMPT], language.LENGTH, np.random.default_rng(0))
+    written = sample([decoder.start()], [1.0], tokens[:, :PROMPT], language.LENGTH, np.random.default_rng(seed))
     found = quality(written, runtime.open(TEACHER), "ids", tokens)
     return Outcome(
         bits=float(information(scores.astype(np.float64), following).mean()),
         accuracy=float((scores.argmax(axis=-1) == following).mean()),
-        perplexity=found.perplexity, distinct=found.distinct[3], repetition=found.repetition, drift=found.drift,
-        weights=weights(model), seconds=seconds,
+        perplexity=found.perplexity, distinct=found.distinct[3], repetition=found.repetition,
+        exposure=found.drift[-1] / found.drift[0], weights=weights(model), seconds=seconds,
     )  # fmt: skip

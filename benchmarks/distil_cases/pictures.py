@@ -4,7 +4,6 @@ The student is grown from a description, so that alone and distilled it begins w
 the labels means that the others are hidden; the teacher, which needs none, says what it thinks of all pictures.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,11 @@ class Size:
     epochs: int = 2
 
 
-def teacher_accuracy(test: int) -> float:
-    found = pumice.evaluate(TEACHER, _test(test))
-    return found.scores["top1"].mean
+def teacher(test: int, _folder: Path) -> dict[str, float]:
+    return {"accuracy": pumice.evaluate(TEACHER, _test(test)).scores["top1"].mean}
 
 
-def alone(size: Size, seed: int) -> Outcome:
+def alone(size: Size, seed: int, _folder: Path) -> Outcome:
     """The student trained on labels only: on the pictures that have one."""
     labelled = attrs.evolve(size, pictures=size.labelled)
     longer = round(size.epochs * size.pictures / labelled.pictures)  # as many steps as with all pictures
@@ -60,45 +58,45 @@ def alone(size: Size, seed: int) -> Outcome:
     return _ran(built(STUDENT, pumice.load(TEACHER), seed), labelled, [step], seed)
 
 
-def taught(size: Size, seed: int, losses: list[dict[str, Any]], alpha: float, folder: str) -> Outcome:
+def taught(size: Size, losses: list[dict[str, Any]], alpha: float, seed: int, folder: Path) -> Outcome:
     """The student trained by the teacher, beginning as in `alone`."""
-    return _ran(TEACHER, size, [_lesson(size, seed, losses, alpha, folder, STUDENT)], seed)
+    return _ran(TEACHER, size, [_lesson(size, losses, alpha, STUDENT, seed, folder)], seed)
 
 
-def in_stages(size: Size, seed: int, assistants: int, folder: str) -> Outcome:
+def in_stages(size: Size, assistants: int, seed: int, folder: Path) -> Outcome:
     """A student of a twentieth, taught by way of assistants, all stages together in as many steps as without any."""
     share = attrs.evolve(size, epochs=max(1, size.epochs // (assistants + 1)))
-    step = _lesson(share, seed, [SOFT], 0.9, folder, SMALLEST)
+    step = _lesson(share, [SOFT], 0.9, SMALLEST, seed, folder)
     return _ran(TEACHER, size, [attrs.evolve(step, assistants=assistants)], seed)
 
 
-def together(size: Size, folder: str) -> dict[str, Any]:
+def together(size: Size, seed: int, folder: Path) -> dict[str, Any]:
     """Distilled, pruned, distilled again and quantized: bytes, accuracy, and time on both runtimes."""
-    first = _lesson(size, 0, [SOFT], 0.9, folder, STUDENT)
-    again = attrs.evolve(first, student="", epochs=max(1, size.epochs // 2), lr=1e-3)
+    first = _lesson(size, [SOFT], 0.9, STUDENT, seed, folder)
+    again = attrs.evolve(first, student="", epochs=max(1, size.epochs // 2), lr=2e-3)
     recipe = pumice.Recipe([first, Prune(ratio=0.2), again, Quantize(max_drop=0.02)])
-    result = pumice.compress(TEACHER, _training(size), recipe, test=_test(size.test), metrics=["top1"])
-    path = Path(folder) / "together.onnx"
+    result = pumice.compress(TEACHER, _training(size), recipe, test=_test(size.test), seed=seed, metrics=["top1"])
+    path = folder / f"together-{seed}.onnx"
     result.save(path)
     speed = {
         name: pumice.compare(TEACHER, path, _test(64), runtime=name, memory=False, batch=1).speedup for name in RUNTIMES
     }
-    before, after = (
-        side.evaluation.scores["top1"].mean for side in (result.measurements.before, result.measurements.after)
-    )
     return {
-        "before": before, "after": after, "smaller": result.measurements.compression,
-        "faster": {name: found.median for name, found in speed.items()},
+        "accuracy": result.measurements.after.evaluation.scores["top1"].mean,
+        "times smaller": result.measurements.compression,
+        **{f"times faster, {name}": found.median for name, found in speed.items()},
+        "weights": weights(result.model), "seconds": sum(result.seconds.values()),
     }  # fmt: skip
 
 
 def _lesson(
-    size: Size, seed: int, losses: list[dict[str, Any]], alpha: float, folder: str, description: dict[str, Any]
+    size: Size, losses: list[dict[str, Any]], alpha: float, description: dict[str, Any], seed: int, folder: Path
 ) -> Distil:
-    path = Path(folder) / f"student-{os.getpid()}.onnx"
+    path = folder / f"student {description['widths']} {seed}.onnx"
     pumice.save(built(description, pumice.load(TEACHER), seed), path)
     made = tuple(registry().make(Loss, loss) for loss in losses)
-    return Distil(student=str(path), losses=made, alpha=alpha, epochs=size.epochs, **COURSE)
+    cache = str(folder / "answers.db") if all(loss.compares == "outputs" for loss in made) else ""  # features are large
+    return Distil(student=str(path), losses=made, alpha=alpha, epochs=size.epochs, cache=cache, **COURSE)
 
 
 COURSE: dict[str, Any] = {

