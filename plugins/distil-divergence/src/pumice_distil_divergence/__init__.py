@@ -35,6 +35,8 @@ SMALLEST = 1e-30
 class _Divergence(DistillationLoss):
     """Base: rows of scores to softened probabilities, and the gradient back through the softmax."""
 
+    on_device = True
+
     temperature: float = knob(4.0, Float(0.01, 100.0, log=True), help="softens the probabilities; 1 leaves them")
     final_temperature: float = knob(0.0, Float(0.0, 100.0), help="temperature at the end, reached evenly; 0: the same")
     scores: str = knob(
@@ -47,7 +49,7 @@ class _Divergence(DistillationLoss):
         """D of every row, (rows, 1), and dD / dq, (rows, C)."""
         raise NotImplementedError
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         t = self.temperature + (self.final_temperature - self.temperature) * progress * (self.final_temperature > 0)
         own, other = _rows(student), _rows(target.value).astype(student.dtype)
         kind = self.scores
@@ -62,7 +64,7 @@ class _Divergence(DistillationLoss):
         grad = q * (g - (q * g).sum(axis=1, keepdims=True)) * (t / len(q))
         if kind == "probabilities":
             grad /= np.maximum(own, SMALLEST)
-        return float(value.mean() * t**2), _unrows(grad, student)
+        return _number(value.mean() * t**2), _unrows(grad, student)
 
 
 @attrs.frozen(kw_only=True)
@@ -117,16 +119,19 @@ class SkewedKl(_Divergence):
 
 
 def _kl(p: Array, q: Array) -> Array:
-    return np.asarray((p * (_log(p) - _log(q))).sum(axis=1, keepdims=True))
+    total: Array = (p * (_log(p) - _log(q))).sum(axis=1, keepdims=True)
+    return total
 
 
 def _log(p: Array) -> Array:
-    return np.asarray(np.log(np.maximum(p, SMALLEST)))
+    logarithm: Array = np.log(np.maximum(p, SMALLEST))
+    return logarithm
 
 
 def _softmax(z: Array) -> Array:
     powers = np.exp(z - z.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _rows(scores: Array) -> Array:
@@ -139,6 +144,11 @@ def _unrows(rows: Array, like: Array) -> Array:
     if like.ndim <= 3:
         return rows.reshape(like.shape)
     return np.moveaxis(rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]), -1, 1)
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy as Python's; that of a device stays there."""
+    return float(value) if isinstance(value, np.generic) else value
 
 
 def _are_distributions(rows: Array) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pumice import Choice, Float, Int, Loss, Need, Text, hookimpl, knob
 from pumice.errors import DataError, nearest
+from pumice.ops.dtypes import is_float
 
 Array = NDArray[Any]
 SMALLEST = 1e-30
@@ -43,7 +44,7 @@ class CrossEntropy(Loss):
     def value_and_grad(self, outputs: Mapping[str, Array], batch: Any) -> tuple[float, dict[str, Array]]:
         if batch.labels is None:
             raise DataError("the loss 'cross-entropy' needs labels: add them to the data, or choose another loss")
-        labels = np.asarray(batch.labels)
+        labels: Any = batch.labels if hasattr(batch.labels, "__array_function__") else np.asarray(batch.labels)
         name = self.output or _fitting(outputs, labels)
         if name not in outputs:
             raise DataError(
@@ -57,7 +58,7 @@ class CrossEntropy(Loss):
         grad = grad.reshape(rows.shape)
         return value, {name: grad if last else np.moveaxis(grad, -1, 1)}
 
-    def _targets(self, labels: Array, scores: Array, flat: Array, last: bool) -> Array:
+    def _targets(self, labels: Any, scores: Array, flat: Array, last: bool) -> Array:
         """Distributions (positions, classes); zero rows where a position does not count."""
         classes = flat.shape[1]
         if labels.shape == scores.shape:
@@ -67,6 +68,8 @@ class CrossEntropy(Loss):
             index = labels.reshape(-1).astype(np.int64)
             counted = index != self.ignore
             wrong = counted & ((index < 0) | (index >= classes))
+            if not isinstance(labels, np.ndarray):
+                return self._smoothed(_targets_there(index, counted, wrong, flat))
             if wrong.any():
                 raise DataError(
                     f"label {index[wrong][0]} is not one of the {classes} classes of the model: correct the labels, or "
@@ -74,23 +77,38 @@ class CrossEntropy(Loss):
                 )
             target = np.zeros_like(flat)
             target[counted, index[counted]] = 1
-        counts = target.any(axis=1, keepdims=True)
-        return np.asarray((1 - self.label_smoothing) * target + counts * (self.label_smoothing / classes))
+        return self._smoothed(target)
 
-    def _rows(self, scores: Array, target: Array) -> tuple[float, Array]:
-        positions = max(1, int(target.any(axis=1).sum()))
+    def _smoothed(self, target: Any) -> Array:
+        counts = target.any(axis=1, keepdims=True)
+        smooth: Array = (1 - self.label_smoothing) * target + counts * (self.label_smoothing / target.shape[1])
+        return smooth
+
+    def _rows(self, scores: Array, target: Array) -> tuple[Any, Array]:
+        positions = np.maximum(target.any(axis=1).sum(), 1).astype(scores.dtype)
         kind = self.scores
         if kind == "auto":
             kind = "probabilities" if _are_distributions(scores) else "logits"
         if kind == "probabilities":
             safe = np.maximum(scores, SMALLEST)
-            return float(-(target * np.log(safe)).sum() / positions), -target / safe / positions
+            return _number(-(target * np.log(safe)).sum() / positions), -target / safe / positions
         shifted = scores - scores.max(axis=1, keepdims=True)
         powers = np.exp(shifted)
         total = powers.sum(axis=1, keepdims=True)
         value = -(target * (shifted - np.log(total))).sum() / positions
         mass = target.sum(axis=1, keepdims=True)
-        return float(value), (powers / total * mass - target) / positions
+        return _number(value), (powers / total * mass - target) / positions
+
+
+def _targets_there(index: Any, counted: Any, wrong: Any, flat: Any) -> Any:
+    """The same on a device, which is not waited for: a wrong label makes the loss NaN instead of an error here."""
+    hot = (index[:, None] == np.cumsum(np.ones_like(flat[:1], dtype=np.int64), axis=1) - 1) & counted[:, None]
+    return np.where(wrong[:, None], np.nan, hot).astype(flat.dtype)
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy as Python's; that of a device stays there."""
+    return float(value) if isinstance(value, np.generic) else value
 
 
 def _are_distributions(rows: Array) -> bool:
@@ -114,7 +132,7 @@ def _fitting(outputs: Mapping[str, Array], labels: Array) -> str:
         shapes = {scores.shape, scores.shape[:-1], (*scores.shape[:-1], 1)}
         if scores.ndim > 1:
             shapes.add(_without(scores, 1))
-        if scores.dtype.kind == "f" and labels.shape in shapes:
+        if is_float(scores.dtype) and labels.shape in shapes:
             return name
     shown = ", ".join(f"{name} {list(y.shape)}" for name, y in outputs.items())
     raise DataError(

@@ -1,0 +1,268 @@
+"""Convolutions of images with channels last, as implicit products with a fused epilogue.
+
+    out[n, y, x, o] = epilogue(sum over taps t and channels c of image[n, y s + t d - p, c] weight[o, t, c])
+
+in which the image continues with `padding` outside (the zero point of quantized images). A window of one pixel is a
+matrix product of the images as they lie. On Hopper the copy engine gathers windows (`csrc/conv_sm90.cu`), where
+padding is zero and a pixel takes a multiple of 16 bytes; elsewhere, and in groups, threads do (`csrc/conv_sm80.cu`).
+Where every channel has a window of its own, `csrc/conv_depthwise.cu` runs. Types are as in `gemm`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from pumice.ops.window import Window
+from pumice_cuda import device, tensor_maps
+from pumice_cuda.compiling import kernel
+from pumice_cuda.epilogue import PLAIN, Epilogue
+from pumice_cuda.gemm import (
+    AMPERE_SHARED,
+    AMPERE_THREADS,
+    AMPERE_TILE,
+    ELEMENTS,
+    HOPPER,
+    STEP_BYTES,
+    Precision,
+    Tiling,
+    element,
+    gemm,
+    tiling,
+)
+from pumice_cuda.launching import blocks, launch
+
+if TYPE_CHECKING:
+    import cupy
+
+WIDEST_CORNER, WIDEST_STRIDE, WIDEST_TAP = 127, 8, 255
+"""What a tensor map can say of a window."""
+PIECE = 4
+"""Bytes of channels that a thread gathers at least at a time."""
+SPAN, THREADS = 4, 128
+"""Pixels of a thread and threads of a block of the depthwise kernel."""
+
+
+def _integers(name: str, *fields: str) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int) for field in fields]})
+
+
+_STEPS = ("stride_y", "stride_x", "before_y", "before_x", "dilation_y", "dilation_x")
+_CopiedWindow = _integers("_CopiedWindow", "out_height", "out_width", *_STEPS, "taps_x", "pieces")
+_GatheredWindow = _integers(
+    "_GatheredWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_x", "taps", "pixel_bytes",
+    "group_bytes", "group_columns",
+)  # fmt: skip
+_DepthwiseWindow = _integers(
+    "_DepthwiseWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_y", "taps_x", "channels", "images",
+    "padding",
+)  # fmt: skip
+
+
+class Conv:
+    """A convolution with its weights laid out once."""
+
+    def __init__(
+        self,
+        weights: cupy.ndarray,
+        window: Window,
+        *,
+        groups: int = 1,
+        padding: int = 0,
+        precision: Precision = "tf32",
+    ) -> None:
+        """Args:
+            weights: (outputs, taps down, taps across, channels of a group); int8 for images of int8 and uint8.
+            window: over images of one size, with two spatial axes.
+            groups: into which channels and outputs are divided.
+            padding: what integer images continue with outside.
+            precision: of the products of float32.
+
+        Raises:
+            ValueError: the weights do not fit the window or the groups.
+        """
+        import cupy
+
+        if weights.ndim != 4 or weights.shape[1:3] != window.kernel or weights.shape[0] % groups:
+            raise ValueError(f"weights {list(weights.shape)} do not fit windows {window.kernel} in {groups} groups")
+        self.weights = cupy.ascontiguousarray(weights)
+        self.window, self.groups, self.padding, self.precision = window, groups, padding, precision
+
+    def __call__(
+        self, images: cupy.ndarray, epilogue: Epilogue = PLAIN, *, out: cupy.ndarray | None = None
+    ) -> cupy.ndarray:
+        """The images (n, height, width, channels) convolved, as (n, *window.output, outputs).
+
+        Args:
+            images: contiguous.
+            epilogue: with a residual of the result's shape.
+            out: where to write, contiguous.
+
+        Raises:
+            ValueError: the images are of another size or type than the window and the weights.
+        """
+        import cupy
+
+        self._check(images)
+        shape = (len(images), *self.window.output, len(self.weights))
+        if out is None:
+            out = cupy.empty(shape, epilogue.output)
+        if out.size == 0:
+            return out
+        rows = out.reshape(-1, shape[-1])
+        if epilogue.residual is not None:
+            epilogue = attrs.evolve(epilogue, residual=epilogue.residual.reshape(rows.shape))
+        self._run(images, epilogue, rows)
+        return out
+
+    def _check(self, images: cupy.ndarray) -> None:
+        second = "int8" if images.dtype.name == "uint8" else images.dtype.name
+        channels = self.weights.shape[3] * self.groups
+        if images.shape[1:] != (*self.window.size, channels) or self.weights.dtype.name != second:
+            raise ValueError(
+                f"images {images.dtype}{list(images.shape)} do not fit {self.groups} groups of weights "
+                f"{self.weights.dtype}{list(self.weights.shape)} over {list(self.window.size)} pixels"
+            )
+        if not images.flags.c_contiguous:
+            raise ValueError("the images are not contiguous")
+
+    def _run(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        channels, outputs = images.shape[3], len(self.weights)
+        if self.groups == channels == outputs and self.weights.shape[3] == 1:
+            self.depthwise(images, epilogue, out)
+        elif self._is_product:
+            pixels = images.reshape(-1, channels)
+            gemm(pixels, self.weights.reshape(outputs, -1), epilogue, out=out, precision=self.precision)
+        elif self._can_be_copied(images):
+            self.copied(images, epilogue, out)
+        else:
+            self.gathered(images, epilogue, out)
+
+    # --- by the copy engine -------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _is_product(self) -> bool:
+        w = self.window
+        return self.groups == 1 and w.taps == 1 and max(w.strides) == 1 and not w.padded and w.size == w.output
+
+    def _can_be_copied(self, images: cupy.ndarray) -> bool:
+        w = self.window
+        exact = self.precision == "float32" and images.dtype.name == "float32"
+        corners = (*w.before, *self._corner)
+        tap = max(d * (k - 1) for d, k in zip(w.dilations, w.kernel, strict=True))
+        return (
+            device.gpu().capability == HOPPER and self.groups == 1 and self.padding == 0 and not exact
+            and tensor_maps.describable(images) and max(map(abs, corners)) <= WIDEST_CORNER
+            and max(w.strides) <= WIDEST_STRIDE and tap <= WIDEST_TAP
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _corner(self) -> tuple[int, ...]:
+        """How far beyond the last pixel of each axis the last window may begin."""
+        w = self.window
+        last = zip(w.size, w.output, w.strides, w.before, strict=True)
+        return tuple((o - 1) * s - p - (n - 1) for n, o, s, p in last)
+
+    def copied(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: Tiling | None = None) -> None:
+        """By wgmma, windows fetched by the copy engine; `chosen` replaces what the model would take."""
+        w, (m, n), processors = self.window, out.shape, device.gpu().multiprocessors
+        pieces = -(-images.shape[3] * images.itemsize // STEP_BYTES)
+        steps = w.taps * pieces
+        t = chosen or tiling(m, n, steps, processors)
+        options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros)
+        weights = self.weights.reshape(n, w.taps, images.shape[3])
+        down, across = t.tiles(m, n)
+        launch(
+            kernel("conv_sm90", "conv", options=options), t.blocks(m, n, processors), t.threads,
+            tensor_maps.windows(images, t.height, w.before, self._corner, w.strides),
+            tensor_maps.boxes(weights, t.width // t.sharing),
+            _CopiedWindow(*w.output, *self._steps, w.kernel[1], pieces), epilogue.structure(out),
+            np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _steps(self) -> tuple[int, ...]:
+        return (*self.window.strides, *self.window.before, *self.window.dilations)
+
+    # --- by threads ---------------------------------------------------------------------------------------------------
+
+    def gathered(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        """By mma.sync, windows fetched by threads."""
+        w, size, outputs = self.window, images.itemsize, out.shape[1] // self.groups
+        images = self._with_whole_pieces(images)
+        weights = self._whole_weights
+        group_bytes = weights.shape[3] * size
+        access = next(bytes_ for bytes_ in (16, 8, PIECE) if group_bytes % bytes_ == 0)
+        arguments = epilogue.structure(out)
+        arguments.wide &= outputs * out.itemsize % 16 == 0 or self.groups == 1
+        options = (f"-DUSE_ELEMENT={element(images, self.precision)}", *epilogue.macros, f"-DUSE_ACCESS={access}")
+        launch(
+            kernel("conv_sm80", "conv", options=options),
+            (-(-out.shape[0] // AMPERE_TILE), -(-outputs // AMPERE_TILE), self.groups), AMPERE_THREADS,
+            images, weights, self._outside(images),
+            _GatheredWindow(
+                *w.size, *w.output, *self._steps, w.kernel[1], w.taps, images.shape[3] * size, group_bytes, outputs
+            ),
+            arguments, shared=AMPERE_SHARED,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _whole_channels(self) -> int:
+        """Channels of a group, filled up to whole pieces."""
+        each = max(1, PIECE // int(self.weights.itemsize))
+        return -(-int(self.weights.shape[3]) // each) * each
+
+    @functools.cached_property
+    def _whole_weights(self) -> cupy.ndarray:
+        return _filled(self.weights, self._whole_channels)
+
+    def _with_whole_pieces(self, images: cupy.ndarray) -> cupy.ndarray:
+        """A copy whose groups end at whole pieces, if they do not. What is filled in meets weights of zero."""
+        if self._whole_channels == self.weights.shape[3]:
+            return images
+        grouped = images.reshape(*images.shape[:3], self.groups, -1)
+        return _filled(grouped, self._whole_channels).reshape(*images.shape[:3], -1)
+
+    def _outside(self, images: cupy.ndarray) -> cupy.ndarray:
+        """16 bytes of what is outside the images."""
+        import cupy
+
+        if not hasattr(self, "_padding"):
+            self._padding = cupy.full(16 // images.itemsize, self.padding, images.dtype)
+        return self._padding
+
+    # --- one window a channel -----------------------------------------------------------------------------------------
+
+    def depthwise(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        """Every channel with its own window."""
+        w, channels = self.window, images.shape[3]
+        each = 4 if channels % 4 == 0 else 1
+        work = len(images) * w.output[0] * -(-w.output[1] // SPAN) * (channels // each)
+        options = (f"-DUSE_ELEMENT={element(images, 'float32')}", *epilogue.macros, f"-DUSE_CHANNELS={each}")
+        launch(
+            kernel("conv_depthwise", "conv", options=options), blocks(work, THREADS), THREADS, images,
+            self._weights_by_tap,
+            _DepthwiseWindow(*w.size, *w.output, *self._steps, *w.kernel, channels, len(images), self.padding),
+            epilogue.structure(out),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _weights_by_tap(self) -> cupy.ndarray:
+        import cupy
+
+        return cupy.ascontiguousarray(self.weights.reshape(len(self.weights), -1).T)
+
+
+def _filled(array: Any, last: int) -> Any:
+    """The array with zeros up to a size of its last axis."""
+    import cupy
+
+    if array.shape[-1] == last:
+        return array
+    filled = cupy.zeros((*array.shape[:-1], last), array.dtype)
+    filled[..., : array.shape[-1]] = array
+    return filled

@@ -1,0 +1,227 @@
+// The loop of every matrix product on Hopper: out (M, N) = epilogue(A B'), where A is anything of which the copy engine
+// can fetch 128 bytes of K for as many rows as a tile has (a matrix, or the windows of an image), and B is (N, K).
+//
+// A block keeps a tile of 64 CONSUMERS rows by WIDTH columns in the registers of CONSUMERS warpgroups. One more
+// warpgroup, the producer, gives its registers away; one thread of it starts the copies into a ring of STAGES buffers,
+// each with a barrier `full` (the bytes have come) and `empty` (all who read it have). Blocks stay and walk over tiles,
+// so that the copies for the next tile run under the epilogue of this one.
+//
+// A cluster of SHARING blocks takes tiles one below the other, which need the same rows of B: each copies its part of
+// them to all. A cluster of SPLITS blocks takes one tile and divides K: afterwards each adds up, from the shared memory
+// of the others, the part of the columns that it stores.
+#pragma once
+
+#include "hopper.cuh"
+
+constexpr int STEP_BYTES = 128;  // of K, in a row of a buffer
+constexpr int TILES_PER_GROUP = 8;
+
+template <Element ELEMENT_, Output OUTPUT_, Activation ACTIVATION_, bool RESIDUAL_, int CONSUMERS_, int WIDTH_,
+          int STAGES_, int SHARING_, int SPLITS_>
+struct Config {
+    static constexpr Element ELEMENT = ELEMENT_;
+    static constexpr Output OUTPUT = OUTPUT_;
+    static constexpr Activation ACTIVATION = ACTIVATION_;
+    static constexpr bool RESIDUAL = RESIDUAL_;
+    static constexpr int CONSUMERS = CONSUMERS_, WIDTH = WIDTH_, STAGES = STAGES_, SHARING = SHARING_, SPLITS = SPLITS_;
+    static constexpr bool INTEGER = ELEMENT == Element::s8 || ELEMENT == Element::u8;
+    static constexpr int STEP = INTEGER ? 128 : ELEMENT == Element::tf32 ? 32 : 64;  // elements of K in a row of a buffer
+    static constexpr int HEIGHT = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
+    static constexpr int A_BYTES = HEIGHT * STEP_BYTES, B_BYTES = WIDTH * STEP_BYTES;
+    static constexpr int SUMS = WIDTH / 2;  // of a thread
+    static constexpr int SLICE = SUMS / SPLITS;
+    static_assert(SHARING == 1 || SPLITS == 1, "a cluster shares B or divides K");
+};
+
+// What a source is compiled for beside its operands: the defaults.
+#ifndef USE_CONSUMERS
+#define USE_CONSUMERS 2
+#define USE_WIDTH 256
+#define USE_STAGES 4
+#define USE_SHARING 2
+#define USE_SPLITS 1
+#endif
+typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SHARING, USE_SPLITS>
+    Chosen;
+
+// Which tile comes when: groups of rows of tiles, column after column, so that the blocks at work at one time need few
+// rows of A and B.
+struct Tiles {
+    int down, across;
+
+    __device__ __forceinline__ int count() const { return down * across; }
+    __device__ __forceinline__ int2 at(int index) const {
+        int group = index / (TILES_PER_GROUP * across), first = group * TILES_PER_GROUP;
+        int height = min(TILES_PER_GROUP, down - first), inside = index - first * across;
+        return make_int2(first + inside % height, inside / height);
+    }
+};
+
+template <int STAGES>
+struct Ring {
+    int stage = 0;
+    u32 phase = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+template <class C>
+struct Buffers {
+    u32 tiles;  // STAGES times A's rows, then B's
+    u64* full;
+    u64* empty;
+    ColumnTerms<C::WIDTH>* terms;  // of each consumer
+    u32* partial;                  // (SUMS, 128 CONSUMERS), over the tiles, when all have been read
+
+    __device__ __forceinline__ Buffers(unsigned char* shared) {
+        constexpr int RING = C::STAGES * (C::A_BYTES + C::B_BYTES);
+        unsigned char* aligned = shared + (-shared_address(shared) & 1023);
+        tiles = shared_address(aligned);
+        full = (u64*)(aligned + RING);
+        empty = full + C::STAGES;
+        terms = (ColumnTerms<C::WIDTH>*)(empty + C::STAGES);
+        partial = (u32*)aligned;
+        static_assert(C::SPLITS == 1 || 4 * C::HEIGHT * C::WIDTH <= RING, "the sums of a divided K need more room");
+    }
+    __device__ __forceinline__ u32 a(int stage) const { return tiles + stage * (C::A_BYTES + C::B_BYTES); }
+    __device__ __forceinline__ u32 b(int stage) const { return a(stage) + C::A_BYTES; }
+};
+
+// The steps of K that are this block's.
+template <class C>
+__device__ __forceinline__ int2 own_steps(int steps) {
+    if constexpr (C::SPLITS == 1) return make_int2(0, steps);
+    int rank = cluster_rank();
+    return make_int2(steps * rank / C::SPLITS, steps * (rank + 1) / C::SPLITS);
+}
+
+template <class C, class Source>
+__device__ __forceinline__ void produce(Source source, const Buffers<C>& buffers, Tiles tiles, int steps) {
+    Ring<C::STAGES> ring;
+    int rank = C::SHARING > 1 ? cluster_rank() : 0;
+    int2 own = own_steps<C>(steps);
+    constexpr int PART = C::WIDTH / C::SHARING;
+    constexpr int CLUSTER = C::SHARING * C::SPLITS;
+    for (int index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+        int2 tile = tiles.at(index);
+        source.begin((tile.x * C::SHARING + rank) * C::HEIGHT, own.x);
+        for (int step = own.x; step < own.y; ++step, ring.advance()) {
+            barrier_wait(buffers.empty + ring.stage, ring.phase ^ 1);
+            u64* full = buffers.full + ring.stage;
+            barrier_expect(full, C::A_BYTES + C::B_BYTES);
+            source.copy_a(buffers.a(ring.stage), full);
+            u32 to = buffers.b(ring.stage) + rank * PART * STEP_BYTES;
+            if constexpr (C::SHARING > 1)
+                source.copy_b(to, full, tile.y * C::WIDTH + rank * PART, (unsigned short)((1 << C::SHARING) - 1));
+            else
+                source.copy_b(to, full, tile.y * C::WIDTH);
+            source.advance();
+        }
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void multiply(u32 (&sums)[C::SUMS], const Buffers<C>& buffers, Ring<C::STAGES>& ring,
+                                         int steps) {
+    int group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
+    auto release = [&](int stage) {
+        if (lane < C::SHARING) barrier_arrive(buffers.empty + stage, C::SHARING > 1 ? lane : cluster_rank());
+    };
+    int before = 0;
+    for (int step = 0; step < steps; ++step) {
+        barrier_wait(buffers.full + ring.stage, ring.phase);
+        u64 a = operand(buffers.a(ring.stage) + group * 64 * STEP_BYTES), b = operand(buffers.b(ring.stage));
+        wgmma_begin();
+#pragma unroll
+        for (int part = 0; part < STEP_BYTES / 32; ++part)
+            wgmma<C::ELEMENT, C::WIDTH>(sums, a + 2 * part, b + 2 * part, step != 0 || part != 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (step != 0) release(before);
+        before = ring.stage;
+        ring.advance();
+    }
+    wgmma_wait<0>();
+    if (steps != 0) release(before);
+}
+
+// This block's slice of the columns, summed over the blocks of the cluster in the order of their ranks.
+template <class C>
+__device__ __forceinline__ void add_parts(u32 (&slice)[C::SLICE], const u32* partial) {
+    constexpr int THREADS = 128 * C::CONSUMERS;
+    u32 from = shared_address(partial + cluster_rank() * C::SLICE * THREADS + threadIdx.x - 128);
+#pragma unroll
+    for (int i = 0; i < C::SLICE; ++i) {
+#pragma unroll
+        for (int rank = 0; rank < C::SPLITS; ++rank) {
+            u32 part = load_from_cluster(in_block(from + 4 * i * THREADS, rank));
+            if (rank == 0) slice[i] = part;
+            else if (C::INTEGER) slice[i] += part;
+            else slice[i] = __float_as_uint(__uint_as_float(slice[i]) + __uint_as_float(part));
+        }
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, int steps, const Epilogue& e) {
+    Ring<C::STAGES> ring;
+    int warp = threadIdx.x / 32 - 4, group = warp / 4, thread = threadIdx.x % 128;
+    ColumnTerms<C::WIDTH>& terms = buffers.terms[group];
+    int rank = C::SHARING > 1 ? cluster_rank() : 0;
+    int2 own = own_steps<C>(steps);
+    constexpr int CLUSTER = C::SHARING * C::SPLITS;
+    for (int index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+        int2 tile = tiles.at(index);
+        int row = (tile.x * C::SHARING + rank) * C::HEIGHT + 16 * warp, column = tile.y * C::WIDTH;
+        FetchedTerms<C::WIDTH, 128> fetched;
+        fetched.fetch(thread, column, e);
+        u32 sums[C::SUMS];
+        multiply<C>(sums, buffers, ring, own.y - own.x);
+        sync_threads<128>(1 + group);  // all have done with the terms of the last tile
+        fetched.put(thread, terms);
+        sync_threads<128>(1 + group);
+        if constexpr (C::SPLITS == 1) {
+            store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, C::WIDTH / 8>(sums, e, terms, row, column, 0);
+        } else {
+            sync_threads<128 * C::CONSUMERS>(1 + C::CONSUMERS);
+#pragma unroll
+            for (int i = 0; i < C::SUMS; ++i) buffers.partial[i * 128 * C::CONSUMERS + threadIdx.x - 128] = sums[i];
+            cluster_sync();
+            u32 slice[C::SLICE];
+            add_parts<C>(slice, buffers.partial);
+            constexpr int COLUMNS = C::WIDTH / C::SPLITS;
+            int inside = cluster_rank() * COLUMNS;
+            store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, COLUMNS / 8>(slice, e, terms, row,
+                                                                                        column + inside, inside);
+        }
+    }
+}
+
+// All of a block's work. With SPLITS the grid has a cluster for every tile.
+template <class C, class Source>
+__device__ __forceinline__ void multiply_tiles(Source source, Tiles tiles, int steps, const Epilogue& e) {
+    extern __shared__ unsigned char shared[];
+    Buffers<C> buffers(shared);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < C::STAGES; ++stage) {
+            barrier_init(buffers.full + stage, 1);
+            barrier_init(buffers.empty + stage, 4 * C::CONSUMERS * C::SHARING);
+        }
+        barrier_init_fence();
+        source.prefetch();
+    }
+    __syncthreads();
+    if constexpr (C::SHARING > 1) cluster_sync();
+    if (threadIdx.x < 128) {
+        if constexpr (C::CONSUMERS == 2) give_up_registers<56>();
+        if (threadIdx.x == 0) produce<C>(source, buffers, tiles, steps);
+        __syncwarp();
+        if constexpr (C::SPLITS > 1) cluster_sync();
+    } else {
+        if constexpr (C::CONSUMERS == 2) take_registers<224>();
+        consume<C>(buffers, tiles, steps, e);
+    }
+    if constexpr (C::SHARING * C::SPLITS > 1) cluster_sync();  // nobody leaves while others may reach its memory
+}

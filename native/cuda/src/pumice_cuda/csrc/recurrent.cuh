@@ -1,0 +1,29 @@
+// LSTM and GRU steps as ONNX defines them, with sigmoid and tanh, in float. The input's part of the gates,
+// projected = W x + b of all steps, is a matrix product that was done before.
+//
+//   LSTM   i, o, f, c~ = projected + R h with peepholes P c on i, f (old cell) and o (new cell);
+//          c = f c + i tanh(c~);  h = o tanh(c)
+//   GRU    z, r, n = projected + R h;  h = (1 - z) tanh(n~ + r n) + z h         with linear_before_reset
+//
+// Rows (of a batch) that have ended keep their state and output zeros.
+#pragma once
+
+#include "elements.cuh"
+
+__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+struct Peepholes {
+    float input, output, forget;
+
+    __device__ Peepholes(const float *peepholes, int hidden, int unit) : input(0), output(0), forget(0) {
+        if (!peepholes || unit >= hidden) return;
+        input = peepholes[unit], output = peepholes[hidden + unit], forget = peepholes[2 * hidden + unit];
+    }
+};
+
+// The new state from the sums of the gates i, o, f, c; changes the cell.
+__device__ inline float lstm_state(const float *gates, const Peepholes &peepholes, float &cell) {
+    const float admit = sigmoid(gates[0] + peepholes.input * cell), keep = sigmoid(gates[2] + peepholes.forget * cell);
+    cell = keep * cell + admit * tanhf(gates[3]);
+    return sigmoid(gates[1] + peepholes.output * cell) * tanhf(cell);
+}

@@ -1,0 +1,150 @@
+// Functions of rows and of elements: softmax, normalisation, GELU, reductions. Elements are float, float16 or bfloat16;
+// arithmetic is float.
+//
+// A row that fits is read once: its team keeps it in registers (teams.cuh).
+#include "teams.cuh"
+
+// y = exp(x - max) / sum of exp(x - max), or the logarithm of it, of each row.
+template <typename T, int kWide, int kTeam, int kVectors, bool kLogarithm>
+__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128) softmax(const T *x, T *y, int64 rows, int columns) {
+    const int64 r = row_of_team<kTeam>();
+    if (r >= rows) return;
+    Row<kWide, kTeam, kVectors, Plain<T, kWide>> row({x + r * columns}, columns);
+    const float most = row.fold(Greatest(), [](float v) { return v; });
+    const float sum = row.fold(Add(), [=](float v) { return expf(v - most); });
+    const float logarithm = logf(sum);
+    row.write(y + r * columns, [=](float v, int) { return kLogarithm ? v - most - logarithm : expf(v - most) / sum; });
+}
+
+// x, or x + skip, or x + skip + added: what a residual connection brings to a normalisation.
+template <typename T, int kWide>
+struct Residual {
+    const T *x, *skip, *added;
+
+    __device__ void load(int column, float *values) const {
+        ::load<kWide>(x + column, values);
+        add(skip, column, values);
+        add(added, column, values);
+    }
+
+    __device__ static void add(const T *other, int column, float *values) {
+        if (!other) return;
+        float more[kWide];
+        ::load<kWide>(other + column, more);
+#pragma unroll
+        for (int w = 0; w < kWide; w++) values[w] += more[w];
+    }
+};
+
+// y = (v - mean) inverse scale + bias with v = x + skip + added and inverse = 1 / sqrt(variance + epsilon); kRms leaves
+// out the mean. skip, added and bias may be null, as may be what is written beside y: v as `total`, mean and inverse.
+template <typename T, int kWide, int kTeam, int kVectors, bool kRms>
+__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
+    layer_norm(const T *x, const T *skip, const T *added, const T *scale, const T *bias, float epsilon, T *y, T *total,
+               float *means, float *inverses, int64 rows, int columns) {
+    const int64 r = row_of_team<kTeam>(), start = r * columns;
+    if (r >= rows) return;
+    Row<kWide, kTeam, kVectors, Residual<T, kWide>> row({x + start, skip ? skip + start : skip, added}, columns);
+    const float mean = kRms ? 0 : row.fold(Add(), [](float v) { return v; }) / columns;
+    const float variance = row.fold(Add(), [=](float v) { return (v - mean) * (v - mean); }) / columns;
+    const float inverse = 1 / sqrtf(variance + epsilon);
+    if (threadIdx.x % kTeam == 0) {
+        if (means) means[r] = mean;
+        if (inverses) inverses[r] = inverse;
+    }
+    if (total) row.write(total + start, [](float v, int) { return v; });
+    row.each([&](const float *values, int at) {
+        float factors[kWide], results[kWide] = {};
+        load<kWide>(scale + at, factors);
+        if (bias) load<kWide>(bias + at, results);
+#pragma unroll
+        for (int w = 0; w < kWide; w++) results[w] += (values[w] - mean) * inverse * factors[w];
+        store<kWide>(y + start + at, results);
+    });
+}
+
+// --- elements --------------------------------------------------------------------------------------------------------
+
+struct Gelu {
+    __device__ static float of(float x) { return 0.5f * x * (1 + erff(x * 0.70710678118654752f)); }
+};
+
+struct GeluTanh {
+    __device__ static float of(float x) {
+        return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    }
+};
+
+struct Silu {
+    __device__ static float of(float x) { return x / (1 + expf(-x)); }
+};
+
+template <typename T, typename Function>
+__global__ void map_elements(const T *x, T *y, int64 count, int aligned) {
+    constexpr int kWide = kWidest<T>;
+    const int64 first = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * kWide;
+    if (aligned && first + kWide <= count) {
+        float values[kWide];
+        load<kWide>(x + first, values);
+#pragma unroll
+        for (int w = 0; w < kWide; w++) values[w] = Function::of(values[w]);
+        store<kWide>(y + first, values);
+    } else {
+        for (int64 i = first; i < first + kWide && i < count; i++) narrow(Function::of(widen(x[i])), y[i]);
+    }
+}
+
+// --- reductions ------------------------------------------------------------------------------------------------------
+
+struct Identity {
+    __device__ float operator()(float v) const { return v; }
+};
+
+struct Square {
+    __device__ float operator()(float v) const { return v * v; }
+};
+
+// out[o][s][i] from in[o][r][i] over the s-th part of r, divided by `divisor`. Parts are `part` long, and a second call
+// folds what they gave.
+
+// Without an inner axis: a team has a part of a row.
+template <typename In, typename Out, int kTeam, typename Combine, typename F>
+__global__ void reduce_rows(const In *x, Out *y, int64 rows, int64 columns, int64 part, int parts, float divisor) {
+    const int64 r = row_of_team<kTeam>();
+    if (r >= rows * parts) return;
+    const int64 start = r % parts * part, end = start + part < columns ? start + part : columns;
+    const In *row = x + r / parts * columns;
+    const float none = Combine::neutral();
+    float folded[4] = {none, none, none, none};
+    for (int64 i = start + threadIdx.x % kTeam; i < end; i += 4 * kTeam)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            if (i + n * kTeam < end) folded[n] = Combine()(folded[n], F()(widen(row[i + n * kTeam])));
+    const float both[2] = {Combine()(folded[0], folded[1]), Combine()(folded[2], folded[3])};
+    const float all = across<kTeam>(Combine()(both[0], both[1]), Combine());
+    if (threadIdx.x % kTeam == 0) narrow(all / divisor, y[r]);
+}
+
+// With one: a thread has a part of a column.
+template <typename In, typename Out, typename Combine, typename F>
+__global__ void reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, int64 inner, int64 part, int parts,
+                               float divisor) {
+    const int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x, o = column / inner, i = column % inner;
+    if (column >= outer * inner) return;
+    const int64 start = blockIdx.y * part, end = start + part < reduced ? start + part : reduced;
+    const float none = Combine::neutral();
+    float folded[4] = {none, none, none, none};
+    for (int64 r = start; r < end; r += 4)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            if (r + n < end) folded[n] = Combine()(folded[n], F()(widen(x[(o * reduced + r + n) * inner + i])));
+    const float both[2] = {Combine()(folded[0], folded[1]), Combine()(folded[2], folded[3])};
+    narrow(Combine()(both[0], both[1]) / divisor, y[(o * parts + blockIdx.y) * inner + i]);
+}
+
+// instances: softmax<float, 4, 32, 8, false>; softmax<bfloat16, 8, 1024, 0, true>
+// instances: softmax<float16, 1, 256, 32, false>; layer_norm<float, 4, 32, 8, false>
+// instances: layer_norm<float16, 8, 256, 4, true>; layer_norm<bfloat16, 8, 1024, 0, false>
+// instances: map_elements<float, Gelu>; map_elements<float16, GeluTanh>; map_elements<bfloat16, Silu>
+// instances: reduce_rows<float, float, 256, Add, Identity>; reduce_rows<float16, float, 32, Greatest, Identity>
+// instances: reduce_columns<float, float, Add, Square>; reduce_columns<bfloat16, bfloat16, Least, Identity>

@@ -1,0 +1,103 @@
+// Teams of threads, each with a row: a warp, or a whole block. A row is kept in registers where it fits.
+#pragma once
+
+#include "elements.cuh"
+
+struct Add {
+    __device__ static float neutral() { return 0; }
+    __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+// NaN stays NaN.
+struct Greatest {
+    __device__ static float neutral() { return __int_as_float(0xff800000); }
+    __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+};
+
+struct Least {
+    __device__ static float neutral() { return __int_as_float(0x7f800000); }
+    __device__ float operator()(float a, float b) const { return a < b || a != a ? a : b; }
+};
+
+// One value of all threads of the team, the same in each and in every run.
+template <int kTeam, typename Combine>
+__device__ float across(float value, Combine combine) {
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) value = combine(value, __shfl_xor_sync(~0u, value, distance));
+    if constexpr (kTeam > 32) {
+        __shared__ float parts[kTeam / 32];
+        __syncthreads();  // the parts of the last time have been read
+        if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+        __syncthreads();
+        value = parts[0];
+        for (int warp = 1; warp < kTeam / 32; warp++) value = combine(value, parts[warp]);
+    }
+    return value;
+}
+
+template <int kTeam>
+__device__ int64 row_of_team() {
+    return kTeam > 32 ? blockIdx.x : int64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+}
+
+// A row as its team reads it: `kWide` neighbours a thread at a time, `kVectors` times; 0: the row is too long to keep,
+// and every pass reads it anew. `Source::load(column, values)` gives kWide of them.
+template <int kWide, int kTeam, int kVectors, typename Source>
+struct Row {
+    Source source;
+    int columns;
+    float kept[kVectors ? kVectors * kWide : 1];
+
+    __device__ Row(Source source, int columns) : source(source), columns(columns) {
+#pragma unroll
+        for (int n = 0; n < kVectors; n++)
+            if (column(n) < columns) source.load(column(n), kept + n * kWide);
+    }
+
+    __device__ static int column(int vector) { return (vector * kTeam + threadIdx.x % kTeam) * kWide; }
+
+    // visit(values, column): kWide values that may be changed, which lasts where the row is kept.
+    template <typename Visit>
+    __device__ void each(Visit visit) {
+        if constexpr (kVectors > 0) {
+#pragma unroll
+            for (int n = 0; n < kVectors; n++)
+                if (column(n) < columns) visit(kept + n * kWide, column(n));
+        } else {
+            for (int n = 0; column(n) < columns; n++) {
+                float values[kWide];
+                source.load(column(n), values);
+                visit(values, column(n));
+            }
+        }
+    }
+
+    // The combination of f(value) over the row.
+    template <typename Combine, typename F>
+    __device__ float fold(Combine combine, F f) {
+        float folded = Combine::neutral();
+        each([&](const float *values, int) {
+#pragma unroll
+            for (int w = 0; w < kWide; w++) folded = combine(folded, f(values[w]));
+        });
+        return across<kTeam>(folded, combine);
+    }
+
+    // to[column] = f(value, column).
+    template <typename T, typename F>
+    __device__ void write(T *to, F f) {
+        each([&](const float *values, int at) {
+            float results[kWide];
+#pragma unroll
+            for (int w = 0; w < kWide; w++) results[w] = f(values[w], at + w);
+            store<kWide>(to + at, results);
+        });
+    }
+};
+
+// The row as it is in memory.
+template <typename T, int kWide>
+struct Plain {
+    const T *from;
+    __device__ void load(int column, float *values) const { ::load<kWide>(from + column, values); }
+};

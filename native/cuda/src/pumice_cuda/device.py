@@ -1,0 +1,194 @@
+"""Whether this machine has a GPU that can be used, and if not, why: one sentence, found without what may hang.
+
+The order of the questions matters. Without a driver some calls of CUDA's libraries never return, so the driver is
+looked for first, as a library on disk. Then versions: a driver runs the cubins of its own CUDA version and of older
+ones, so the NVRTC in use must not be newer than it by a major version; CuPy must be built for a major version that the
+driver runs; and the GPU must be one for which there are kernels (compute capability 7.5 and later).
+
+`Probes` are the questions, apart from what is made of the answers, so that every answer can be tried without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+OLDEST_CAPABILITY = (7, 5)
+"""Turing: the first with the INT8 instructions of the oldest kernels, and the oldest that CUDA 13 compiles for."""
+ARCHITECTURE_SPECIFIC = frozenset({(9, 0), (10, 0)})
+"""Compute capabilities whose own instructions (wgmma, tcgen05) need the architecture's name with an `a`."""
+
+
+class NotThere(Exception):
+    """A library or a device that was looked for does not exist; the text says what."""
+
+
+@attrs.frozen(kw_only=True)
+class Gpu:
+    """One device."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+    """Bytes."""
+    multiprocessors: int
+
+    @property
+    def architecture(self) -> str:
+        """What NVRTC compiles for."""
+        return architecture_of(self.capability)
+
+
+@attrs.frozen(kw_only=True)
+class Probes:
+    """How to learn what is here. Each raises `NotThere` if there is nothing."""
+
+    driver: Callable[[], tuple[int, int]]
+    """The newest CUDA version that the driver runs."""
+    nvrtc: Callable[[], tuple[int, int]]
+    cupy: Callable[[], int]
+    """The CUDA major version for which CuPy is built."""
+    gpu: Callable[[], Gpu]
+
+
+@attrs.frozen(kw_only=True)
+class Examination:
+    """What was found, as far as the questions came."""
+
+    problem: str | None = None
+    """Why there is no GPU to use, in one sentence that names the remedy."""
+    gpu: Gpu | None = None
+    driver: tuple[int, int] | None = None
+    nvrtc: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        if self.problem is not None or self.gpu is None:
+            return str(self.problem)
+        driver, nvrtc = _dotted(self.driver or (0, 0)), _dotted(self.nvrtc or (0, 0))
+        return f"{self.gpu.name} ({self.gpu.architecture}), driver for CUDA {driver}, NVRTC {nvrtc}"
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """`sm_80` for (8, 0), `sm_90a` for (9, 0)."""
+    major, minor = capability
+    return f"sm_{major}{minor}{'a' if capability in ARCHITECTURE_SPECIFIC else ''}"
+
+
+def examine(probes: Probes) -> Examination:
+    """Ask in the safe order; the first answer that rules out a GPU ends it."""
+    try:
+        driver, nvrtc, cupy = probes.driver(), probes.nvrtc(), probes.cupy()
+    except NotThere as missing:
+        return Examination(problem=str(missing))
+    if driver[0] < nvrtc[0]:
+        return Examination(
+            driver=driver,
+            nvrtc=nvrtc,
+            problem=f"the NVIDIA driver runs CUDA {_dotted(driver)} at most and NVRTC compiles for {_dotted(nvrtc)}: "
+            f"update the driver",
+        )
+    if cupy > driver[0]:
+        return Examination(
+            driver=driver,
+            nvrtc=nvrtc,
+            problem=f"CuPy is built for CUDA {cupy} and the NVIDIA driver runs {_dotted(driver)} at most: update the "
+            f"driver",
+        )
+    try:
+        gpu = probes.gpu()
+    except NotThere as missing:
+        return Examination(problem=str(missing), driver=driver, nvrtc=nvrtc)
+    problem = None
+    if gpu.capability < OLDEST_CAPABILITY:
+        problem = (
+            f"the GPU '{gpu.name}' has compute capability {_dotted(gpu.capability)} and the kernels need "
+            f"{_dotted(OLDEST_CAPABILITY)} or later"
+        )
+    return Examination(problem=problem, gpu=gpu, driver=driver, nvrtc=nvrtc)
+
+
+@functools.cache
+def examination() -> Examination:
+    """What this machine has, asked once a process."""
+    return examine(Probes(driver=_driver, nvrtc=_nvrtc, cupy=_cupy, gpu=_gpu))
+
+
+def unavailable() -> str | None:
+    """Why there is no GPU to use; None if there is one."""
+    return examination().problem
+
+
+def gpu() -> Gpu:
+    """The current GPU.
+
+    Raises:
+        RuntimeError: there is none; the text says why.
+    """
+    found = examination()
+    if found.gpu is None or found.problem is not None:
+        raise RuntimeError(f"no GPU can be used here: {found.problem}")
+    return found.gpu
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+# --- the questions ----------------------------------------------------------------------------------------------------
+
+
+def _driver() -> tuple[int, int]:
+    _library("cuda", "no NVIDIA driver is installed: install the driver of the GPU, version 580 or later")
+    from cuda.bindings import driver
+
+    error, version = driver.cuDriverGetVersion()
+    if int(error):
+        raise NotThere(f"the NVIDIA driver does not answer (CUDA error {int(error)}): restart the machine")
+    return version // 1000, version % 1000 // 10
+
+
+def _nvrtc() -> tuple[int, int]:
+    _library("nvrtc", "NVRTC is not installed: pip install 'nvidia-cuda-nvrtc==13.0.*'")
+    from cuda.bindings import nvrtc
+
+    error, major, minor = nvrtc.nvrtcVersion()
+    if int(error):
+        raise NotThere(f"NVRTC does not answer (error {int(error)}): pip install 'nvidia-cuda-nvrtc==13.0.*'")
+    return major, minor
+
+
+def _cupy() -> int:
+    try:
+        import cupy
+    except ImportError as error:
+        raise NotThere(f"CuPy cannot be imported ({error}): pip install cupy-cuda13x") from error
+    return int(cupy.cuda.get_local_runtime_version()) // 1000
+
+
+def _gpu() -> Gpu:
+    import cupy
+
+    try:
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise NotThere(f"the NVIDIA driver offers no GPU ({error}): see what nvidia-smi says") from error
+    return Gpu(
+        name=properties["name"].decode(),
+        capability=(properties["major"], properties["minor"]),
+        memory=properties["totalGlobalMem"],
+        multiprocessors=properties["multiProcessorCount"],
+    )
+
+
+def _library(name: str, otherwise: str) -> Any:
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+    except ImportError as error:
+        raise NotThere("the package cuda-core is not installed: pip install pumice-cuda again") from error
+    try:
+        return load_nvidia_dynamic_lib(name)
+    except RuntimeError as error:
+        raise NotThere(otherwise) from error

@@ -1,0 +1,235 @@
+"""Matrix products A B' on the GPU with a fused epilogue: A (m, k), B (n, k), the rows of both contiguous.
+
+Integers of 8 bits are summed exactly in 32; float16 and bfloat16 in float32. float32 is cut to TF32 (10 bits of
+mantissa) as it is multiplied. With precision `float32` it is made of three such products, whose sums are rounded as
+float32's are: the result is off by less than 1e-6 of its norm. Hopper has a kernel of its own for all others
+(`csrc/gemm_sm90.cu`), Ampere and later share one, Turing multiplies bytes. A matrix whose rows do not begin at
+multiples of 16 bytes is copied first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import numpy as np
+
+from pumice_cuda import device, tensor_maps
+from pumice_cuda.compiling import kernel
+from pumice_cuda.epilogue import PLAIN, Epilogue
+from pumice_cuda.launching import launch
+
+if TYPE_CHECKING:
+    import cupy
+
+ELEMENTS = {"int8": "s8", "uint8": "u8", "float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
+STEP_BYTES = 128
+SHARED = 227 << 10
+"""Bytes of shared memory of a block on Hopper."""
+HOPPER, AMPERE = (9, 0), (8, 0)
+AMPERE_TILE, AMPERE_THREADS, AMPERE_SHARED = 128, 256, 64 << 10
+TURING_TILE = 64
+Precision = Literal["tf32", "float32"]
+
+
+@attrs.frozen(kw_only=True)
+class Tiling:
+    """How Hopper's loop divides a product; see csrc/mainloop_sm90.cuh."""
+
+    consumers: int
+    """Warpgroups with 64 rows each."""
+    width: int
+    """Columns of a tile: 64, 128 or 256."""
+    sharing: int = 1
+    """Blocks of a cluster that share their rows of B."""
+    splits: int = 1
+    """Blocks of a cluster that divide K."""
+
+    @property
+    def height(self) -> int:
+        return 64 * self.consumers
+
+    @property
+    def stages(self) -> int:
+        """Buffers that fit beside the sums that are exchanged."""
+        return min(8, (SHARED - 1024 - self._beside) // self._stage)
+
+    @property
+    def shared(self) -> int:
+        return 1024 + self.stages * self._stage + self._beside
+
+    @property
+    def _stage(self) -> int:
+        """Rows of A and B and two barriers."""
+        return (self.height + self.width) * STEP_BYTES + 16
+
+    @property
+    def _beside(self) -> int:
+        """Scale, bias and offset of the columns for each consumer."""
+        return 12 * self.consumers * self.width
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.consumers + 1)
+
+    @property
+    def cluster(self) -> int:
+        return self.sharing * self.splits
+
+    @property
+    def macros(self) -> tuple[str, ...]:
+        names = ("consumers", "width", "stages", "sharing", "splits")
+        return tuple(f"-DUSE_{name.upper()}={getattr(self, name)}" for name in names)
+
+    def tiles(self, m: int, n: int) -> tuple[int, int]:
+        """Tiles, or clusters of tiles, down and across."""
+        return -(-m // (self.height * self.sharing)), -(-n // self.width)
+
+    def blocks(self, m: int, n: int, multiprocessors: int) -> int:
+        """The grid: every block stays and walks over tiles, except where K is divided."""
+        clusters = math.prod(self.tiles(m, n))
+        if self.splits == 1:
+            clusters = min(clusters, multiprocessors // self.cluster)
+        return clusters * self.cluster
+
+
+def tiling(m: int, n: int, steps: int, multiprocessors: int) -> Tiling:
+    """The division of a product (m, n) over `steps` times 128 bytes of K that should take least time."""
+    return min(_tilings(steps), key=lambda t: _cycles(t, m, n, steps, multiprocessors))
+
+
+def _tilings(steps: int) -> Iterator[Tiling]:
+    for width in (64, 128, 256):
+        for consumers in (1, 2):
+            yield Tiling(consumers=consumers, width=width)
+            if width > 64 and steps > 1:
+                yield Tiling(consumers=consumers, width=width, splits=2)
+    yield Tiling(consumers=2, width=256, sharing=2)
+
+
+def _cycles(t: Tiling, m: int, n: int, steps: int, multiprocessors: int) -> float:
+    """A model of the loop, its figures measured on an H200.
+
+    A multiprocessor multiplies 8,192 bytes' worth of pairs a cycle in two operations each; 47 bytes a cycle reach each
+    when all ask, and up to 72 when few do; 13 instructions finish a sum; clusters cost their meetings.
+    """
+    down, across = t.tiles(m, n)
+    blocks = down * across * t.cluster
+    waves = -(-blocks // multiprocessors)
+    arriving = min(72, 47 * multiprocessors / min(blocks, multiprocessors))
+    step = max(t.height * t.width * STEP_BYTES / 4096, (t.height + t.width / t.sharing) * STEP_BYTES / arriving)
+    finish = 13 * t.width / t.splits / 2 * t.consumers + 1200
+    meetings = 1500 * (t.sharing > 1) + 4000 * (t.splits > 1)
+    return waves * (-(-steps // t.splits) * step + finish) + meetings
+
+
+def gemm(
+    a: cupy.ndarray,
+    b: cupy.ndarray,
+    epilogue: Epilogue = PLAIN,
+    *,
+    out: cupy.ndarray | None = None,
+    precision: Precision = "tf32",
+) -> cupy.ndarray:
+    """epilogue(A B') as (m, n).
+
+    Args:
+        a: (m, k) of int8, uint8, float16, bfloat16 or float32.
+        b: (n, k) of the same type; of int8 where A is uint8.
+        epilogue: what is stored.
+        out: where to write, of the epilogue's type, its rows contiguous.
+        precision: of the products of float32.
+
+    Raises:
+        ValueError: types or shapes do not fit.
+    """
+    import cupy
+
+    _check(a, b)
+    if out is None:
+        out = cupy.empty((a.shape[0], b.shape[0]), epilogue.output)
+    if out.size == 0:
+        return out
+    a, b = readable(a), readable(b)
+    capability = device.gpu().capability
+    if capability == HOPPER and not (a.dtype.name == "float32" and precision == "float32"):
+        on_hopper(a, b, epilogue, out)
+    elif capability >= AMPERE:
+        on_ampere(a, b, epilogue, out, precision)
+    else:
+        on_turing(a, b, epilogue, out)
+    return out
+
+
+def on_hopper(
+    a: cupy.ndarray, b: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: Tiling | None = None
+) -> None:
+    """`gemm` by wgmma, of matrices that the copy engine can read; `chosen` replaces what the model would take."""
+    (m, k), n, processors = a.shape, b.shape[0], device.gpu().multiprocessors
+    steps = -(-k * a.itemsize // STEP_BYTES)
+    t = chosen or tiling(m, n, steps, processors)
+    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros)
+    down, across = t.tiles(m, n)
+    launch(
+        kernel("gemm_sm90", "gemm", options=options), t.blocks(m, n, processors), t.threads,
+        tensor_maps.boxes(a, t.height), tensor_maps.boxes(b, t.width // t.sharing), epilogue.structure(out),
+        np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
+    )  # fmt: skip
+
+
+def on_ampere(
+    a: cupy.ndarray, b: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, precision: Precision = "tf32"
+) -> None:
+    """`gemm` by mma.sync, of matrices whose rows begin at multiples of 16 bytes."""
+    options = (f"-DUSE_ELEMENT={element(a, precision)}", *epilogue.macros, "-DUSE_ACCESS=16")
+    grid = -(-out.shape[0] // AMPERE_TILE), -(-out.shape[1] // AMPERE_TILE)
+    launch(
+        kernel("gemm_sm80", "gemm", options=options), grid, AMPERE_THREADS, *_matrices(a, b), epilogue.structure(out),
+        shared=AMPERE_SHARED,
+    )  # fmt: skip
+
+
+def on_turing(a: cupy.ndarray, b: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+    """`gemm` of bytes by dp4a, of matrices whose rows begin at multiples of 16 bytes.
+
+    Raises:
+        ValueError: the matrices are not of bytes.
+    """
+    if a.itemsize != 1:
+        raise ValueError(f"products of {a.dtype} need a GPU of compute capability 8.0 or later")
+    options = (f"-DUSE_ELEMENT={element(a)}", *epilogue.macros)
+    grid = -(-out.shape[0] // TURING_TILE), -(-out.shape[1] // TURING_TILE)
+    launch(kernel("gemm_dp4a", "gemm", options=options), grid, 128, *_matrices(a, b), epilogue.structure(out))
+
+
+def element(a: cupy.ndarray, precision: Precision = "tf32") -> str:
+    """The kernels' name of a type of operands."""
+    return "f32" if precision == "float32" and a.dtype.name == "float32" else ELEMENTS[a.dtype.name]
+
+
+def readable(matrix: cupy.ndarray) -> cupy.ndarray:
+    """The matrix, or where its rows do not begin at multiples of 16 bytes a copy whose rows do, filled with zeros."""
+    import cupy
+
+    if tensor_maps.describable(matrix):
+        return matrix
+    rows, k = matrix.shape
+    each = tensor_maps.ALIGNMENT // matrix.itemsize
+    copy = cupy.zeros((rows, max(1, -(-k // each)) * each), matrix.dtype)
+    copy[:, :k] = matrix
+    return copy
+
+
+def _check(a: cupy.ndarray, b: cupy.ndarray) -> None:
+    second = "int8" if a.dtype.name == "uint8" else a.dtype.name
+    if a.dtype.name not in ELEMENTS or b.dtype.name != second:
+        raise ValueError(f"there is no product of {a.dtype} and {b.dtype}")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"matrices {list(a.shape)} and {list(b.shape)} do not share their last axis")
+
+
+def _matrices(a: cupy.ndarray, b: cupy.ndarray) -> tuple[Any, ...]:
+    """The kernels' arguments: pointers, bytes from row to row, bytes of a row."""
+    return a, b, np.int64(a.strides[0]), np.int64(b.strides[0]), np.int32(a.shape[1] * a.itemsize)

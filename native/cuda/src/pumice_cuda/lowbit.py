@@ -1,0 +1,343 @@
+"""Products with weights of four bits on the GPU: each weight is a code, 0 to 15, into a table of 16 entries.
+
+    weight(k, n) = (table[code(k, n)] - offset) scale
+
+with the table, offset and scale of the column n, or of the column's group of `group` consecutive k: what the CPU's
+`pumice_cpu.lowbit` takes. Weights stay codes in memory and become bfloat16 in registers, for the tensor cores. Entries
+and activations that are no bfloat16 are sums of two, a high and a low part, each with a product: the error is that of
+16 bits of mantissa. Tables of consecutive integers are decoded by arithmetic, and one table for all comes from shared
+memory, two codes at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import ml_dtypes
+import numpy as np
+
+from pumice_cuda import device
+from pumice_cuda.compiling import kernel
+from pumice_cuda.launching import blocks, launch
+from pumice_cuda.teams import ACCESS, aligned, floats, parameter, type_name
+
+if TYPE_CHECKING:
+    import cupy
+
+ENTRIES = 16
+TILE, STEP, WORD, EIGHT = 16, 128, 32, 8
+"""Outputs of a tile, k of a step, k of the words that four threads have, codes of a word; as in csrc/lowbit.cuh."""
+CENTRE = 8
+"""The code that decoding by arithmetic takes for zero."""
+WARPS, AHEAD = 8, 4
+"""Of a block, and steps whose codes are asked for early; as in csrc/lowbit.cuh."""
+HOPPER = (9, 0)
+FEW = 32
+"""Rows of A up to which every weight is read once, by a kernel of its own."""
+ROWS, OUTPUTS, STAGES, STRIDE = 64, 64, 3, 160
+"""Of a block where there are more; as in csrc/lowbit.cuh."""
+PAIRS = 32 << 10
+"""Bytes of shared memory that the values of all pairs of codes take."""
+Arrays = Any
+"""NumPy's or CuPy's."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Codebook:
+    """Weights (k, n) of four bits on the device, as the kernels read them."""
+
+    k: int
+    n: int
+    group: int
+    decoder: str
+    """Levels, Tables or Pairs."""
+    parts: int
+    """Of each entry of the table."""
+    codes: cupy.ndarray
+    tables: cupy.ndarray | None
+    scale: cupy.ndarray
+    """(groups, padded n)."""
+    offset: cupy.ndarray | None
+    strides: tuple[int, int]
+    """Tables from one output, or group, to the next."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(a.nbytes) for a in (self.codes, self.tables, self.scale, self.offset) if a is not None)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.k // STEP)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.n // TILE)
+
+    @property
+    def span(self) -> int:
+        """Words of a step that share scales."""
+        return min(self.group, STEP) // WORD
+
+    @property
+    def group_steps(self) -> int:
+        return max(1, self.group // STEP)
+
+
+def pack(
+    codes: Arrays, table: Arrays, scale: Arrays = 1.0, offset: Arrays | None = None, *, group: int | None = None
+) -> Codebook:
+    """Arrange 4-bit weights for the kernels.
+
+    Args:
+        codes: (k, n) integers, 0 to 15.
+        table: (16,), (n, 16), or (n, groups, 16).
+        scale: broadcast to (n, groups); groups = ceil(k / group).
+        offset: the same; in units of the table, taken off every entry.
+        group: consecutive k that share a scale: 32, 64 or a multiple of 128. None: all of them.
+
+    Raises:
+        ValueError: a code above 15, shapes that do not fit, a group size without a kernel.
+    """
+    import cupy
+
+    codes, entries = cupy.asarray(codes), _host(table)
+    k, n = codes.shape
+    group = k if group is None else min(group, k)
+    groups = -(-k // max(group, 1))
+    _check(codes, entries, group, groups)
+    group = group if groups > 1 else -(-k // STEP) * STEP
+    start = arithmetic(entries)
+    decoder = "Levels" if start is not None else "Pairs" if entries.ndim == 1 else "Tables"
+    exact = start is not None or (entries.astype(ml_dtypes.bfloat16).astype(np.float32) == entries).all()
+    parts = 1 if exact else 2
+    offsets = _host(0 if offset is None else offset) - np.float32(0 if start is None else start + CENTRE)
+    scales, offsets = (np.broadcast_to(v, (n, groups)) for v in (_host(scale), offsets))
+    return Codebook(
+        k=k,
+        n=n,
+        group=group,
+        decoder=decoder,
+        parts=parts,
+        codes=arranged(codes, in_pairs=start is not None),
+        tables=None if start is not None else _table(entries, parts, k, group),
+        scale=_by_group(scales, k, group),
+        offset=_by_group(offsets, k, group) if offsets.any() else None,
+        strides={1: (0, 0), 2: (1, 0), 3: (_groups(k, group), 1)}[entries.ndim],
+    )
+
+
+def pack_affine(
+    codes: Arrays, scale: Arrays, zero_point: Arrays | None = None, *, group: int | None = None
+) -> Codebook:
+    """Affine INT4: weight = (code - zero_point) scale, codes 0 to 15; without zero points, 8 stands for zero.
+
+    Args:
+        codes: (k, n).
+        scale: broadcast to (n, groups).
+        zero_point: the same.
+        group: as in `pack`.
+
+    Raises:
+        ValueError: as `pack`.
+    """
+    return pack(codes, np.arange(ENTRIES), scale, CENTRE if zero_point is None else zero_point, group=group)
+
+
+def matmul(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None = None) -> cupy.ndarray:
+    """A W + bias as (..., n), for A (..., k) of float32, float16 or bfloat16, whose type the result has.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    import cupy
+
+    a = floats(a, "A")
+    if a.shape[-1] != weights.k:
+        raise ValueError(f"A is {list(a.shape)}; 4-bit weights {[weights.k, weights.n]} take (..., {weights.k})")
+    bias = parameter(bias, a.dtype)
+    if bias is not None and bias.size != weights.n:
+        raise ValueError(f"a bias of {bias.size} elements does not fit {weights.n} outputs")
+    rows = math.prod(a.shape[:-1])
+    y = cupy.empty((*a.shape[:-1], weights.n), a.dtype)
+    if y.size:
+        _run(rows, a)(a.reshape(rows, weights.k), weights, bias, y.reshape(rows, weights.n))
+    return y
+
+
+def decoded(weights: Codebook, dtype: Any = np.float32) -> cupy.ndarray:
+    """The matrix that the codes stand for, transposed: (n, k) of float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: k is no multiple of 8.
+    """
+    import cupy
+
+    if weights.k % EIGHT:
+        raise ValueError(f"weights of {weights.k} rows are not decoded; the kernel takes multiples of {EIGHT}")
+    w = cupy.empty((weights.n, weights.k), dtype)
+    sizes = (weights.n, weights.tiles * TILE, weights.k, weights.steps, weights.span, weights.group_steps)
+    form = (*weights.strides, weights.parts, weights.decoder == "Levels")
+    code, grid = kernel("lowbit_many", f"decode<{type_name(w)}>"), blocks(weights.codes.size, 256)
+    launch(code, grid, 256, *_operands(weights), w, *map(np.int32, (*sizes, *form)))
+    return w
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def _run(rows: int, a: cupy.ndarray) -> Callable[..., None]:
+    """What multiplies so many rows of A."""
+    if rows <= FEW:
+        return _few_rows
+    decodes = a.itemsize == 2 and a.shape[-1] % EIGHT == 0 and aligned(a) and device.gpu().capability >= HOPPER
+    return _decoded_once if decodes else _many_rows
+
+
+def _decoded_once(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    """With weights of the type of A, which half precision allows."""
+    from pumice_cuda.epilogue import Epilogue
+    from pumice_cuda.gemm import gemm
+
+    wide = None if bias is None else bias.astype(np.float32)
+    gemm(a, decoded(weights, a.dtype), Epilogue(output=a.dtype.name, bias=wide), out=y)
+
+
+def _few_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    import cupy
+
+    rows, depth = a.shape
+    if depth % EIGHT or not aligned(a):
+        a = cupy.pad(a, ((0, 0), (0, -depth % EIGHT)))
+    columns = next(c for c in (1, 2, 4) if rows <= c * EIGHT)
+    tiles = 2 if weights.tiles > device.gpu().multiprocessors else 1
+    decoder = _decoder(weights, weights.decoder)
+    values = (type_name(a), decoder, _split(a), weights.span, columns, tiles, _has_offset(weights))
+    ahead = AHEAD * tiles * 2 * WARPS * 32 * ACCESS
+    shared = max(
+        ahead + PAIRS * weights.parts * (weights.decoder == "Pairs"), WARPS * columns * EIGHT * tiles * TILE * 4
+    )
+    launch(
+        kernel("lowbit_few", f"few_rows<{', '.join(map(str, values))}>"), blocks(weights.tiles, tiles), WARPS * 32, a,
+        *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, a.shape[1])),
+        *_extents(weights), shared=shared, overlaps=device.gpu().capability >= HOPPER,
+    )  # fmt: skip
+
+
+def _many_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    import cupy
+
+    (rows, depth), split = a.shape, _split(a)
+    if split == 1 and depth % STEP == 0 and aligned(a):
+        parts = a
+    else:
+        padded = weights.steps * STEP
+        parts = cupy.empty((split, rows, padded), np.uint16)
+        code = kernel("lowbit_many", f"split_rows<{type_name(a)}, {split}>")
+        sizes = np.int64(rows), np.int32(depth), np.int32(padded)
+        launch(code, blocks(rows * padded, 256), 256, a, parts, *sizes)
+    decoder = _decoder(weights, "Levels" if weights.decoder == "Levels" else "Tables")
+    values = (type_name(a), decoder, split, weights.span, _has_offset(weights))
+    grid = blocks(weights.n, OUTPUTS), blocks(rows, ROWS)
+    launch(
+        kernel("lowbit_many", f"many_rows<{', '.join(map(str, values))}>"), grid, 256, parts, *_operands(weights), bias,
+        y, *map(np.int32, (rows, weights.n, weights.tiles * TILE)), *_extents(weights),
+        shared=max(STAGES * split * ROWS * STRIDE * 2, 4 * ROWS * (OUTPUTS + 1) * 4),
+    )  # fmt: skip
+
+
+def _decoder(weights: Codebook, name: str) -> str:
+    return name if name == "Levels" else f"{name}<{weights.parts}>"
+
+
+def _split(a: cupy.ndarray) -> int:
+    return 1 if a.dtype.name == "bfloat16" else 2
+
+
+def _has_offset(weights: Codebook) -> str:
+    return str(weights.offset is not None).lower()
+
+
+def _operands(weights: Codebook) -> tuple[Any, ...]:
+    return weights.codes, weights.tables, weights.scale, weights.offset
+
+
+def _extents(weights: Codebook) -> tuple[Any, ...]:
+    return tuple(map(np.int32, (weights.steps, weights.group_steps, *weights.strides)))
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def arranged(codes: Arrays, *, in_pairs: bool) -> Arrays:
+    """Codes (k, n) as words [tile][step][half][output][t][j], of the same array library.
+
+    The eight codes of a word are in order, or (in pairs) those of even k before those of odd k.
+    """
+    import cupy
+
+    k, n = codes.shape
+    padded = cupy.get_array_module(codes).pad(codes.T.astype(np.uint32), ((0, -n % TILE), (0, -k % STEP)))
+    blocked = padded.reshape(-1, 2, EIGHT, padded.shape[1] // STEP, 4, 4, EIGHT).transpose(0, 3, 1, 2, 5, 4, 6)
+    words = blocked[..., 0]
+    for i in range(1, EIGHT):
+        place = i // 2 + i % 2 * 4 if in_pairs else i
+        words = words | blocked[..., i] << np.uint32(4 * place)
+    return words.copy()
+
+
+def tables_of_bytes(entries: Arrays, parts: int) -> Arrays:
+    """float32 (..., 16) as (..., parts, 2, 16): the low bytes and the high bytes of each bfloat16 part."""
+    found, rest = [], entries
+    for _ in range(parts):
+        part = rest.astype(ml_dtypes.bfloat16)
+        rest = rest - part.astype(np.float32)
+        found.append(np.ascontiguousarray(part).view(np.uint8).reshape(*entries.shape, 2).swapaxes(-1, -2))
+    return np.ascontiguousarray(np.stack(found, axis=-3))
+
+
+def arithmetic(entries: Arrays) -> float | None:
+    """The first entry, if the table is one for all and each entry is one more than the last; else None."""
+    return float(entries[0]) if entries.ndim == 1 and (np.diff(entries) == 1).all() else None
+
+
+def _table(entries: Arrays, parts: int, k: int, group: int) -> cupy.ndarray:
+    import cupy
+
+    if entries.ndim == 1:
+        return cupy.asarray(tables_of_bytes(entries, parts))
+    missing = [(0, -len(entries) % TILE), (0, 0)]
+    if entries.ndim == 3:
+        missing.insert(1, (0, _groups(k, group) - entries.shape[1]))
+    return cupy.asarray(tables_of_bytes(np.pad(entries, missing), parts))
+
+
+def _by_group(values: Arrays, k: int, group: int) -> cupy.ndarray:
+    """(n, groups) as the kernels index it: (groups of the padded k, padded n)."""
+    import cupy
+
+    n, groups = values.shape
+    padded = np.pad(values.T, ((0, _groups(k, group) - groups), (0, -n % TILE)))
+    return cupy.asarray(np.ascontiguousarray(padded))
+
+
+def _groups(k: int, group: int) -> int:
+    return -(-(-(-k // STEP) * STEP) // group)
+
+
+def _host(values: Arrays) -> Any:
+    import cupy
+
+    return np.asarray(cupy.asnumpy(values), np.float32)
+
+
+def _check(codes: Arrays, entries: Arrays, group: int, groups: int) -> None:
+    n = codes.shape[1]
+    if codes.dtype.kind not in "iu" or (codes.size and (codes.min() < 0 or codes.max() >= ENTRIES)):
+        raise ValueError("codes of 4-bit weights must be integers from 0 to 15")
+    if groups > 1 and group not in {32, 64} and group % STEP:
+        raise ValueError(f"groups of {group} have no kernel; use 32, 64 or a multiple of {STEP}")
+    if entries.shape not in {(ENTRIES,), (n, ENTRIES), (n, groups, ENTRIES)}:
+        raise ValueError(f"a table of shape {list(entries.shape)} fits no (16,), ({n}, 16) or ({n}, {groups}, 16)")

@@ -1,0 +1,123 @@
+"""Training on several GPUs of one machine: a process each, which add their gradients up through NCCL.
+
+    def work(peers, path):                        # runs in every process; what the first returns is the result
+        placement = OnDevice()
+        ...
+        return Trainer(plan, parameters, loss, feeder, settings, placement=placement, peers=peers).fit()
+
+    fit = in_parallel(work, path)
+
+With one GPU `work` runs here and gets None for peers. A process that fails ends the others, which would wait for it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+TYPES = {
+    "float16": "NCCL_FLOAT16", "bfloat16": "NCCL_BFLOAT16", "float32": "NCCL_FLOAT32", "float64": "NCCL_FLOAT64",
+    "int32": "NCCL_INT32", "int64": "NCCL_INT64",
+}  # fmt: skip
+
+
+class NcclPeers:
+    """The processes of `in_parallel`, as `pumice.train.peers.Peers`."""
+
+    def __init__(self, rank: int, count: int, key: Any) -> None:
+        from cupy.cuda import nccl
+
+        self.rank, self.count = rank, count
+        self._communicator = nccl.NcclCommunicator(count, key, rank)
+
+    def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Sums over all processes of CuPy arrays, on the current stream."""
+        return {name: self._sum(x) for name, x in arrays.items()}
+
+    def _sum(self, x: Any) -> Any:
+        import cupy
+        from cupy.cuda import nccl
+
+        total = x.copy(order="C")  # `ascontiguousarray` would give a number an axis
+        kind, stream, place = getattr(nccl, TYPES[x.dtype.name]), cupy.cuda.get_current_stream().ptr, total.data.ptr
+        self._communicator.allReduce(place, place, x.size, kind, nccl.NCCL_SUM, stream)
+        return total
+
+
+def in_parallel(work: Callable[..., Any], *arguments: Any, gpus: int | None = None) -> Any:
+    """What `work(peers, *arguments)` returns in the process of the first GPU.
+
+    Args:
+        work: a function of a module, which every process imports.
+        arguments: what can be pickled.
+        gpus: how many; None is all that there are.
+
+    Raises:
+        RuntimeError: a process failed; the text is its error's.
+    """
+    count = _gpus() if gpus is None else gpus
+    if count < 2:
+        return work(None, *arguments)
+    context, key = multiprocessing.get_context("spawn"), _key()
+    ends: dict[Connection, int] = {}
+    processes = []
+    for rank in range(count):
+        here, there = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_member, args=(there, work, rank, count, key, arguments)))
+        processes[-1].start()
+        there.close()
+        ends[here] = rank
+    try:
+        return _collected(ends)[0]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _collected(ends: dict[Connection, int]) -> dict[int, Any]:
+    """The results by rank.
+
+    Raises:
+        RuntimeError: at the first process that fails or dies.
+    """
+    results: dict[int, Any] = {}
+    while len(results) < len(ends):
+        for end in wait([end for end, rank in ends.items() if rank not in results]):
+            assert isinstance(end, Connection)
+            try:
+                error, results[ends[end]] = end.recv()
+            except EOFError:
+                error = "it ended without a word"
+            if error:
+                raise RuntimeError(f"training on GPU {ends[end]} failed: {error}")
+    return results
+
+
+def _member(end: Connection, work: Callable[..., Any], rank: int, count: int, key: Any, arguments: Any) -> None:
+    """One process."""
+    try:
+        end.send((None, work(_peers(rank, count, key), *arguments)))
+    except Exception as error:  # whatever it is, the parent should hear of it
+        end.send((f"{type(error).__name__}: {error}", None))
+
+
+def _peers(rank: int, count: int, key: Any) -> NcclPeers:
+    import cupy
+
+    cupy.cuda.Device(rank).use()
+    return NcclPeers(rank, count, key)
+
+
+def _key() -> Any:
+    from cupy.cuda import nccl
+
+    return nccl.get_unique_id()
+
+
+def _gpus() -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())

@@ -1,0 +1,219 @@
+"""A plan on the GPU: which constants lie there, and what computes its steps.
+
+    plan = compile_plan(model, placement=OnDevice())
+    plan.run({"x": cupy.asarray(x)})                 # CuPy arrays in, CuPy arrays out
+
+Arrays decide where a step runs. One that reads an array of the GPU runs there: the arrays that it reads beside it are
+brought over, but for those that say *how* rather than *what* (a shape, axes, pads: `HOST_INPUTS`), which a launch needs
+on the CPU. One that reads none (arithmetic on shapes) runs on the CPU in NumPy. So data stay on the GPU and shapes on
+the CPU, and neither waits for the other.
+
+What is brought over is remembered by its place in the plan: a mask or an index that is the same in every run is copied
+once. A step that CuPy cannot compute (a type it lacks, a function it does not have) runs on the CPU in NumPy, with one
+line in the log, its inputs and outputs copied: slow, never wrong. Arrays of another GPU are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from pumice.errors import DataError
+from pumice.ops.matmul import MULTIPLIERS
+from pumice.ops.record import Array, Forward, Node, Op, Outputs, Vjp
+from pumice.train.optimizers import FUSED
+from pumice_cuda import blas, device, updates
+from pumice_cuda.transfers import RecordedCopy, is_movable, on_device, to_device, to_host
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Reshape": (1,), "Expand": (1,), "Tile": (1, 2), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,),
+    "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3), "Resize": (1, 2, 3), "Upsample": (1,), "ConstantOfShape": (0,),
+    "Range": (0, 1, 2), "OneHot": (1,), "TopK": (1,), "CumSum": (1,), "Trilu": (1,), "Dropout": (1, 2),
+    "Clip": (1, 2), "If": (0,), "Loop": (0, 1), "DFT": (1, 2), "STFT": (1, 3), "MaxUnpool": (2,),
+    "AffineGrid": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "SplitToSequence": (1,), "SequenceAt": (1,),
+    "ReduceSum": (1,), "ReduceMean": (1,), "ReduceMax": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceL1": (1,),
+    "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,), "ReduceSumSquare": (1,), "BitShift": (),
+}  # fmt: skip
+"""Inputs that say how, by operator."""
+SMALL = 1024
+"""64-bit integers up to this many are shapes or indices and stay on the CPU, whence they are copied once if needed."""
+REMEMBERED = 1 << 22
+"""Bytes of an array up to which it is compared with the last one in its place before it is copied."""
+UNSUPPORTED = (TypeError, AttributeError, NotImplementedError, ValueError, IndexError)
+"""What CuPy raises where it cannot do what NumPy can."""
+_log = logging.getLogger("pumice.cuda")
+
+
+class OnDevice:
+    """The placement of a plan on the current GPU."""
+
+    device = "cuda"
+
+    def __init__(self) -> None:
+        if device.unavailable() is None:
+            MULTIPLIERS["cupy"] = blas.matmul
+            FUSED["cupy"] = updates.adaptive
+        self.fallen: dict[str, str] = {}
+        """Operators that ran on the CPU, and why."""
+
+    def constant(self, value: ir.Value, array: Array) -> Any:
+        """On the GPU unless it is a number (a NumPy scalar then), a shape or indices, or read by the CPU alone."""
+        if not is_movable(array):
+            return array
+        if array.ndim == 0:
+            return array[()]
+        if array.dtype == np.int64 and array.size <= SMALL:
+            return array
+        if any(use.idx in HOST_INPUTS.get(use.node.op_type, ()) for use in value.uses()):
+            return array
+        return to_device(array)
+
+    def step(self, op: Op, call: Forward, vjp: Callable[..., Any] | None) -> tuple[Op, Forward, Any]:
+        assert op.forward is not None
+        host = HOST_INPUTS.get(op.op_type, ()) if not op.domain else ()
+        forward = Placed(op.forward, op.forward, host, self)
+        placed = Placed(op.forward, call, host, self)
+        gradient = None if vjp is None else _placed_gradient(op, vjp, host, self)
+        return attrs.evolve(op, forward=forward), placed, gradient
+
+    def bring(self, array: Any) -> Any:
+        return to_device(array)
+
+    def fetch(self, array: Any) -> Any:
+        return to_host(array)
+
+    def available_bytes(self) -> int:
+        import cupy
+
+        return int(cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes())
+
+
+class Placed:
+    """Computes one node where its arrays are."""
+
+    def __init__(self, reference: Forward, call: Forward, host: tuple[int, ...], plan: OnDevice) -> None:
+        self._reference, self._call, self._plan = reference, call, plan
+        self._bring = Brought(host)
+        self._falls = False
+
+    def __call__(self, node: Node, *arrays: Any) -> Outputs:
+        if not any(map(_anywhere_on_device, arrays)):
+            return self._reference(node, *arrays)
+        if not self._falls:
+            try:
+                return self._call(node, *self._bring(arrays))
+            except UNSUPPORTED as error:
+                refusal = error
+            try:
+                results = self._on_host(node, arrays)  # if it fails there too, that is the model's fault
+            except RecordedCopy as stop:
+                raise RecordedCopy(f"{node} would run on the CPU, since CuPy says '{refusal}'") from stop
+            self._falls = True
+            _note(self._plan, node, refusal)
+            return results
+        return self._on_host(node, arrays)
+
+    def _on_host(self, node: Node, arrays: Sequence[Any]) -> Outputs:
+        results = self._reference(node, *map(to_host, arrays))
+        return tuple(_returned(y) for y in results)
+
+
+class Brought:
+    """Brings the arrays of one node together on the GPU, those at the host's places to the CPU."""
+
+    def __init__(self, host: tuple[int, ...] = ()) -> None:
+        self._host = host
+        self._last: dict[int, tuple[Array, Any]] = {}
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        return [to_host(x) if i in self._host else self._there(i, x) for i, x in enumerate(arrays)]
+
+    def _there(self, place: int, x: Any) -> Any:
+        if on_device(x):
+            _refuse_other_device(x)
+            return x
+        if not is_movable(x):
+            return x
+        if x.ndim == 0:
+            return x[()]
+        last = self._last.get(place)
+        if last is not None and _same(last[0], x):
+            return last[1]
+        moved = to_device(x)
+        if x.nbytes <= REMEMBERED:
+            _finish_copy()  # the next run may read it on another stream
+            self._last[place] = x.copy(), moved
+        return moved
+
+
+def _finish_copy() -> None:
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _placed_gradient(op: Op, vjp: Callable[..., Any], host: tuple[int, ...], plan: OnDevice) -> Any:
+    """The gradient where its arrays are; it reads what the operator's own does."""
+    reference = op.vjp
+    bring, gradients = Brought(host), Brought()
+    fallen: list[bool] = []
+
+    def run(node: Node, inputs: Any, outputs: Any, grads: Any, wanted: Any) -> Sequence[Any]:
+        assert reference is not None
+        if not any(map(_anywhere_on_device, (*inputs, *outputs, *grads))):
+            return list(reference(node, inputs, outputs, grads, wanted))
+        if not fallen:
+            try:
+                there = gradients([*outputs, *grads])
+                return list(vjp(node, bring(inputs), there[: len(outputs)], there[len(outputs) :], wanted))
+            except UNSUPPORTED as error:
+                refusal = error
+        found = reference(node, to_host(inputs), to_host(outputs), to_host(grads), wanted)
+        if not fallen:
+            fallen.append(True)
+            _note(plan, node, refusal, "the gradient of ")
+        return [_returned(g) for g in found]
+
+    return attrs.evolve(vjp, run=run) if isinstance(vjp, Vjp) else run
+
+
+def _anywhere_on_device(x: Any) -> bool:
+    return any(map(_anywhere_on_device, x)) if isinstance(x, list) else on_device(x)
+
+
+def _returned(y: Any) -> Any:
+    """A result of the CPU, back on the GPU if it is of a type known there and no number."""
+    if isinstance(y, list):
+        return [_returned(item) for item in y]
+    return to_device(np.asarray(y)) if isinstance(y, np.ndarray | np.generic) else y
+
+
+def _refuse_other_device(x: Any) -> None:
+    import cupy
+
+    here = cupy.cuda.runtime.getDevice()
+    if x.device.id != here:
+        raise DataError(
+            f"an array lies on GPU {x.device.id} and the plan runs on GPU {here}: copy it there with cupy.asarray, "
+            f"inside `with cupy.cuda.Device({here})`"
+        )
+
+
+def _note(plan: OnDevice, node: Node, error: Exception, what: str = "") -> None:
+    """One line for every operator that the GPU cannot compute."""
+    name = f"{what}{node.op_type}"
+    if name not in plan.fallen:
+        reason = str(error).partition("\n")[0]
+        plan.fallen[name] = reason
+        _log.warning("%s runs on the CPU: CuPy says '%s' (%s)", name, reason, node)

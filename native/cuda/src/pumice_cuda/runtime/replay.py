@@ -1,0 +1,75 @@
+"""A run recorded as a CUDA graph: every launch of a plan for inputs of one shape, started again with one call.
+
+A recording has a stream, memory of its own that nothing else is given, and inputs and outputs at fixed places: copy in,
+launch, copy out. It may be run by one thread at a time. The plan runs twice before it is recorded, so that every kernel
+is compiled and every array that does not depend on the inputs is on the GPU already; while it is being recorded nothing
+may be copied to or from the CPU, and whoever tries ends the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pumice.ops.record import Array
+from pumice_cuda.transfers import on_device, overwrite, to_device, to_host
+
+if TYPE_CHECKING:
+    from pumice.plan import Plan
+
+WARM_UPS = 2
+
+
+class CannotRecord(Exception):
+    """The run of a plan is more than launches; the text says why."""
+
+
+class Replay:
+    """One recording.
+
+    Raises:
+        CannotRecord: while it runs, the plan waits for the GPU or copies between it and the CPU.
+    """
+
+    def __init__(self, plan: Plan, feeds: Mapping[str, Array]) -> None:
+        import cupy
+
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._pool = cupy.cuda.MemoryPool()
+        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            self._inputs = {name: x.copy() if on_device(x) else to_device(x) for name, x in feeds.items()}
+            for _ in range(WARM_UPS):
+                plan.run(self._inputs)
+            self._stream.synchronize()
+            self._graph, self._outputs = self._recorded(plan)
+
+    def _recorded(self, plan: Plan) -> tuple[Any, dict[str, Any]]:
+        self._stream.begin_capture()
+        try:
+            outputs = plan.run(self._inputs)
+        except Exception as error:
+            self._abandon()
+            raise CannotRecord(str(error).partition("\n")[0]) from error
+        graph = self._stream.end_capture()
+        graph.upload(self._stream)
+        return graph, outputs
+
+    def _abandon(self) -> None:
+        """End a recording that went wrong, so that the stream is no longer in its state."""
+        import cupy
+
+        try:
+            self._stream.end_capture()
+        except cupy.cuda.runtime.CUDARuntimeError:
+            return  # it was invalid already, and is over
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for other values of the same shapes."""
+        with self._stream:
+            for name, x in feeds.items():
+                if on_device(self._inputs[name]):
+                    overwrite(self._inputs[name], x)
+            self._graph.launch(self._stream)
+            return {name: to_host(y) if on_device(y) else np.array(y) for name, y in self._outputs.items()}

@@ -1,0 +1,199 @@
+"""An open model on a GPU; any number of threads may run it at once.
+
+A quantized model runs on the integers of ONNX Runtime: Q and DQ become integer operators as it fuses them
+(`pumice.quantize.fusion`), whose sums are exact on the GPU too. What depends on constants alone is computed once, when
+the model is opened.
+
+A shape that comes for the first time runs operator by operator. When it comes again its run is recorded (`replay`), and
+from then on a run is one copy in for every input, one launch, and one copy out for every output. A model that cannot be
+recorded (its shapes depend on its values, a step runs on the CPU) goes on operator by operator, and `description` says
+so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from pumice.ops.record import Array
+from pumice.plan import Plan, compile_plan
+from pumice.program import ABSENT, Step, compute, with_lifetimes
+from pumice_cuda import device
+from pumice_cuda.placing import OnDevice
+from pumice_cuda.runtime.replay import CannotRecord, Replay
+from pumice_cuda.transfers import on_device, to_device, to_host
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MOST_SHAPES = 16
+"""Shapes whose recordings are kept, the last ones used."""
+_thread = threading.local()
+Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+class CudaSession:
+    """A model ready to run on the GPU that was current when it was opened.
+
+    Args:
+        model: left unchanged.
+        outputs: values to return, any of the main graph; None means the graph's outputs.
+        graphs: whether runs are recorded.
+        streams: runs of one shape that go on at once.
+    """
+
+    def __init__(
+        self, model: ir.Model, *, outputs: Sequence[str] | None = None, graphs: bool = True, streams: int = 4
+    ) -> None:
+        self._gpu = device.gpu()
+        self._placement = OnDevice()
+        self.plan = folded(compile_plan(_integers(model, outputs), outputs, placement=self._placement))
+        self._graphs, self._streams = graphs, streams
+        self._seen: OrderedDict[Shapes, _Recordings | None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._refusal = ""
+        _finish()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs, by name, as NumPy arrays.
+
+        Args:
+            feeds: inputs, in NumPy or on the GPU.
+
+        Raises:
+            DataError: an input does not fit.
+            ModelError: a node cannot be computed on what it was given.
+        """
+        if any(map(on_device, feeds.values())):
+            _finish()  # they may still be computed, on any stream
+        recordings = self._recordings(feeds)
+        if recordings is not None:
+            try:
+                with recordings.one(self.plan, feeds) as replay:
+                    return replay.run(feeds)
+            except CannotRecord as refusal:
+                self._graphs, self._refusal = False, str(refusal)
+        return self._run_step_by_step(feeds)
+
+    @property
+    def description(self) -> str:
+        how = "replayed as CUDA graphs" if self._graphs else "operator by operator"
+        why = f" ({self._refusal})" if self._refusal else ""
+        fallen = ", ".join(sorted(self._placement.fallen))
+        return f"pumice cuda: {device.examination()}, {how}{why}" + (f"; on the CPU: {fallen}" if fallen else "")
+
+    def _recordings(self, feeds: Mapping[str, Array]) -> _Recordings | None:
+        """Those of the shapes of the feeds; None the first time, and where nothing is recorded."""
+        if not self._graphs or set(feeds) != {i.name for i in self.plan.inputs}:
+            return None
+        self.plan.filled(feeds)
+        if not all(hasattr(x, "shape") for x in feeds.values()):
+            return None
+        key: Shapes = tuple((name, x.shape, x.dtype.str) for name, x in sorted(feeds.items()))
+        with self._lock:
+            if key not in self._seen:
+                self._seen[key] = None
+                while len(self._seen) > MOST_SHAPES:
+                    self._seen.popitem(last=False)
+                return None
+            if self._seen[key] is None:
+                self._seen[key] = _Recordings(self._streams)
+            self._seen.move_to_end(key)
+            return self._seen[key]
+
+    def _run_step_by_step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with _own_stream():
+            results = self.plan.run({name: to_device(x) for name, x in feeds.items()})
+            return {name: to_host(y) for name, y in results.items()}
+
+
+class _Recordings:
+    """Those of one shape: as many as runs go on at once, up to a limit."""
+
+    def __init__(self, most: int) -> None:
+        self._free: list[Replay] = []
+        self._unmade = most
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self, plan: Plan, feeds: Mapping[str, Array]) -> Iterator[Replay]:
+        """A recording for one run, made if all are in use and there may be more of them; else the next that is free.
+
+        Raises:
+            CannotRecord: the plan is more than launches.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._unmade)
+            lent = self._free.pop() if self._free else None
+            self._unmade -= lent is None
+        try:
+            lent = lent or Replay(plan, feeds)
+            yield lent
+        finally:
+            with self._changed:
+                if lent is None:  # it could not be made
+                    self._unmade += 1
+                else:
+                    self._free.append(lent)
+                self._changed.notify()
+
+
+def _integers(model: ir.Model, outputs: Sequence[str] | None) -> ir.Model:
+    """The model with integer operators for Q and DQ; values that are asked for are not fused away."""
+    from pumice.model import clone
+    from pumice.quantize.fusion import fused
+
+    if outputs is not None:
+        wanted = set(outputs) - {str(value.name) for value in model.graph.outputs}
+        model = clone(model)
+        model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
+    return fused(model)
+
+
+def folded(plan: Plan) -> Plan:
+    """The plan without the steps that read constants alone; their results are constants now.
+
+    Feeds must not replace initializers afterwards.
+    """
+    program = plan.program
+    template = list(program.template)
+    known = {slot for slot, value in enumerate(template) if value is not None}
+    rest: list[Step] = []
+    for step in program.fused:
+        if not _is_constant(step, known):
+            rest.append(step)
+            continue
+        for slot, value in zip(step.outputs, compute(step, template), strict=False):
+            if slot != ABSENT:
+                template[slot] = value
+                known.add(slot)
+    steps = tuple(with_lifetimes(rest, keep={*program.outputs}))
+    read = {slot for step in steps for slot in (*step.inputs, *step.captures)} | {*program.outputs}
+    kept = tuple(value if slot in read else None for slot, value in enumerate(template))
+    return attrs.evolve(plan, program=attrs.evolve(program, steps=steps, fused=steps, template=kept), initializers={})
+
+
+def _is_constant(step: Step, known: set[int]) -> bool:
+    read = [slot for slot in (*step.inputs, *step.captures) if slot != ABSENT]
+    return bool(read) and known.issuperset(read) and not step.node.op_type.startswith(("Random", "Bernoulli"))
+
+
+def _own_stream() -> Any:
+    """The thread's own, and always the same one: freed memory is kept for the stream that it was used on."""
+    import cupy
+
+    if not hasattr(_thread, "stream"):
+        _thread.stream = cupy.cuda.Stream(non_blocking=True)
+    return _thread.stream
+
+
+def _finish() -> None:
+    """Wait for everything on the GPU, whichever stream it is on."""
+    import cupy
+
+    cupy.cuda.Device().synchronize()

@@ -1,0 +1,96 @@
+"""Tensor maps: how Hopper's copy engine (TMA) finds boxes of a matrix, or windows of an image, in memory.
+
+Rows of a box are 128 bytes in shared memory, swizzled as the matrix instructions read them; what lies outside the array
+is filled with zeros. Maps hold addresses, so they are made for every call; the driver takes about a microsecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import cupy
+
+ALIGNMENT = 16
+"""Bytes: of the address and of every stride but the innermost."""
+ROW_BYTES = 128
+
+
+def describable(array: cupy.ndarray) -> bool:
+    """Whether the copy engine can read the array."""
+    outer = zip(array.shape[:-1], array.strides[:-1], strict=True)
+    return bool(
+        array.size
+        and array.data.ptr % ALIGNMENT == 0
+        and (array.shape[-1] == 1 or array.strides[-1] == array.itemsize)
+        and all(stride % ALIGNMENT == 0 and stride > 0 for size, stride in outer if size > 1)
+    )
+
+
+def boxes(array: cupy.ndarray, rows: int) -> Any:
+    """Of an array (..., k) of any rank: boxes of `rows` of the first axis by 128 bytes of the last."""
+    from cuda.bindings import driver
+
+    extents = [1] * array.ndim
+    extents[0], extents[-1] = rows, ROW_BYTES // array.itemsize
+    error, made = driver.cuTensorMapEncodeTiled(
+        _type(array.dtype.name), array.ndim, array.data.ptr, *_geometry(array), _list("cuuint32_t", extents[::-1]),
+        _list("cuuint32_t", [1] * array.ndim), *_handling(),
+    )  # fmt: skip
+    return _made(error, made, array)
+
+
+def windows(
+    images: cupy.ndarray, pixels: int, before: Sequence[int], after: Sequence[int], strides: Sequence[int]
+) -> Any:
+    """Of images (n, height, width, channels): `pixels` windows' values at one tap, 128 bytes of channels.
+
+    Windows begin at pixels -before .. size - 1 + after of each axis, `strides` apart.
+    """
+    from cuda.bindings import driver
+
+    error, made = driver.cuTensorMapEncodeIm2col(
+        _type(images.dtype.name), 4, images.data.ptr, *_geometry(images), [-b for b in before[::-1]], list(after[::-1]),
+        ROW_BYTES // images.itemsize, pixels, _list("cuuint32_t", [1, strides[1], strides[0], 1]), *_handling(),
+    )  # fmt: skip
+    return _made(error, made, images)
+
+
+def _geometry(array: cupy.ndarray) -> tuple[list[Any], list[Any]]:
+    """Sizes and strides in the driver's order, the innermost axis first and its stride left out."""
+    strides = [
+        stride if size > 1 else -(-array.shape[-1] * array.itemsize // ALIGNMENT) * ALIGNMENT
+        for size, stride in zip(array.shape, array.strides, strict=True)
+    ]
+    return _list("cuuint64_t", array.shape[::-1]), _list("cuuint64_t", strides[-2::-1])
+
+
+def _list(integer: str, values: Sequence[int]) -> list[Any]:
+    from cuda.bindings import driver
+
+    return [getattr(driver, integer)(value) for value in values]
+
+
+def _type(name: str) -> Any:
+    from cuda.bindings import driver
+
+    types = {"int8": "UINT8", "uint8": "UINT8", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float32": "FLOAT32"}
+    return getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{types[name]}")
+
+
+def _handling() -> tuple[Any, ...]:
+    from cuda.bindings import driver
+
+    return (
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+
+
+def _made(error: Any, made: Any, array: cupy.ndarray) -> Any:
+    if int(error):
+        raise RuntimeError(f"no tensor map for {array.dtype}{list(array.shape)} (CUDA error {int(error)})")
+    return made

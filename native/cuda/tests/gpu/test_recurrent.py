@@ -1,0 +1,106 @@
+"""LSTM and GRU layers against core's NumPy code in float64."""
+
+import cupy
+import numpy as np
+import pytest
+
+from pumice.ops import core_table
+from pumice.ops.record import Node
+from pumice_cuda import recurrent
+
+SHAPES = [
+    (5, 1, 7, 256),
+    (9, 3, 16, 33),
+    (4, 40, 8, 100),
+    (3, 2, 5, 1),
+    (6, 2, 40, 300),
+    (7, 70, 12, 64),
+    (50, 32, 64, 256),
+]
+"""Steps, batch, inputs, units."""
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def parameters(rng, gates, shape):
+    time, batch, inputs, hidden = shape
+    sizes = {
+        "x": (time, batch, inputs), "w": (gates * hidden, inputs), "r": (gates * hidden, hidden),
+        "bias": (2 * gates * hidden,), "h": (batch, hidden), "c": (batch, hidden), "peepholes": (3 * hidden,),
+    }  # fmt: skip
+    spread = {"w": inputs**-0.5, "r": hidden**-0.5}
+    return {name: (rng.standard_normal(s) * spread.get(name, 1)).astype(np.float32) for name, s in sizes.items()}
+
+
+def core(op, p, lengths, reverse, *states, **attributes):
+    """Y (time, batch, hidden) and the last states, in float64."""
+    direction = "reverse" if reverse else "forward"
+    node = Node(op_type=op, attributes={"hidden_size": p["h"].shape[1], "direction": direction, **attributes}, opset=22)
+    wide = {name: None if v is None else v.astype(np.float64) for name, v in p.items()}
+    given = [wide["w"], wide["r"], wide["bias"]]
+    inputs = [wide["x"], *(None if v is None else v[None] for v in given), lengths]
+    inputs += [None if wide[s] is None else wide[s][None] for s in states]
+    y, *ends = core_table().resolve("", op, 22).forward(node, *inputs)
+    return y[:, 0], *(end[0] for end in ends)
+
+
+def run(cell, p, lengths, reverse):
+    time, batch, _ = p["x"].shape
+    d = {name: None if v is None else cupy.asarray(v) for name, v in p.items()}
+    whole = cupy.full((time, 2, batch, p["h"].shape[1]), np.nan, np.float32)
+    y, h, c = whole[:, 1], d["h"].copy(), d["c"].copy()
+    more = {"peepholes": d["peepholes"]} if cell == "lstm" else {}
+    lengths = None if lengths is None else cupy.asarray(lengths)
+    weights = recurrent.prepare(cell, d["w"], d["r"])
+    state = (h, c) if cell == "lstm" else (h,)
+    recurrent.run(weights, d["x"], y, *state, bias=d["bias"], lengths=lengths, reverse=reverse, **more)
+    assert cupy.isnan(whole[:, 0]).all()
+    return [cupy.asnumpy(v) for v in (y, *state)]
+
+
+def close(found, expected):
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=2e-5)
+
+
+@shapes
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+def test_lstm_is_that_of_float64(rng, shape, reverse, ends):
+    p = parameters(rng, 4, shape)
+    lengths = rng.integers(0, shape[0] + 1, shape[1]).astype(np.int32) if ends else None
+    if not ends:
+        p["peepholes"] = p["bias"] = None
+    close(run("lstm", p, lengths, reverse), core("LSTM", p, lengths, reverse, "h", "c", "peepholes"))
+
+
+@shapes
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gru_with_linear_before_reset_is_that_of_float64(rng, shape, reverse):
+    p = parameters(rng, 3, shape)
+    lengths = rng.integers(0, shape[0] + 1, shape[1]).astype(np.int32)
+    close(run("gru", p, lengths, reverse), core("GRU", p, lengths, reverse, "h", linear_before_reset=1))
+
+
+def test_a_recorded_layer_can_be_replayed_on_new_input(rng):
+    p = parameters(rng, 4, (6, 2, 8, 64))
+    d = {name: cupy.asarray(v) for name, v in p.items()}
+    weights = recurrent.prepare("lstm", d["w"], d["r"])
+    y, h, c = cupy.empty((6, 2, 64), np.float32), d["h"].copy(), d["c"].copy()
+
+    def layer():
+        h[...], c[...] = d["h"], d["c"]
+        recurrent.run(weights, d["x"], y, h, c, bias=d["bias"])
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        layer()
+        stream.synchronize()
+        stream.begin_capture()
+        layer()
+        graph = stream.end_capture()
+        p["x"] = rng.standard_normal(p["x"].shape).astype(np.float32)
+        d["x"].set(p["x"])
+        graph.launch(stream)
+        stream.synchronize()
+    p["peepholes"] = None
+    close([cupy.asnumpy(v) for v in (y, h, c)], core("LSTM", p, None, False, "h", "c", "peepholes"))

@@ -1,0 +1,74 @@
+"""What is said about a machine, for every answer that its driver and libraries may give."""
+
+import pytest
+
+from pumice_cuda import device
+from pumice_cuda.device import Gpu, NotThere, Probes, architecture_of, examine
+
+H200 = Gpu(name="NVIDIA H200", capability=(9, 0), memory=150 << 30, multiprocessors=132)
+
+
+def absent(what):
+    def probe():
+        raise NotThere(what)
+
+    return probe
+
+
+def unreachable():
+    raise AssertionError("asked although an earlier answer ruled a GPU out")
+
+
+def probes(*, driver=(13, 0), nvrtc=(13, 0), cupy=13, gpu=H200):
+    return Probes(driver=lambda: driver, nvrtc=lambda: nvrtc, cupy=lambda: cupy, gpu=lambda: gpu)
+
+
+def test_a_machine_with_everything_has_a_gpu():
+    found = examine(probes())
+    assert found.problem is None
+    assert str(found) == "NVIDIA H200 (sm_90a), driver for CUDA 13.0, NVRTC 13.0"
+
+
+def test_without_a_driver_nothing_else_is_touched():
+    asked = Probes(driver=absent("no driver"), nvrtc=unreachable, cupy=unreachable, gpu=unreachable)
+    assert examine(asked).problem == "no driver"
+
+
+@pytest.mark.parametrize("missing", ["nvrtc", "cupy", "gpu"])
+def test_what_is_missing_is_said(missing):
+    whole = probes()
+    asked = {name: getattr(whole, name) for name in ("driver", "nvrtc", "cupy", "gpu")}
+    assert examine(Probes(**{**asked, missing: absent(f"no {missing}")})).problem == f"no {missing}"
+
+
+def test_a_driver_older_than_the_compiler_is_named_with_both_versions():
+    found = examine(probes(driver=(12, 8)))
+    assert found.problem == "the NVIDIA driver runs CUDA 12.8 at most and NVRTC compiles for 13.0: update the driver"
+
+
+def test_a_cupy_newer_than_the_driver_is_named():
+    assert "CuPy is built for CUDA 14" in examine(probes(cupy=14)).problem
+
+
+def test_a_gpu_without_the_instructions_is_named_with_its_capability():
+    old = Gpu(name="Tesla P100", capability=(6, 0), memory=16 << 30, multiprocessors=56)
+    assert "'Tesla P100' has compute capability 6.0 and the kernels need 7.5" in examine(probes(gpu=old)).problem
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"), [((8, 0), "sm_80"), ((8, 9), "sm_89"), ((9, 0), "sm_90a"), ((10, 0), "sm_100a")]
+)
+def test_only_some_architectures_have_instructions_of_their_own(capability, name):
+    assert architecture_of(capability) == name
+
+
+def test_asking_for_the_gpu_of_a_machine_without_one_says_why(monkeypatch):
+    monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="no NVIDIA driver is installed"))
+    with pytest.raises(RuntimeError, match="no GPU can be used here: no NVIDIA driver is installed"):
+        device.gpu()
+
+
+def test_this_machine_gives_an_answer_in_one_sentence_or_a_gpu():
+    found = device.examination()
+    assert (found.problem is None) == (found.gpu is not None)
+    assert found.problem is None or ": " in found.problem

@@ -1,0 +1,70 @@
+"""Several GPUs, played by processes that have none."""
+
+import ctypes
+import multiprocessing
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from pumice_cuda import parallel
+
+
+def work(peers, path):
+    """What a process does here: says who it is, or fails as the second if there is no path."""
+    if path is None and peers.rank == 1:
+        raise ValueError("no path")
+    return ("alone", path) if peers is None else (peers.rank, peers.count, path)
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two processes, copies of this one, whose peers need no NCCL."""
+    copies = multiprocessing.get_context("fork")
+    monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda _: copies)
+    monkeypatch.setattr(parallel, "_gpus", lambda: 2)
+    monkeypatch.setattr(parallel, "_key", lambda: "key")
+    monkeypatch.setattr(parallel, "_peers", lambda rank, count, key: types.SimpleNamespace(rank=rank, count=count))
+
+
+def test_one_gpu_works_alone(monkeypatch):
+    monkeypatch.setattr(parallel, "_gpus", lambda: 1)
+    assert parallel.in_parallel(work, "here") == ("alone", "here")
+
+
+def test_the_result_is_that_of_the_first_process(two):
+    assert parallel.in_parallel(work, "here") == (0, 2, "here")
+
+
+def test_a_process_that_fails_ends_the_others(two):
+    with pytest.raises(RuntimeError, match="training on GPU 1 failed: ValueError: no path"):
+        parallel.in_parallel(work, None)
+
+
+@pytest.fixture
+def calls(gpu, monkeypatch):
+    """What NCCL is asked for; every peer has the same array, so that a sum of two is its double."""
+    calls = []
+
+    def all_reduce(send, receive, count, kind, how, stream):
+        calls.append((count, kind, how, stream))
+        (np.ctypeslib.as_array((ctypes.c_float * count).from_address(receive)))[:] *= 2
+
+    communicator = types.SimpleNamespace(allReduce=all_reduce)
+    nccl = types.SimpleNamespace(
+        NcclCommunicator=lambda *_: communicator, NCCL_SUM="sum", **{kind: kind for kind in parallel.TYPES.values()}
+    )
+    monkeypatch.setattr(gpu.cuda, "nccl", nccl, raising=False)
+    monkeypatch.setattr(gpu.cuda, "get_current_stream", lambda: types.SimpleNamespace(ptr=9))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", gpu.cuda)
+    return calls
+
+
+def test_sums_go_through_nccl_in_the_shape_of_the_array(gpu, calls):
+    given = {"matrix": gpu.asarray(np.float32([[1, 2], [3, 4]]).T), "number": gpu.asarray(np.float32(5))}
+    totals = parallel.NcclPeers(0, 2, "key").total(given)
+    np.testing.assert_array_equal(gpu.asnumpy(totals["matrix"]), [[2, 6], [4, 8]])
+    assert (totals["number"].shape, float(totals["number"])) == ((), 10)
+    assert float(given["number"]) == 5
+    assert calls == [(4, "NCCL_FLOAT32", "sum", 9), (1, "NCCL_FLOAT32", "sum", 9)]

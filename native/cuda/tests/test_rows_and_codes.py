@@ -1,0 +1,74 @@
+"""How rows are divided, how reductions are cut, how 4-bit weights lie: what needs no GPU to be checked."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pumice_cuda import lowbit, rows
+from pumice_cuda.compiling import resources
+from pumice_cuda.teams import KEPT, contiguous, team_of
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("columns", [1, 3, 127, 768, 1000, 1001, 8192, 9000, 32_768])
+def test_a_team_keeps_the_whole_row_in_registers(columns, itemsize):
+    team = team_of(columns, itemsize)
+    assert team.vectors * team.threads * team.wide >= columns
+    assert team.vectors * team.wide <= KEPT
+    assert columns % team.wide == 0
+
+
+def test_a_row_too_long_to_keep_is_read_again_by_the_largest_team():
+    assert (team_of(40_000, 4).threads, team_of(40_000, 4).vectors) == (1024, 0)
+
+
+def test_what_is_out_of_alignment_is_read_one_by_one():
+    assert team_of(1024, 4, aligned=False).wide == 1
+
+
+def test_few_long_rows_are_cut_and_many_short_ones_are_not():
+    assert rows._parts(1, 1 << 24, 1, 132) > 132
+    assert rows._parts(100_000, 1024, 1, 132) == 1
+    assert rows._parts(1, 1 << 16, 64, 132) > 100
+
+
+def test_axes_are_reduced_run_by_run():
+    assert list(rows._neighbours([0, 1, 3, 5, 6])) == [(0, 1), (3, 3), (5, 6)]
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_every_code_is_where_its_thread_looks(rng, in_pairs):
+    """Output 16 tile + 8 half + g, k = 128 step + 32 j + 8 t + i: field i of its word, or even k before odd ones."""
+    k, n = 300, 35
+    codes = rng.integers(0, 16, (k, n)).astype(np.uint8)
+    words = lowbit.arranged(codes, in_pairs=in_pairs)
+    at_k, at_n = np.meshgrid(np.arange(k), np.arange(n), indexing="ij")
+    i = at_k % 8
+    field = i // 2 + i % 2 * 4 if in_pairs else i
+    found = words[at_n // 16, at_k // 128, at_n // 8 % 2, at_n % 8, at_k // 8 % 4, at_k // 32 % 4]
+    np.testing.assert_array_equal(found >> (4 * field).astype(np.uint32) & 15, codes)
+
+
+def test_two_parts_of_a_table_keep_sixteen_bits(rng):
+    table = rng.standard_normal((5, 16)).astype(np.float32)
+    parts = lowbit.tables_of_bytes(table, 2)
+    values = (parts[:, :, 0] | parts[:, :, 1].astype(np.uint16) << 8).view(ml_dtypes.bfloat16).astype(np.float32)
+    assert (np.abs(values.sum(axis=1) - table) <= 2.0**-16 * np.abs(table)).all()
+
+
+def test_tables_of_consecutive_integers_are_arithmetic():
+    assert lowbit.arithmetic(np.arange(16, dtype=np.float32) - 8) == -8
+    assert lowbit.arithmetic(np.arange(16, dtype=np.float32) * 2) is None
+    assert lowbit.arithmetic(np.arange(32, dtype=np.float32).reshape(2, 16)) is None
+
+
+@pytest.mark.parametrize("source", ["rows", "quantize", "lowbit_few", "lowbit_many", "recurrent_sm90"])
+def test_no_kernel_runs_out_of_registers_on_hopper(source):
+    spilling = {name: found.spills for name, found in resources(source, arch="sm_90a").items() if found.spills}
+    assert not spilling
+
+
+def test_a_number_stays_a_number(gpu):
+    assert contiguous(gpu.asarray(np.float32(3))).shape == ()
+    turned = contiguous(gpu.asarray(np.zeros((2, 3), np.float32)).T)
+    assert (turned.shape, turned.flags.c_contiguous) == ((3, 2), True)

@@ -1,0 +1,128 @@
+"""Sessions without a GPU: what is folded, when a run is recorded, how recordings are shared."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from pumice.errors import DataError
+from pumice.plan import compile_plan
+from pumice.quantize.simulation import simulate
+from pumice.testing.models import random_feeds, tiny_cnn
+from pumice_cuda import device
+from pumice_cuda.placing import OnDevice
+from pumice_cuda.runtime import session
+from pumice_cuda.runtime.replay import CannotRecord
+from pumice_cuda.runtime.session import CudaSession, folded
+from pumice_cuda.runtime.strategy import CudaRuntime
+from pumice_cuda.transfers import counting, to_device, to_host
+
+GPU = device.Gpu(name="fake", capability=(9, 0), memory=1 << 30, multiprocessors=1)
+
+
+@pytest.fixture(autouse=True)
+def there(gpu, monkeypatch):
+    monkeypatch.setattr(device, "gpu", lambda: GPU)
+
+
+class Recording:
+    """Stands in for a CUDA graph: counts, and says who is using it."""
+
+    made = 0
+
+    def __init__(self, plan, feeds):
+        type(self).made += 1
+        self.plan, self.busy = plan, threading.Lock()
+
+    def run(self, feeds):
+        assert self.busy.acquire(blocking=False), "a recording was run twice at once"
+        try:
+            there = {name: to_device(x) for name, x in feeds.items()}
+            return {name: to_host(y) for name, y in self.plan.run(there).items()}
+        finally:
+            self.busy.release()
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    monkeypatch.setattr(Recording, "made", 0)
+    monkeypatch.setattr(session, "Replay", Recording)
+    return Recording
+
+
+def test_a_run_copies_each_input_in_and_each_output_out(recording):
+    opened, (feeds,) = CudaRuntime().open(tiny_cnn()), random_feeds(1)
+    for _ in range(3):
+        with counting() as moved:
+            opened.run(feeds)
+        assert (moved.into, moved.out) == (1, 1)
+
+
+def test_a_shape_is_recorded_when_it_comes_again(recording):
+    opened, (feeds,) = CudaRuntime().open(tiny_cnn()), random_feeds(1)
+    made = []
+    for _ in range(3):
+        opened.run(feeds)
+        made.append(recording.made)
+    assert made == [0, 1, 1]
+
+
+def test_recordings_are_never_shared_and_never_more_than_allowed(recording):
+    opened, batches = CudaRuntime(streams=2).open(tiny_cnn()), random_feeds(40)
+    want = [compile_plan(tiny_cnn(), kernels=()).run(feeds) for feeds in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for got, expected in zip(pool.map(opened.run, batches), want, strict=True):
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5)
+    assert 1 <= recording.made <= 2
+
+
+def test_what_cannot_be_recorded_runs_operator_by_operator_and_says_so(monkeypatch):
+    def refuse(plan, feeds):
+        raise CannotRecord("it waits for the GPU")
+
+    monkeypatch.setattr(session, "Replay", refuse)
+    opened, (feeds,) = CudaRuntime().open(tiny_cnn()), random_feeds(1)
+    one, two = opened.run(feeds), opened.run(feeds)
+    for name, value in one.items():
+        np.testing.assert_array_equal(two[name], value)
+    assert opened.description.endswith("operator by operator (it waits for the GPU)")
+
+
+def test_threads_that_wait_for_a_recording_that_fails_go_on(monkeypatch):
+    def refuse(plan, feeds):
+        raise CannotRecord("it waits for the GPU")
+
+    monkeypatch.setattr(session, "Replay", refuse)
+    opened, (feeds,) = CudaRuntime(streams=1).open(tiny_cnn()), random_feeds(1)
+    opened.run(feeds)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(opened.run, [feeds] * 16))) == 16
+
+
+def test_integers_are_those_of_onnx_runtime(quantized):
+    (feeds,) = random_feeds(1)
+    got, want = CudaSession(quantized).run(feeds), simulate(quantized).run(feeds)
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_what_depends_on_constants_alone_is_computed_once(quantized):
+    plan = compile_plan(quantized, placement=OnDevice())
+    less = folded(plan)
+    assert len(less.steps) < len(plan.steps)
+    (feeds,) = random_feeds(1)
+    there = {name: to_device(x) for name, x in feeds.items()}
+    for name, value in plan.run(there).items():
+        np.testing.assert_array_equal(to_host(less.run(there)[name]), to_host(value))
+
+
+def test_a_wrong_input_is_refused_before_anything_runs():
+    with pytest.raises(DataError, match="no_such_input"):
+        CudaRuntime().open(tiny_cnn()).run({"no_such_input": np.zeros(1)})
+
+
+def test_without_a_gpu_the_runtime_says_why(monkeypatch):
+    monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="no NVIDIA driver is installed"))
+    assert CudaRuntime().available() == "no NVIDIA driver is installed"

@@ -1,0 +1,48 @@
+"""How products are divided, worked out without a GPU."""
+
+import pytest
+
+from pumice_cuda.compiling import resources
+from pumice_cuda.gemm import SHARED, Tiling, _tilings, tiling
+
+PROCESSORS = 132
+
+
+@pytest.mark.parametrize("steps", [1, 2, 64])
+def test_every_division_fits_the_shared_memory_and_has_buffers_to_overlap(steps):
+    for found in _tilings(steps):
+        assert found.shared <= SHARED, found
+        assert found.stages >= 3, found
+
+
+def test_every_tile_is_covered_and_no_block_is_idle():
+    for m, n in [(1, 1), (128, 4096), (1000, 528), (8192, 8192)]:
+        for found in _tilings(8):
+            down, across = found.tiles(m, n)
+            assert down * found.sharing * found.height >= m
+            assert across * found.width >= n
+            blocks = found.blocks(m, n, PROCESSORS)
+            assert blocks % found.cluster == 0
+            assert 0 < blocks <= down * across * found.cluster
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((4096, 4096, 32), Tiling(consumers=2, width=256, sharing=2)),
+        ((2048, 2048, 16), Tiling(consumers=2, width=256)),
+        ((1024, 1024, 8), Tiling(consumers=2, width=64)),
+        ((128, 4096, 32), Tiling(consumers=1, width=64)),
+    ],
+)
+def test_the_model_takes_what_was_fastest_on_an_h200(shape, wanted):
+    assert tiling(*shape, PROCESSORS) == wanted
+
+
+@pytest.mark.parametrize("source", ["gemm_sm90", "conv_sm90"])
+@pytest.mark.parametrize("output", ["bf16", "s8"])
+def test_sums_stay_in_registers(source, output):
+    macros = Tiling(consumers=2, width=256, sharing=2).macros
+    options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=false", *macros)
+    (found,) = resources(source, arch="sm_90a", options=options).values()
+    assert found.spills == found.stack == 0
