@@ -260,6 +260,10 @@ class Exporter(Strategy):
 
     kind = "exporter"
 
+    def available(self) -> str | None:
+        """None if it can write here, else the reason and the remedy; asked before the work begins."""
+        return None
+
     def export(self, model: ir.Model, path: Path, context: Any) -> list[Path]:
         """Write and return the files written. Must verify what it wrote."""
         raise NotImplementedError

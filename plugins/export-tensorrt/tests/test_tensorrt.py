@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 from onnx import parser
 
 import pumice
+from pumice.cli.application import application
 from pumice.data import open_dataset
 from pumice.errors import KnobError, ModelError, PumiceError
 from pumice.ledger import Ledger
@@ -142,14 +144,22 @@ def quantized(target):
 
 def test_without_tensorrt_the_export_is_refused_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(PumiceError, match=r"needs TensorRT, which cannot be loaded .*: install it with pip install"):
+    with pytest.raises(PumiceError, match=r"TensorRT cannot be loaded .*: install it with pip install"):
         export(tiny_cnn(), tmp_path / "m.plan")
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_line_asks_before_the_work_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    command = ["compress", "nothing.onnx", "--data", "nothing.npz", "--exporter", "tensorrt", "-o", tmp_path / "m.plan"]
+    done = CliRunner().invoke(application, [str(word) for word in command])
+    assert done.exit_code == 2
+    assert "exporter 'tensorrt' cannot write here: TensorRT cannot be loaded" in " ".join(done.output.split())
+
+
 def test_another_version_is_refused(tmp_path, recorder):
     recorder(version="11.0.1")
-    with pytest.raises(PumiceError, match=r"knows TensorRT 10, but 11\.0\.1 is installed"):
+    with pytest.raises(PumiceError, match=r"TensorRT 10 is needed and 11\.0\.1 is installed"):
         export(tiny_cnn(), tmp_path / "m.plan")
 
 

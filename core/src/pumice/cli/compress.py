@@ -115,6 +115,8 @@ def run(
     from pumice.strategy import Exporter, Metric, Runtime
 
     writer = configured(Exporter, exporter)
+    if (reason := writer.available()) is not None:
+        raise PumiceError(f"exporter '{writer.name}' cannot write here: {reason}")
     chosen = [configured(Metric, metric) for metric in metrics] or None
     engine = None if runtime is None else configured(Runtime, runtime)
     outputs = {"the model": output}

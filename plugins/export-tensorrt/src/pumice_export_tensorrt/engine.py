@@ -21,27 +21,27 @@ FLAGS = {"float16": "FP16", "bfloat16": "BF16", "float32": None}
 Sizes = Mapping[str, tuple[int, int, int]]
 
 
+def missing() -> str | None:
+    """None if TensorRT is here in a version that is known, else the reason and the remedy."""
+    remedy = f"install it with pip install 'tensorrt-cu13>={MAJOR},<{MAJOR + 1}' on a machine with an NVIDIA GPU"
+    try:
+        version = str(importlib.import_module("tensorrt").__version__)
+    except (ImportError, OSError) as error:
+        return f"TensorRT cannot be loaded ({str(error).partition(chr(10))[0]}): {remedy}"
+    if version.partition(".")[0] != str(MAJOR):
+        return f"TensorRT {MAJOR} is needed and {version} is installed: {remedy}"
+    return None
+
+
 def tensorrt() -> Any:
     """The module.
 
     Raises:
         PumiceError: it is not installed, or of a version that is not known here.
     """
-    try:
-        module = importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PumiceError(
-            f"exporter 'tensorrt' needs TensorRT, which cannot be loaded ({reason}): install it with "
-            f"pip install 'tensorrt-cu13>={MAJOR},<{MAJOR + 1}' on a machine with an NVIDIA GPU"
-        ) from None
-    version = str(module.__version__)
-    if version.partition(".")[0] != str(MAJOR):
-        raise PumiceError(
-            f"exporter 'tensorrt' knows TensorRT {MAJOR}, but {version} is installed: install it with "
-            f"pip install 'tensorrt-cu13>={MAJOR},<{MAJOR + 1}'"
-        )
-    return module
+    if (reason := missing()) is not None:
+        raise PumiceError(f"exporter 'tensorrt' cannot write here: {reason}")
+    return importlib.import_module("tensorrt")
 
 
 @attrs.frozen(kw_only=True)

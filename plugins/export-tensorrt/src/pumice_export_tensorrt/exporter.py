@@ -13,7 +13,7 @@ import attrs
 from pumice.errors import KnobError
 from pumice.knobs import Choice, Float, Names, Text, knob
 from pumice.strategy import Exporter
-from pumice_export_tensorrt.engine import FLAGS, Engine, Sizes, replace, tensorrt
+from pumice_export_tensorrt.engine import FLAGS, Engine, Sizes, missing, replace, tensorrt
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,6 +33,9 @@ class TensorRt(Exporter):
     calibration: str = knob("", Text("path"), help="samples to quantize a model in floats with; empty leaves it so")
     timing_cache: str = knob("", Text("path"), help="file that remembers the times of kernels; empty is none")
     workspace: float = knob(1024.0, Float(1.0, 1e6), help="megabytes that a kernel may use")
+
+    def available(self) -> str | None:
+        return missing()
 
     def export(self, model: ir.Model, path: Path, context: Any) -> list[Path]:
         """Build the engine and write it; `context.ledger` is told what it is made of.
