@@ -2,20 +2,9 @@
 #include <immintrin.h>
 
 #include "base/table.h"
+#include "base/tiles_amx.h"
 
 enum { PIXELS = 32, FILTERS = 32, UNIT = 64, AHEAD = 6 };
-
-struct configuration {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64)));
-
-static const struct configuration FULL = {
-    .palette = 1,
-    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
-};
 
 /* `step` bytes from one pixel to the next. Tiles 0-3 are sums, 4 and 5 pixels, 6 and 7 weights, which are fetched some
  * steps `ahead` where no pixels passed them yet. */
@@ -85,7 +74,7 @@ static void first(int32_t *tile, const uint8_t *const *pixels, int count, const 
     (count > 16 ? first_32x32 : dots_16x32)(tile, pixels[0], step, depth, weights, bias);
 }
 
-static void begin(void) { _tile_loadconfig(&FULL); }
+static void begin(void) { _tile_loadconfig(&whole_tiles); }
 static void end(void) { _tile_release(); }
 
 static struct conv_u8_form form(void) {

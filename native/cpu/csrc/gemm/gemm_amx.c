@@ -10,21 +10,12 @@
 #include <string.h>
 
 #include "base/numbers.h"
+#include "base/tiles_amx.h"
 #include "gemm/gemm.h"
 
 enum { STEP_BYTES = 64, PANEL_ROW = 128, TILE_ROW = 128, MOST_ROWS = 32 };
 
-struct configuration {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64)));
-
-/* Registers: 0 and 1 sums of the first 16 rows, 2 and 3 of the others; 4 and 5 A; 6 and 7 B. Loading a configuration
- * takes hundreds of cycles: one for all tiles of a chunk. Other libraries may use tiles between two chunks. */
-static const struct configuration whole_tiles = {
-    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-
+/* Registers: 0 and 1 sums of the first 16 rows, 2 and 3 of the others; 4 and 5 A; 6 and 7 B. */
 static void start(void) { _tile_loadconfig(&whole_tiles); }
 
 static void finish(void) { _tile_release(); }

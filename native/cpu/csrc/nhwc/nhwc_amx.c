@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/table.h"
+#include "base/tiles_amx.h"
 
 enum {
     PIXELS = 32,
@@ -21,19 +22,7 @@ enum {
     SLICE = 8
 };
 
-struct configuration {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64)));
-
-static const struct configuration FULL = {
-    .palette = 1,
-    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
-};
-
-static void start(void) { _tile_loadconfig(&FULL); }
+static void start(void) { _tile_loadconfig(&whole_tiles); }
 static void finish(void) { _tile_release(); }
 
 /* What rounding to bfloat16 leaves. */

@@ -1,13 +1,7 @@
 #include <immintrin.h>
 
 #include "base/table.h"
-
-static const struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64))) whole_tiles = {
-    .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+#include "base/tiles_amx.h"
 
 /* Four products of 16 x 16 x 64 bytes. */
 #define TILES(name, product, operations)                    \
