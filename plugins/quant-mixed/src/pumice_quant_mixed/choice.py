@@ -181,8 +181,7 @@ def _cheapest_within_budget(
     low, high = 0, len(curve) - 1
     while low < high:
         middle = (low + high) // 2
-        around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), notes=[])
-        changed = apply_formats(model, _given(curve[middle].formats, layers), around, smallest=knobs.smallest)
+        changed = _tried(model, layers, curve[middle], knobs, context)
         samples = context.samples_with_labels(JUDGED)
         verdict = judge(model, changed, samples, context.metrics, context.runtime, context.max_drop)
         low, high = (middle + 1, high) if verdict.exceeded else (low, middle)
@@ -200,8 +199,15 @@ def _most_exact_in_time(
     low, high = 0, len(curve) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), notes=[])
-        changed = apply_formats(model, _given(curve[middle].formats, layers), around, smallest=knobs.smallest)
+        changed = _tried(model, layers, curve[middle], knobs, context)
         ours, original = stopwatch(model, changed, context)
         low, high = (middle, high) if ours <= knobs.latency * original else (low, middle - 1)
     return curve[low]
+
+
+def _tried(
+    model: ir.Model, layers: Mapping[str, Sequence[WeightMatrix]], point: Point, knobs: Mixed, context: QuantizeContext
+) -> ir.Model:
+    """The model in the formats of a point of the curve, with nothing of it in the account."""
+    around = attrs.evolve(context, ledger=Ledger(), progress=unshown(context.progress), notes=[])
+    return apply_formats(model, _given(point.formats, layers), around, smallest=knobs.smallest)
