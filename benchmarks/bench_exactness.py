@@ -1,0 +1,110 @@
+"""Quantized models, integer by integer: the simulator and the runtime `native` against onnxruntime.
+
+    python benchmarks/bench_exactness.py [--quick] [--json FILE] [--only ID,ID] [--samples 8]
+
+Each model is compressed with nothing but defaults. Every tensor of integers in the file that comes out is then computed
+by onnxruntime and by the simulator, layer by layer (`pumice.quantize.simulation`), from the same calibration samples:
+
+  equal      integer tensors that agree bit for bit, of all there are
+  steps      the largest difference between two integers
+  share      the largest share of a tensor's elements that differ
+  because    operators on real numbers before those tensors, and how far from half-way between two integers the numbers
+             lay that were rounded to different sides; `arithmetic` would mean that integers alone disagree
+  native     the largest difference of an output of the runtime `native` in exact mode, over that output's largest value
+
+Exit code 1 says that a difference has no explanation.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from models import CASES, Case, Feed, case, onnxruntime_run
+from tables import Table, measurement, write_json
+
+import pumice
+from pumice.measure.runtimes import pick_runtime
+from pumice.model import load
+from pumice.quantize.simulation import LayerDifference, compare_integers
+
+QUICK = ("digits_cnn", "fashion_resnet", "fashion_mobile")
+COLUMNS = {"case": 14, "equal": -9, "steps": -5, "share": -9, "because": 60, "native": -8}
+
+
+def main() -> int:
+    """Print the table; 1 if some difference has no explanation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three small models only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON, case by case")
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="ID,ID", help="these cases only")
+    parser.add_argument("--samples", type=int, default=8, help="calibration samples compared")
+    options = parser.parse_args()
+    table, explained, record = Table(COLUMNS), True, {"cases": []}
+    for name in options.only or (QUICK if options.quick else CASES):
+        found = case(name)
+        feeds = list(itertools.islice(found.calibration(), options.samples))
+        with tempfile.TemporaryDirectory() as folder:
+            differences, native = compared(found, feeds, Path(folder) / "int8.onnx")
+        explained &= all(difference.explained for difference in differences)
+        table.row(shown(name, differences, native))
+        record["cases"] += figures(name, differences, native)
+        if options.json:
+            write_json(options.json, record)
+    return 0 if explained else 1
+
+
+def compared(found: Case, feeds: Sequence[Feed], target: Path) -> tuple[list[LayerDifference], float]:
+    """The differences of every integer tensor, and the largest of an output of `native`, relative."""
+    pumice.compress(found.path, data=[dict(feed) for feed in found.calibration()], measure=False).save(target)
+    differences = compare_integers(load(target), feeds, pick_runtime("ort"))
+    onnxruntime, native = onnxruntime_run(target), pick_runtime("native").open(target)
+    return differences, max(_apart(native.run(feed), onnxruntime(feed)) for feed in feeds)
+
+
+def _apart(ours: Feed, theirs: Feed) -> float:
+    return max(
+        (
+            float(np.abs(ours[name] - value).max() / max(np.abs(value).max(), np.finfo(np.float32).tiny))
+            for name, value in theirs.items()
+            if value.size and value.dtype.kind == "f"
+        ),
+        default=0.0,
+    )
+
+
+def shown(name: str, differences: Sequence[LayerDifference], native: float) -> list[str]:
+    """The cells of one row."""
+    unequal = [difference for difference in differences if difference.steps]
+    equal = f"{len(differences) - len(unequal)}/{len(differences)}"
+    if not unequal:
+        return [name, equal, "0", "", "", f"{native:.0e}"]
+    steps, share = max(found.steps for found in unequal), max(found.share for found in unequal)
+    return [name, equal, str(steps), f"{share:.4%}", because(unequal), f"{native:.0e}"]
+
+
+def because(unequal: Sequence[LayerDifference]) -> str:
+    """What stands between the integers that differ and the integers before them."""
+    if any(not found.float_ops for found in unequal):
+        return "arithmetic"
+    operators = sorted({operator for found in unequal for operator in found.float_ops})
+    return f"{', '.join(operators)}; {max(found.from_tie for found in unequal):.6f} steps from half-way"
+
+
+def figures(name: str, differences: Sequence[LayerDifference], native: float) -> list[dict[str, Any]]:
+    """The row for machines."""
+    of = {
+        "integer tensors that differ": sum(found.steps > 0 for found in differences),
+        "largest difference in steps": max((found.steps for found in differences), default=0),
+        "largest share that differs": max((found.share for found in differences), default=0.0),
+        "native, largest relative difference": native,
+    }
+    return [measurement(name, what, value, {}, spread=0.0, higher_is_better=False) for what, value in of.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
