@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from pumice.cores import usable_cores
 from pumice.registry import Registry, registry
 from pumice.strategy import Runtime
 
@@ -100,17 +101,14 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    import os
-
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     return {
         "system": platform.platform(),
         "cpu": cpu_model(),
         "cpu_features": list(cpu_features()),
-        "cpus_usable": usable,
+        "cpus_usable": len(usable_cores()),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
     }

@@ -52,6 +52,17 @@ def test_the_threads_asked_for_are_set(model):
     assert ORT.open(model, threads=3).session.get_session_options().intra_op_num_threads == 3
 
 
+def test_a_process_that_may_not_use_all_cores_does_not_start_threads_for_them(model):
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        session = ORT.open(model)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert session.session.get_session_options().intra_op_num_threads == 1
+    assert "1 thread," in session.description
+
+
 @pytest.mark.parametrize("level", ["all", "extended", "basic", "none"])
 def test_every_level_gives_the_same_answer(model, feeds, level):
     found = OrtRuntime(graph_optimization=level).open(model).run(feeds)["logits"]

@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pumice.cores import usable_cores
+
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
@@ -45,13 +47,7 @@ def _held(alone: bool) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for core in _cores():  # in one order everywhere, so that nobody waits in a circle
+        for core in usable_cores():  # in one order everywhere, so that nobody waits in a circle
             path = Path(tempfile.gettempdir(), f"pumice-{getpass.getuser()}-core{core}.lock")
             fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
-
-
-def _cores() -> list[int]:
-    """The processor's cores that this process may use, as far as the system tells."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return sorted(allowed(0)) if allowed else [0]

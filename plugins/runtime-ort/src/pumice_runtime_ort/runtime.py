@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice.cores import confined, usable_cores
 from pumice.errors import ModelError, nearest
 from pumice.knobs import Choice, Int, Names, knob
 from pumice.strategy import Runtime
@@ -85,11 +86,13 @@ class OrtRuntime(Runtime):
         Args:
             model: a model in memory, or the path of one.
             outputs: values to return, in this order; any value of the main graph. None returns the graph's outputs.
-            threads: threads of one run; None leaves it to ONNX Runtime (one a physical core).
+            threads: threads of one run; None leaves it to ONNX Runtime (one a physical core), unless this process may
+                not use all cores, which ONNX Runtime does not ask about: then it is one for each of those.
 
         Raises:
             ModelError: ONNX Runtime refuses the model, a value does not exist, or a provider did not load.
         """
+        threads = _allowed(threads)
         with source_of(model, outputs) as source:
             session = self._session(source, self._options(threads))
         return OrtSession(session=session, threads=threads, level=self.graph_optimization, label=source.label)
@@ -121,6 +124,7 @@ class OrtRuntime(Runtime):
         Raises:
             ModelError: as `open`, or the feeds do not fit.
         """
+        threads = _allowed(threads)
         options = self._options(threads)
         options.enable_profiling = True
         with source_of(model, None) as source, tempfile.TemporaryDirectory(prefix="pumice-") as folder:
@@ -175,6 +179,11 @@ class OrtRuntime(Runtime):
                     f"execution provider '{provider}' did not load: {who} "
                     f"{', '.join(present)}; install what it needs, or choose another with the knob 'providers'"
                 )
+
+
+def _allowed(threads: int | None) -> int | None:
+    """Threads of a session: one a core that we may use where ONNX Runtime would choose for the whole machine."""
+    return len(usable_cores()) if threads is None and confined() else threads
 
 
 @attrs.frozen(kw_only=True, eq=False)
