@@ -5,6 +5,7 @@ on the GPU and leaves outputs there. The check holds floats to core's reference,
 Runtime's, for one sample.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -112,6 +113,7 @@ def _contest(shape: Shape, kind: str, batch: int) -> Contest:
     )
 
 
+@functools.cache
 def _model(shape: Shape, kind: str) -> Any:
     import pumice
     from pumice.data import open_dataset

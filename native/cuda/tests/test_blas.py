@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pumice_cuda.blas import _layout, stack_stride
 
@@ -26,6 +26,7 @@ def test_rows_or_columns_must_be_dense(make, layout):
     assert _layout(x.shape, x.strides, x.itemsize) == layout
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3), max_size=3), st.lists(st.booleans(), min_size=3, max_size=3))
 def test_a_stride_finds_every_matrix_of_a_stack(batch, single):
     own = [1 if one else n for n, one in zip(batch, single, strict=False)]

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from pumice.errors import DataError
@@ -126,3 +127,24 @@ def test_a_wrong_input_is_refused_before_anything_runs():
 def test_without_a_gpu_the_runtime_says_why(monkeypatch):
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="no NVIDIA driver is installed"))
     assert CudaRuntime().available() == "no NVIDIA driver is installed"
+
+
+def looking_up(entries=5, width=3):
+    """y = the row of a table for each index."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = numpy_helper.from_array(np.ones((entries, width), np.float32), "table")
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, width])
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "x"], ["y"])], "g", [x], [y], [table])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+@pytest.mark.parametrize("index", [5, -6])
+@pytest.mark.parametrize("place", [np.asarray, to_device])
+def test_an_index_outside_a_table_is_refused(index, place):
+    opened, x = CudaRuntime().open(looking_up()), np.full((1, 4), -5)
+    opened.run({"x": place(x)})
+    x[0, 2] = index
+    with pytest.raises(DataError, match=rf"input 'x' has index {index} and selects from 5 entries: .* from -5 to 4"):
+        opened.run({"x": place(x)})

@@ -1,9 +1,10 @@
 """How products are divided, worked out without a GPU."""
 
+import numpy as np
 import pytest
 
 from pumice_cuda.compiling import resources
-from pumice_cuda.gemm import SHARED, Tiling, _tilings, tiling
+from pumice_cuda.gemm import SHARED, Tiling, _tilings, readable, tiling
 
 PROCESSORS = 132
 
@@ -46,3 +47,11 @@ def test_sums_stay_in_registers(source, output):
     options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=false", *macros)
     (found,) = resources(source, arch="sm_90a", options=options).values()
     assert found.spills == found.stack == 0
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(1, 33), (4, 33), (1, 5)])
+def test_rows_that_do_not_end_at_an_access_are_copied_and_filled_with_zeros(gpu, rows, kept):
+    matrix = gpu.asarray(np.ones((rows, 64), np.int8))[:, :kept]
+    whole = readable(matrix)
+    assert whole.shape[1] % 16 == 0
+    assert int(whole.sum()) == rows * kept

@@ -22,7 +22,8 @@ def _round_trip(x: Array) -> Array:
     """What is left of a value by quantizing it."""
     scale, zero = dynamic_parameters(x)
     zero = zero.astype(np.float32)
-    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, np.float32)
+    seen: Array = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+    return seen.astype(np.float32, copy=False)
 
 
 def _real(integers: Array, scale: Array, zero: Array) -> Array:

@@ -5,13 +5,15 @@
 in which the image continues with `padding` outside (the zero point of quantized images). A window of one pixel is a
 matrix product of the images as they lie. On Hopper the copy engine gathers windows (`csrc/conv_sm90.cu`), where
 padding is zero and a pixel takes a multiple of 16 bytes; elsewhere, and in groups, threads do (`csrc/conv_sm80.cu`).
-Where every channel has a window of its own, `csrc/conv_depthwise.cu` runs. Types are as in `gemm`.
+Where every channel has a window of its own, `csrc/conv_depthwise.cu` runs, and over a network's first images of bytes,
+in whatever layout, `csrc/conv_stem.cu`. Types are as in `gemm`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -22,6 +24,7 @@ from pumice_cuda import device, tensor_maps
 from pumice_cuda.compiling import kernel
 from pumice_cuda.epilogue import PLAIN, Epilogue
 from pumice_cuda.gemm import (
+    AMPERE,
     AMPERE_SHARED,
     AMPERE_THREADS,
     AMPERE_TILE,
@@ -45,19 +48,31 @@ PIECE = 4
 """Bytes of channels that a thread gathers at least at a time."""
 SPAN, THREADS = 4, 128
 """Pixels of a thread and threads of a block of the depthwise kernel."""
+MOST_TOGETHER = 7
+"""Taps across whose pixels a thread of it keeps."""
+STEM_CHANNELS, STEM_TAPS, STEM_STRIDE = 4, 8, 4
+"""At most, of the kernel for a network's first images."""
+STEM_TILE, STEM_OUTPUTS, STEM_THREADS = (4, 64), 64, 256
+"""Lines and pixels, outputs and threads of a block of it; as in csrc/conv_stem.cu."""
 
 
-def _integers(name: str, *fields: str) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int) for field in fields]})
+def integers(name: str, *fields: str, long: tuple[str, ...] = ()) -> type[ctypes.Structure]:
+    """A structure of C's int, and of long long after them."""
+    described = [*((field, ctypes.c_int) for field in fields), *((field, ctypes.c_longlong) for field in long)]
+    return type(name, (ctypes.Structure,), {"_fields_": described})
 
 
 _STEPS = ("stride_y", "stride_x", "before_y", "before_x", "dilation_y", "dilation_x")
-_CopiedWindow = _integers("_CopiedWindow", "out_height", "out_width", *_STEPS, "taps_x", "pieces")
-_GatheredWindow = _integers(
+_CopiedWindow = integers("_CopiedWindow", "out_height", "out_width", *_STEPS, "taps_x", "pieces")
+_GatheredWindow = integers(
     "_GatheredWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_x", "taps", "pixel_bytes",
     "group_bytes", "group_columns",
 )  # fmt: skip
-_DepthwiseWindow = _integers(
+_StemWindow = integers(
+    "_StemWindow", "height", "width", "out_height", "out_width", "before_y", "before_x", "channels", "padding",
+    long=("image_step", "channel_step", "line_step", "pixel_step"),
+)  # fmt: skip
+_DepthwiseWindow = integers(
     "_DepthwiseWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_y", "taps_x", "channels", "images",
     "padding",
 )  # fmt: skip
@@ -98,7 +113,7 @@ class Conv:
         """The images (n, height, width, channels) convolved, as (n, *window.output, outputs).
 
         Args:
-            images: contiguous.
+            images: copied where they are not contiguous and the kernel wants them so.
             epilogue: with a residual of the result's shape.
             out: where to write, contiguous.
 
@@ -127,11 +142,15 @@ class Conv:
                 f"images {images.dtype}{list(images.shape)} do not fit {self.groups} groups of weights "
                 f"{self.weights.dtype}{list(self.weights.shape)} over {list(self.window.size)} pixels"
             )
-        if not images.flags.c_contiguous:
-            raise ValueError("the images are not contiguous")
 
     def _run(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        import cupy
+
         channels, outputs = images.shape[3], len(self.weights)
+        if self._is_stem and device.gpu().capability >= AMPERE:
+            self.stem(images, epilogue, out)
+            return
+        images = cupy.ascontiguousarray(images)
         if self.groups == channels == outputs and self.weights.shape[3] == 1:
             self.depthwise(images, epilogue, out)
         elif self._is_product:
@@ -235,6 +254,42 @@ class Conv:
             self._padding = cupy.full(16 // images.itemsize, self.padding, images.dtype)
         return self._padding
 
+    # --- few channels -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _is_stem(self) -> bool:
+        w = self.window
+        return bool(
+            self.weights.itemsize == 1 and self.groups == 1 and self.weights.shape[3] <= STEM_CHANNELS
+            and max(w.kernel) <= STEM_TAPS and len({*w.strides}) == 1 and w.strides[0] <= STEM_STRIDE
+            and max(w.dilations) == 1
+        )  # fmt: skip
+
+    def stem(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        """Of bytes, by mma.sync, pixels of at most four channels read from wherever they lie."""
+        w, columns = self.window, out.shape[1]
+        options = (f"-DUSE_ELEMENT={element(images)}", f"-DUSE_ROWS={w.kernel[0]}", f"-DUSE_STRIDE={w.strides[0]}")
+        tiles = (*(-(-n // each) for n, each in zip(w.output, STEM_TILE, strict=True)), len(images))
+        by_image, by_line, by_pixel, by_channel = images.strides
+        launch(
+            kernel("conv_stem", "conv", options=(*options, *epilogue.macros)),
+            (math.prod(tiles), -(-columns // STEM_OUTPUTS)), STEM_THREADS, images, self._stem_weights,
+            _StemWindow(
+                *w.size, *w.output, *w.before, images.shape[3], self.padding, by_image, by_channel, by_line, by_pixel
+            ),
+            epilogue.structure(out),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _stem_weights(self) -> cupy.ndarray:
+        """As lanes read them: (blocks of 64, rows, blocks of 8, outputs, pixels of a half, halves, channels)."""
+        import cupy
+
+        outputs, rows, taps, channels = self.weights.shape
+        whole = cupy.zeros((-(-outputs // STEM_OUTPUTS) * STEM_OUTPUTS, rows, STEM_TAPS, STEM_CHANNELS), np.int8)
+        whole[:outputs, :, :taps, :channels] = self.weights
+        return whole.reshape(-1, 8, 8, rows, 2, 4, STEM_CHANNELS).transpose(0, 3, 1, 2, 5, 4, 6).copy()
+
     # --- one window a channel -----------------------------------------------------------------------------------------
 
     def depthwise(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
@@ -242,7 +297,11 @@ class Conv:
         w, channels = self.window, images.shape[3]
         each = 4 if channels % 4 == 0 else 1
         work = len(images) * w.output[0] * -(-w.output[1] // SPAN) * (channels // each)
-        options = (f"-DUSE_ELEMENT={element(images, 'float32')}", *epilogue.macros, f"-DUSE_CHANNELS={each}")
+        taps = w.kernel[1] if w.dilations[1] == 1 and w.kernel[1] <= MOST_TOGETHER else 1
+        options = (
+            f"-DUSE_ELEMENT={element(images, 'float32')}", *epilogue.macros, f"-DUSE_CHANNELS={each}",
+            f"-DUSE_TAPS={taps}", f"-DUSE_STRIDE={w.strides[1]}",
+        )  # fmt: skip
         launch(
             kernel("conv_depthwise", "conv", options=options), blocks(work, THREADS), THREADS, images,
             self._weights_by_tap,

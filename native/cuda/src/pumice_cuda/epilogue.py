@@ -1,9 +1,9 @@
 """What becomes of the sums of a product or a convolution before they are stored; `csrc/epilogue.cuh` computes it.
 
-    v = (sum + offset[n]) scale[n] row_scale[m] + bias[n] + (residual[m, n] - residual_zero) residual_scale
-    v = activation(v);  8-bit outputs: saturate(round_half_even(v / divisor) + zero)
+    v = activation((sum + offset[n]) scale[n] row_scale[m] + bias[n] + residual[m, n])
 
-Output `int32` is sum + offset[n] and nothing else.
+Output `int32` is sum + offset[n] and nothing else. Outputs of 8 bits are levels, saturate(round_half_even(v) + zero); a
+residual of theirs is added to them by `LevelSum`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import cupy
 
 OUTPUTS = {"int32": "s32", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "s8", "uint8": "u8"}
+ARRAYS = ("residual", "scale", "row_scale", "bias", "offset", "offset_zero")
+"""Fields of an epilogue that are pointers in the kernel's structure."""
 WIDE = 16
 """Bytes that a thread stores at once where every row of the output begins at a multiple of them."""
 
@@ -26,12 +28,28 @@ class Structure(ctypes.Structure):
     """`struct Epilogue` of csrc/epilogue.cuh."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("out", "residual", "scale", "row_scale", "bias", "offset")),
+        *((name, ctypes.c_void_p) for name in ("out", *ARRAYS)),
         *((name, ctypes.c_longlong) for name in ("out_stride", "residual_stride")),
-        *((name, ctypes.c_int) for name in ("rows", "columns", "scale_step", "zero", "residual_zero")),
-        *((name, ctypes.c_float) for name in ("residual_scale", "low", "high", "divisor")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "scale_step", "zero", "residual_last")),
+        *((name, ctypes.c_float) for name in ("low", "high", "level_factor", "residual_factor", "sum_offset")),
         ("wide", ctypes.c_int),
     ]
+
+
+@attrs.frozen(kw_only=True)
+class LevelSum:
+    """How two arrays of levels are added, rounded once each: onnxruntime's QLinearAdd.
+
+    saturate(round_half_even(level level_factor + (residual residual_factor + offset)))
+    """
+
+    level_factor: float
+    """Scale of the product's own levels over that of the result."""
+    residual_factor: float
+    offset: float
+    """The zero points, folded into one."""
+    residual_last: bool = False
+    """The two products change places."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -48,23 +66,26 @@ class Epilogue:
     """(n,)."""
     offset: cupy.ndarray | None = None
     """(n,) of int32, for integer sums: a bias in their units, the zero point of A times the sums of B's rows."""
+    offset_zero: cupy.ndarray | None = None
+    """One uint8, whose negative multiplies the offsets: a zero point of A that only the GPU knows."""
     residual: cupy.ndarray | None = None
     """(m, n) of the output's type."""
-    residual_scale: float = 1.0
-    residual_zero: int = 0
+    level_sum: LevelSum | None = None
+    """How it is added where it is of 8 bits."""
     activation: Literal["none", "clip", "gelu", "silu"] = "none"
     low: float = -math.inf
     """Bounds of `clip`; relu has 0 and infinity."""
     high: float = math.inf
-    divisor: float = 1.0
     zero: int = 0
 
     @property
     def macros(self) -> tuple[str, ...]:
         """For what of it a kernel is compiled."""
-        residual = "false" if self.residual is None else "true"
-        stored = OUTPUTS[self.output]
-        return f"-DUSE_OUTPUT={stored}", f"-DUSE_ACTIVATION={self.activation}", f"-DUSE_RESIDUAL={residual}"
+        present = {"RESIDUAL": self.residual is not None, "ROW_SCALE": self.row_scale is not None}
+        return (
+            f"-DUSE_OUTPUT={OUTPUTS[self.output]}", f"-DUSE_ACTIVATION={self.activation}",
+            *(f"-DUSE_{name}={str(given).lower()}" for name, given in present.items()),
+        )  # fmt: skip
 
     def structure(self, out: cupy.ndarray) -> Structure:
         """The kernel's argument for an output (m, n) with contiguous rows.
@@ -74,15 +95,15 @@ class Epilogue:
         """
         rows, columns = out.shape
         self._check(rows, columns)
-        stride = _row_stride(out)
-        wide = out.data.ptr % WIDE == 0 and stride * out.itemsize % WIDE == 0
+        wide = all(_begins_wide(matrix) for matrix in (out, self.residual) if matrix is not None)
+        levels = self.level_sum or LevelSum(level_factor=1.0, residual_factor=1.0, offset=0.0)
         return Structure(
-            **{name: _pointer(getattr(self, name)) for name in ("residual", "scale", "row_scale", "bias", "offset")},
-            out=out.data.ptr, out_stride=stride, rows=rows, columns=columns, wide=wide,
+            **{name: _pointer(getattr(self, name)) for name in ARRAYS},
+            out=out.data.ptr, out_stride=_row_stride(out), rows=rows, columns=columns, wide=wide,
             residual_stride=0 if self.residual is None else _row_stride(self.residual),
             scale_step=int(self.scale is not None and self.scale.size > 1),
-            zero=self.zero, residual_zero=self.residual_zero, residual_scale=self.residual_scale,
-            low=self.low, high=self.high, divisor=self.divisor,
+            zero=self.zero, low=self.low, high=self.high, level_factor=levels.level_factor,
+            residual_factor=levels.residual_factor, sum_offset=levels.offset, residual_last=levels.residual_last,
         )  # fmt: skip
 
     def _check(self, rows: int, columns: int) -> None:
@@ -99,6 +120,10 @@ class Epilogue:
 
 
 PLAIN = Epilogue()
+
+
+def _begins_wide(matrix: Any) -> bool:
+    return bool(matrix.data.ptr % WIDE == 0 and _row_stride(matrix) * matrix.itemsize % WIDE == 0)
 
 
 def _pointer(array: Any) -> int | None:

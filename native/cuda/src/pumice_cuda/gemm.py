@@ -3,7 +3,7 @@
 Integers of 8 bits are summed exactly in 32; float16 and bfloat16 in float32. float32 is cut to TF32 (10 bits of
 mantissa) as it is multiplied. With precision `float32` it is made of three such products, whose sums are rounded as
 float32's are: the result is off by less than 1e-6 of its norm. Hopper has a kernel of its own for all others
-(`csrc/gemm_sm90.cu`), Ampere and later share one, Turing multiplies bytes. A matrix whose rows do not begin at
+(`csrc/gemm_sm90.cu`), Ampere and later share one, Turing multiplies bytes. A matrix whose rows do not begin and end at
 multiples of 16 bytes is copied first.
 """
 
@@ -210,13 +210,16 @@ def element(a: cupy.ndarray, precision: Precision = "tf32") -> str:
 
 
 def readable(matrix: cupy.ndarray) -> cupy.ndarray:
-    """The matrix, or where its rows do not begin at multiples of 16 bytes a copy whose rows do, filled with zeros."""
+    """The matrix, or where its rows do not begin and end at multiples of 16 bytes a copy whose rows do.
+
+    What is filled in is zero in both operands: whatever lies behind a row is not read, and not multiplied either.
+    """
     import cupy
 
-    if tensor_maps.describable(matrix):
-        return matrix
     rows, k = matrix.shape
     each = tensor_maps.ALIGNMENT // matrix.itemsize
+    if k % each == 0 and tensor_maps.describable(matrix):
+        return matrix
     copy = cupy.zeros((rows, max(1, -(-k // each)) * each), matrix.dtype)
     copy[:, :k] = matrix
     return copy

@@ -7,7 +7,7 @@ import pytest
 from pumice.ops.record import Node
 from pumice.ops.window import Window
 from pumice_cuda.conv import Conv
-from pumice_cuda.epilogue import Epilogue
+from pumice_cuda.epilogue import Epilogue, LevelSum
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +39,8 @@ LAYERS = [
     Layer(channels=64, outputs=64, groups=4), Layer(channels=12, outputs=20, groups=4),
     Layer(channels=32, outputs=32, groups=32), Layer(channels=7, outputs=7, groups=7, strides=(2, 1)),
     Layer(channels=6, outputs=12, groups=6), Layer(channels=128, outputs=256, size=(28, 28), images=5),
+    Layer(channels=1, kernel=(3, 5), pads=(1, 2, 1, 2), outputs=70, size=(9, 131)),
+    Layer(channels=4, kernel=(8, 8), pads=(2, 3, 1, 4), strides=(4, 4), size=(40, 37), outputs=24),
 ]  # fmt: skip
 
 
@@ -82,6 +84,15 @@ def test_unsigned_images_continue_with_their_zero_point(drawn, layer):
     assert (conv(images, Epilogue(output="int32")) == exact(images, weights, layer, 117)).all()
 
 
+@pytest.mark.parametrize("layer", [LAYERS[3], LAYERS[7]], ids=repr)
+def test_images_may_lie_in_any_layout(drawn, layer):
+    import cupy
+
+    images, weights, conv = built(drawn, layer, "int8")
+    planes = cupy.moveaxis(cupy.ascontiguousarray(cupy.moveaxis(images, -1, 1)), 1, -1)
+    assert (conv(planes, Epilogue(output="int32")) == exact(images, weights, layer)).all()
+
+
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[4], LAYERS[5], LAYERS[6]], ids=repr)
 def test_threads_and_the_copy_engine_gather_the_same(drawn, layer):
     import cupy
@@ -114,8 +125,12 @@ def test_scales_residual_and_bounds_apply_to_bytes(drawn, rng, layer):
     scale = cupy.asarray(rng.uniform(1e-4, 1e-3, layer.outputs).astype(np.float32))
     reference = exact(images, weights, layer)
     residual = drawn(reference.shape, "int8")
-    epilogue = Epilogue(output="int8", scale=scale, residual=residual, residual_scale=0.75, activation="clip", low=0.0)
-    v = cupy.maximum(reference * scale + residual * 0.75, 0)
-    off = cupy.abs(conv(images, epilogue) - cupy.minimum(cupy.rint(v), 127))
+    added = LevelSum(level_factor=0.5, residual_factor=0.75, offset=4.0, residual_last=True)
+    epilogue = Epilogue(
+        output="int8", scale=scale, residual=residual, level_sum=added, activation="clip", low=0.0, zero=-9
+    )
+    level = cupy.minimum(cupy.rint(cupy.maximum(reference * scale, 0)) - 9, 127)
+    wanted = cupy.clip(cupy.rint(level * 0.5 + residual * 0.75 + 4), -128, 127)
+    off = cupy.abs(conv(images, epilogue) - wanted)
     assert float(off.max()) <= 1
     assert float((off > 0).mean()) < 1e-3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pumice_cuda import gemm as products
-from pumice_cuda.epilogue import Epilogue
+from pumice_cuda.epilogue import Epilogue, LevelSum
 from pumice_cuda.gemm import Tiling, gemm
 
 SHAPES = [(1, 5, 2048), (77, 33, 528), (128, 256, 512), (1000, 528, 1040), (300, 1111, 100), (129, 257, 63), (3, 2, 1)]
@@ -65,20 +65,19 @@ def test_scales_bias_residual_and_bounds_apply_in_order(run, drawn, error, rng, 
     bias, offset = drawn(columns, "float32"), cupy.asarray(rng.integers(-99, 99, columns).astype(np.int32))
     residual = drawn((m, columns), output)
     epilogue = Epilogue(
-        output=output, scale=scale, row_scale=row_scale, bias=bias, offset=offset, residual=residual,
-        residual_scale=0.5, residual_zero=3, activation="clip", low=-1.5, high=40.0, divisor=0.25, zero=7,
+        output=output, scale=scale, row_scale=row_scale, bias=bias, offset=offset, residual=residual, activation="clip",
+        low=-1.5, high=40.0, level_sum=LevelSum(level_factor=0.75, residual_factor=0.5, offset=-3.0), zero=7,
     )  # fmt: skip
-    v = (exact(a, b) + offset) * scale * row_scale[:, None] + bias + (residual.astype(np.float64) - 3) * 0.5
-    v = cupy.clip(v, -1.5, 40.0)
-    found = run(a, b, epilogue)
+    v, found = (exact(a, b) + offset) * scale * row_scale[:, None] + bias, run(a, b, epilogue)
     if output in {"int8", "uint8"}:
-        limits = np.iinfo(output)
-        quantized = cupy.clip(cupy.rint(v / 0.25) + 7, limits.min, limits.max)
-        off = cupy.abs(found.astype(np.float64) - quantized)
+        limits = np.iinfo(output).min, np.iinfo(output).max
+        level = cupy.clip(cupy.rint(cupy.clip(v, -1.5, 40.0)) + 7, *limits)
+        off = cupy.abs(found - cupy.clip(cupy.rint(level * 0.75 + residual * 0.5 - 3), *limits))
         assert float(off.max()) <= 1
         assert float((off > 0).mean()) < 1e-3  # a rounding in float32 beside a tie
     else:
-        assert error(found, v) < {"float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-3}[output]
+        wanted = cupy.clip(v + residual, -1.5, 40.0)
+        assert error(found, wanted) < {"float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-3}[output]
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
@@ -103,6 +102,23 @@ def test_products_of_floats_lose_only_what_the_type_does(drawn, error, shape, dt
         products.readable(a), products.readable(b), Epilogue(), out
     )
     assert error(out, exact(a, b)) < (1e-6 if dtype != "float32" else 2.0 ** -BITS[dtype])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_lies_behind_a_row_is_not_multiplied(run, drawn, rows):
+    a, b = drawn((7, 33), "int8"), drawn((rows, 48), "int8")[:, :33]
+    assert (run(a, b, Epilogue(output="int32")) == exact(a, b)).all()
+    found = gemm(drawn((7, 33), "float16"), _before_nan(drawn((rows, 33), "float16")))
+    assert not np.isnan(found.get()).any()
+
+
+def _before_nan(matrix):
+    """The same rows, with NaN behind each."""
+    import cupy
+
+    wide = cupy.full((len(matrix), 40), np.nan, matrix.dtype)
+    wide[:, : matrix.shape[1]] = matrix
+    return wide[:, : matrix.shape[1]]
 
 
 def test_three_products_have_the_accuracy_of_float32(drawn, error):

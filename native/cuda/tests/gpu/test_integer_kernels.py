@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pumice.ops import core_table
-from pumice.ops.record import Node
+from pumice.ops.record import Link, Node
 from pumice_cuda.kernels import all_kernels
 
 MS = "com.microsoft"
@@ -91,6 +91,51 @@ def test_other_weights_than_the_constant_are_used():
     there[1] = there[1][::-1]
     want = core(node)(node, arrays[0], arrays[1][::-1], *arrays[2:])
     np.testing.assert_array_equal(call(node, *there)[0].get(), want[0])
+
+
+def fused(links):
+    (run,) = [found for k in all_kernels() if k.fuse and k.fits(links[0].node) and (found := k.fuse(links))]
+    return run
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("dtype", [U, S])
+def test_levels_are_added_to_those_of_a_convolution_exactly(at, dtype):
+    weights = (levels(96, 64, 3, 3, dtype=S), scales(96), np.zeros(96, S))
+    convolution = (levels(2, 64, 9, 7), F(0.02), U(131), *weights, F(0.5), dtype(17))
+    residual, addition = levels(2, 96, 9, 7, dtype=dtype), node_of("QLinearAdd", MS)
+    own, beside, result = (F(0.5), dtype(17)), (F(0.37), dtype(90)), (F(0.61), dtype(3))
+    (y,) = core(CONV)(CONV, *convolution)
+    operands = (y, *own, residual, *beside) if at == 0 else (residual, *beside, y, *own)
+    (want,) = core(addition)(addition, *operands, *result)
+    constants, more = placed(convolution), [*operands, *result]
+    links = [
+        Link(node=CONV, constants=[None, *constants[1:]]),
+        Link(node=addition, constants=[None if np.ndim(c) else c for c in more], at=at),
+    ]
+    more[3 - at] = placed([residual])[0]
+    del more[at]
+    (have,) = fused(links)(*constants, *more)
+    np.testing.assert_array_equal(have.get(), want)
+
+
+@pytest.mark.parametrize("tail", ["", "Add", "Add Add", "Add Gelu"])
+def test_a_dynamic_product_is_finished_in_one_pass(tail, rng):
+    import cupy
+
+    from pumice_cuda.rows import map_elements
+
+    a, b, zero = levels(3, 5, 70), levels(70, 48, dtype=S), U(119)
+    scale, bias, residual = (rng.standard_normal(shape).astype(F) for shape in [48, 48, (3, 5, 48)])
+    given = [cupy.asarray(a), cupy.asarray(b), cupy.asarray(np.asarray(zero))]
+    product, names = node_of("MatMulInteger"), ["Cast", "Mul", *tail.split()]
+    links = [Link(node=product, constants=[None, given[1], None])]
+    links += [Link(node=node_of(n, **({"to": 1} if n == "Cast" else {})), constants=[None], at=0) for n in names]
+    addends = [cupy.asarray(v) for v in (bias, residual)[: tail.count("Add")]]
+    (have,) = fused(links)(*given, cupy.asarray(scale), *addends)
+    want = core(product)(product, a, b, zero)[0].astype(F) * scale + sum(v.get() for v in addends)
+    want = map_elements("gelu", cupy.asarray(want)).get() if tail.endswith("Gelu") else want
+    np.testing.assert_allclose(have.get(), want, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

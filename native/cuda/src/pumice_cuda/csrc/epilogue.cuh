@@ -1,11 +1,18 @@
 // What becomes of the sums of a matrix product or a convolution before they are stored, in this order:
 //
-//     v = (sum + offset[n]) * scale[n] * row_scale[m] + bias[n] + (residual[m, n] - residual_zero) * residual_scale
-//     v = activation(v);  8-bit outputs: saturate(round_half_even(v / divisor) + zero)
+//     v = activation((sum + offset[n]) * scale[n] * row_scale[m] + bias[n] + residual[m, n])
 //
-// Output::s32 stores sum + offset[n]. Every thread holds, of each block of 8 columns, columns 2j and 2j + 1 of the rows
-// i and i + 8 of its warp's 16, where its lane is 4i + j: so mma.sync and wgmma leave them. The four threads of a row
-// trade values until each has 16 bytes side by side to store.
+// Output::s32 stores sum + offset[n]. Outputs of 8 bits are levels, and a residual of theirs is added to them as
+// onnxruntime's QLinearAdd does, rounding a second time:
+//
+//     level = saturate(round_half_even(v) + zero)
+//     level = saturate(round_half_even(level * level_factor + (residual[m, n] * residual_factor + sum_offset)))
+//
+// each product and sum rounded once, the other product inside where `residual_last`.
+//
+// Every thread holds, of each block of 8 columns, columns 2j and 2j + 1 of the rows i and i + 8 of its warp's 16, where
+// its lane is 4i + j: so mma.sync and wgmma leave them. The four threads of a row trade values until each has 16 bytes
+// side by side to store.
 #pragma once
 
 #include "elements.cuh"
@@ -15,6 +22,11 @@ typedef unsigned int u32;
 enum class Output { s32, f32, f16, bf16, s8, u8 };
 enum class Activation { none, clip, gelu, silu };
 
+#ifndef USE_ROW_SCALE
+#define USE_ROW_SCALE false
+#endif
+constexpr bool ROW_SCALE = USE_ROW_SCALE;
+
 struct Epilogue {
     void* out;
     const void* residual;     // of the output's type
@@ -22,10 +34,12 @@ struct Epilogue {
     const float* row_scale;
     const float* bias;
     const int* offset;
+    const unsigned char* offset_zero;  // one, whose negative multiplies the offsets
     long long out_stride, residual_stride;  // in elements
     int rows, columns, scale_step;
-    int zero, residual_zero;
-    float residual_scale, low, high, divisor;
+    int zero, residual_last;
+    float low, high;
+    float level_factor, residual_factor, sum_offset;
     int wide;                 // rows of the output begin at multiples of 16 bytes
 };
 
@@ -54,11 +68,32 @@ __device__ __forceinline__ u32 halves(float first, float second) {
 }
 
 template <Output OUTPUT>
-__device__ __forceinline__ u32 quantized(float v, const Epilogue& e) {
-    constexpr int LOWEST = OUTPUT == Output::s8 ? -128 : 0;
-    if (e.divisor != 1.0f) v = __fdiv_rn(v, e.divisor);
-    v = fminf(fmaxf(v, (float)(LOWEST - e.zero)), (float)(LOWEST + 255 - e.zero));
-    return (u32)(__float2int_rn(v) + e.zero) & 0xFF;
+constexpr bool IS_LEVEL = sizeof(typename Stored<OUTPUT>::type) == 1;
+template <Output OUTPUT>
+constexpr float LOWEST = OUTPUT == Output::s8 ? -128.0f : 0.0f;
+constexpr float ROUNDING = 12582912.0f;  // 1.5 2^23: adding it rounds to even and leaves the integer in the low bits
+
+// A value within what levels can say, and within the bounds of a clip (infinite where there is none).
+template <Output OUTPUT>
+__device__ __forceinline__ float saturated(float v, const Epilogue& e) {
+    float low = LOWEST<OUTPUT> - (float)e.zero;
+    return fminf(fmaxf(v, fmaxf(low, e.low)), fminf(low + 255.0f, e.high));
+}
+
+// The nearest level, in the low eight bits; those above mean nothing.
+template <Output OUTPUT>
+__device__ __forceinline__ u32 level_bits(float v, const Epilogue& e) {
+    return __float_as_uint(saturated<OUTPUT>(v, e) + ROUNDING) + e.zero;
+}
+
+// The same where a residual's level is added to it.
+template <Output OUTPUT>
+__device__ __forceinline__ u32 level_bits(float v, float residual, const Epilogue& e) {
+    float level = (saturated<OUTPUT>(v, e) + ROUNDING) - ROUNDING + (float)e.zero;
+    float inner = e.residual_last ? fmaf(level, e.level_factor, e.sum_offset) : fmaf(residual, e.residual_factor, e.sum_offset);
+    v = e.residual_last ? fmaf(residual, e.residual_factor, inner) : fmaf(level, e.level_factor, inner);
+    v = fminf(fmaxf(v, LOWEST<OUTPUT>), LOWEST<OUTPUT> + 255.0f);
+    return __float_as_uint(v + ROUNDING);
 }
 
 template <Activation ACTIVATION>
@@ -75,12 +110,20 @@ __device__ __forceinline__ float activated(float v, const Epilogue& e) {
     }
 }
 
-// A result as bits of the output's type.
-template <Output OUTPUT>
-__device__ __forceinline__ u32 stored_bits(float v, const Epilogue& e) {
+// A scaled sum as the value that is stored, or whose level is.
+template <Output OUTPUT, Activation ACTIVATION, bool RESIDUAL>
+__device__ __forceinline__ float finished_value(float v, float residual, const Epilogue& e) {
+    if constexpr (RESIDUAL && !IS_LEVEL<OUTPUT>) v += residual;
+    return IS_LEVEL<OUTPUT> && ACTIVATION == Activation::clip ? v : activated<ACTIVATION>(v, e);
+}
+
+// That value as bits of the output's type.
+template <Output OUTPUT, bool RESIDUAL>
+__device__ __forceinline__ u32 stored_bits(float v, float residual, const Epilogue& e) {
     if constexpr (OUTPUT == Output::f32) return __float_as_uint(v);
-    else if constexpr (sizeof(typename Stored<OUTPUT>::type) == 2) return halves<OUTPUT>(v, 0.0f);
-    else return quantized<OUTPUT>(v, e);
+    else if constexpr (!IS_LEVEL<OUTPUT>) return halves<OUTPUT>(v, 0.0f);
+    else if constexpr (RESIDUAL) return level_bits<OUTPUT>(v, residual, e);
+    else return level_bits<OUTPUT>(v, e);
 }
 
 template <Output OUTPUT>
@@ -90,25 +133,40 @@ __device__ __forceinline__ void store_bits(typename Stored<OUTPUT>::type* to, u3
     else *to = bits;
 }
 
-template <Output OUTPUT>
-__device__ __forceinline__ float residual_term(const Epilogue& e, int m, int n) {
+template <Output OUTPUT, bool RESIDUAL>
+__device__ __forceinline__ float residual_at(const Epilogue& e, int m, int n) {
     typedef typename Stored<OUTPUT>::type Value;
-    Value stored = ((const Value*)e.residual)[m * e.residual_stride + n];
-    return (widen(stored) - (float)e.residual_zero) * e.residual_scale;
+    if constexpr (!RESIDUAL || OUTPUT == Output::s32) return 0.0f;
+    else return widen(((const Value*)e.residual)[m * e.residual_stride + n]);
 }
 
-// One sum, its terms read from memory: for kernels that make few sums a thread.
+__device__ __forceinline__ int offset_at(const Epilogue& e, int n) {
+    int offset = e.offset ? __ldg(e.offset + n) : 0;
+    return e.offset_zero ? offset * -(int)__ldg(e.offset_zero) : offset;
+}
+
+// What belongs to one column, read from memory: for kernels that make few sums a thread.
+struct OneColumn {
+    float scale, bias;
+    int offset;
+
+    OneColumn() = default;
+    __device__ __forceinline__ OneColumn(const Epilogue& e, int n)
+        : scale(e.scale ? __ldg(e.scale + n * e.scale_step) : 1.0f), bias(e.bias ? __ldg(e.bias + n) : 0.0f),
+          offset(offset_at(e, n)) {}
+};
+
+// One sum of the column n.
 template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL>
-__device__ __forceinline__ u32 finished(u32 sum, int m, int n, const Epilogue& e) {
-    if (INTEGER && e.offset) sum += __ldg(e.offset + n);
+__device__ __forceinline__ u32 finished(u32 sum, const OneColumn& column, int m, int n, const Epilogue& e) {
+    if constexpr (INTEGER) sum += column.offset;
     if constexpr (OUTPUT == Output::s32) {
         return sum;
     } else {
-        float scale = e.scale ? __ldg(e.scale + n * e.scale_step) : 1.0f;
-        if (e.row_scale) scale *= __ldg(e.row_scale + m);
-        float v = (INTEGER ? (float)(int)sum : __uint_as_float(sum)) * scale + (e.bias ? __ldg(e.bias + n) : 0.0f);
-        if constexpr (RESIDUAL) v += residual_term<OUTPUT>(e, m, n);
-        return stored_bits<OUTPUT>(activated<ACTIVATION>(v, e), e);
+        float scale = ROW_SCALE ? column.scale * __ldg(e.row_scale + m) : column.scale;
+        float v = (INTEGER ? (float)(int)sum : __uint_as_float(sum)) * scale + column.bias;
+        float residual = residual_at<OUTPUT, RESIDUAL>(e, m, n);
+        return stored_bits<OUTPUT, RESIDUAL>(finished_value<OUTPUT, ACTIVATION, RESIDUAL>(v, residual, e), residual, e);
     }
 }
 
@@ -117,7 +175,7 @@ __device__ __forceinline__ u32 finished(u32 sum, int m, int n, const Epilogue& e
 // In shared memory, filled by THREADS threads: they fetch into registers before the sums are made and put afterwards, so
 // that the fetch takes no time of its own.
 template <int WIDTH>
-struct ColumnTerms {
+struct alignas(8) ColumnTerms {
     float scale[WIDTH], bias[WIDTH];
     int offset[WIDTH];
 };
@@ -131,10 +189,8 @@ struct FetchedTerms {
     __device__ __forceinline__ void fetch(int thread, int first_column, const Epilogue& e) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
-            int n = min(first_column + thread + i * THREADS, e.columns - 1);
-            scale[i] = e.scale ? __ldg(e.scale + n * e.scale_step) : 1.0f;
-            bias[i] = e.bias ? __ldg(e.bias + n) : 0.0f;
-            offset[i] = e.offset ? __ldg(e.offset + n) : 0;
+            OneColumn column(e, min(first_column + thread + i * THREADS, e.columns - 1));
+            scale[i] = column.scale, bias[i] = column.bias, offset[i] = column.offset;
         }
     }
 
@@ -153,6 +209,7 @@ template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int
 struct Strip {
     typedef typename Stored<OUTPUT>::type Value;
     static constexpr Output STORED = OUTPUT;
+    static constexpr bool ADDS = RESIDUAL;
     const Epilogue& e;
     const ColumnTerms<WIDTH>& terms;
     int row, column;   // of this thread's first value; its other row is 8 below
@@ -163,7 +220,7 @@ struct Strip {
         : e(e), terms(terms), row(row + threadIdx.x % 32 / 4), column(column + 2 * (threadIdx.x % 4)),
           inside(inside + 2 * (threadIdx.x % 4)) {
         for (int half = 0; half < 2; ++half)
-            row_scale[half] = e.row_scale && has_row(half) ? e.row_scale[this->row + 8 * half] : 1.0f;
+            row_scale[half] = ROW_SCALE && has_row(half) ? e.row_scale[this->row + 8 * half] : 1.0f;
     }
 
     __device__ __forceinline__ bool has_row(int half) const { return row + 8 * half < e.rows; }
@@ -172,33 +229,43 @@ struct Strip {
         return (Value*)e.out + (row + 8 * half) * e.out_stride + column + 8 * block;
     }
 
-    // The values of this thread in one block of 8 columns: both columns of the first row, then of the second.
-    __device__ __forceinline__ void values(const u32* sums, int block, float (&v)[4]) const {
+    __device__ __forceinline__ const Value* residual_place(int half, int block) const {
+        return (const Value*)e.residual + (row + 8 * half) * e.residual_stride + column + 8 * block;
+    }
+
+    // A block of 8 columns has four values of this thread: both columns of the first row, then of the second.
+    __device__ __forceinline__ void residuals(int block, float (&values)[4]) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            int n = inside + 8 * block + i % 2;
-            float sum = INTEGER ? (float)((int)sums[4 * block + i] + terms.offset[n]) : __uint_as_float(sums[4 * block + i]);
-            v[i] = sum * (terms.scale[n] * row_scale[i / 2]) + terms.bias[n];
+            int m = row + i / 2 * 8, n = column + 8 * block + i % 2;
+            values[i] = m < e.rows && n < e.columns ? residual_at<OUTPUT, RESIDUAL>(e, m, n) : 0.0f;
         }
-        if constexpr (RESIDUAL) {
+    }
+
+    __device__ __forceinline__ void values(const u32* sums, int block, const float (&residual)[4], float (&v)[4]) const {
+        int n = inside + 8 * block;
+        int2 offset = *(const int2*)(terms.offset + n);
+        float2 scale = *(const float2*)(terms.scale + n), bias = *(const float2*)(terms.bias + n);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                int m = row + i / 2 * 8, n = column + 8 * block + i % 2;
-                if (has_row(i / 2) && n < e.columns) v[i] += residual_term<OUTPUT>(e, m, n);
-            }
+        for (int i = 0; i < 4; ++i) {
+            u32 bits = sums[4 * block + i];
+            float sum = INTEGER ? (float)(int)(bits + (i % 2 ? offset.y : offset.x)) : __uint_as_float(bits);
+            float scaled = sum * ((i % 2 ? scale.y : scale.x) * row_scale[i / 2]) + (i % 2 ? bias.y : bias.x);
+            v[i] = finished_value<OUTPUT, ACTIVATION, RESIDUAL>(scaled, residual[i], e);
         }
-#pragma unroll
-        for (float& value : v) value = activated<ACTIVATION>(value, e);
     }
 
     // The same as bits of the output's type.
-    __device__ __forceinline__ void results(const u32* sums, int block, u32 (&bits)[4]) const {
-        float v[4];
-        if constexpr (OUTPUT != Output::s32) values(sums, block, v);
+    __device__ __forceinline__ void results(const u32* sums, int block, const float (&residual)[4], u32 (&bits)[4]) const {
+        if constexpr (OUTPUT == Output::s32) {
+            int2 offset = *(const int2*)(terms.offset + inside + 8 * block);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if constexpr (OUTPUT == Output::s32) bits[i] = sums[4 * block + i] + terms.offset[inside + 8 * block + i % 2];
-            else bits[i] = stored_bits<OUTPUT>(v[i], e);
+            for (int i = 0; i < 4; ++i) bits[i] = sums[4 * block + i] + (i % 2 ? offset.y : offset.x);
+        } else {
+            float v[4];
+            values(sums, block, residual, v);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) bits[i] = stored_bits<OUTPUT, RESIDUAL>(v[i], residual[i], e);
         }
     }
 };
@@ -221,8 +288,10 @@ template <int BLOCKS, class STRIP>
 __device__ __forceinline__ void store_singly(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
+        float residual[4];
         u32 bits[4];
-        strip.results(sums, block, bits);
+        strip.residuals(block, residual);
+        strip.results(sums, block, residual, bits);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (strip.has_row(i / 2) && strip.column + 8 * block + i % 2 < strip.e.columns)
@@ -235,8 +304,15 @@ template <int BLOCKS, class STRIP>
 __device__ __forceinline__ void store_words(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
+        float residual[4] = {};
         u32 bits[4];
-        strip.results(sums, block, bits);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            if (STRIP::ADDS && strip.has_row(half)) {
+                float2 two = *(const float2*)strip.residual_place(half, block);
+                residual[2 * half] = two.x, residual[2 * half + 1] = two.y;
+            }
+        strip.results(sums, block, residual, bits);
         if (strip.has_row(0)) *(uint2*)strip.place(0, block) = make_uint2(bits[0], bits[1]);
         if (strip.has_row(1)) *(uint2*)strip.place(1, block) = make_uint2(bits[2], bits[3]);
     }
@@ -251,8 +327,9 @@ __device__ __forceinline__ void store_halves(const u32 (&sums)[4 * BLOCKS], cons
         u32 words[2][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            float v[4];
-            strip.values(sums, group + i, v);
+            float residual[4], v[4];
+            strip.residuals(group + i, residual);
+            strip.values(sums, group + i, residual, v);
             words[0][i] = halves<OUTPUT>(v[0], v[1]);
             words[1][i] = halves<OUTPUT>(v[2], v[3]);
         }
@@ -266,27 +343,52 @@ __device__ __forceinline__ void store_halves(const u32 (&sums)[4 * BLOCKS], cons
     }
 }
 
-// 16 bytes a thread: columns 16j .. 16j + 15 of a group of 64 for the j-th of a row.
-template <int BLOCKS, Output OUTPUT, class STRIP>
+// 16 bytes a thread: columns 16j .. 16j + 15 of a group of 64 for the j-th of a row. What is traded are words of two
+// blocks of columns, one in each half.
+template <class STRIP>
+__device__ __forceinline__ void load_bytes(const STRIP& strip, int half, int group, u32 (&w)[4]) {
+    uint4 bytes = {};
+    if (strip.has_row(half)) bytes = *(const uint4*)(strip.residual_place(half, group) + 14 * (threadIdx.x % 4));
+    w[0] = __byte_perm(bytes.x, bytes.z, 0x5410), w[1] = __byte_perm(bytes.x, bytes.z, 0x7632);
+    w[2] = __byte_perm(bytes.y, bytes.w, 0x5410), w[3] = __byte_perm(bytes.y, bytes.w, 0x7632);
+    transpose_among_four(w);
+}
+
+template <class STRIP>
+__device__ __forceinline__ float byte_of(u32 word, int i) {
+    return widen((typename STRIP::Value)(word >> 8 * i));
+}
+
+template <int BLOCKS, class STRIP>
 __device__ __forceinline__ void store_bytes(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
-    int lane = threadIdx.x % 4;
 #pragma unroll
     for (int group = 0; group < BLOCKS; group += 8) {
-        u32 words[2][4];
+        u32 words[2][4], beside[2][4] = {};
+        if constexpr (STRIP::ADDS) {
+            load_bytes(strip, 0, group, beside[0]);
+            load_bytes(strip, 1, group, beside[1]);
+        }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            u32 left[4], right[4];
-            strip.results(sums, group + 2 * i, left);
-            strip.results(sums, group + 2 * i + 1, right);
-            words[0][i] = left[0] | left[1] << 8 | right[0] << 16 | right[1] << 24;
-            words[1][i] = left[2] | left[3] << 8 | right[2] << 16 | right[3] << 24;
+            u32 bits[2][4];  // of both blocks
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+                float residual[4];
+#pragma unroll
+                for (int n = 0; n < 4; ++n) residual[n] = byte_of<STRIP>(beside[n / 2][i], 2 * side + n % 2);
+                strip.results(sums, group + 2 * i + side, residual, bits[side]);
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                words[half][i] = __byte_perm(__byte_perm(bits[0][2 * half], bits[0][2 * half + 1], 0x0040),
+                                             __byte_perm(bits[1][2 * half], bits[1][2 * half + 1], 0x0040), 0x5410);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             u32(&w)[4] = words[half];
-            transpose_among_four(w);  // each word still has two blocks of columns in its halves
+            transpose_among_four(w);
             if (strip.has_row(half))
-                *(uint4*)(strip.place(half, group) + 14 * lane) =
+                *(uint4*)(strip.place(half, group) + 14 * (threadIdx.x % 4)) =
                     make_uint4(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410),
                                __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
         }
@@ -306,7 +408,7 @@ __device__ __forceinline__ void store_strip(const u32 (&sums)[4 * BLOCKS], const
         if (whole) {
             if constexpr (SIZE == 4) store_words<BLOCKS>(sums, strip);
             else if constexpr (SIZE == 2) store_halves<BLOCKS, OUTPUT>(sums, strip);
-            else store_bytes<BLOCKS, OUTPUT>(sums, strip);
+            else store_bytes<BLOCKS>(sums, strip);
             return;
         }
     }

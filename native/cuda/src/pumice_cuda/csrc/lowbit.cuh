@@ -74,6 +74,7 @@ struct Levels {
     };
 
     __device__ Levels(const uint4 *, Word *) {}
+    __device__ void prefetch(int64) const {}
 
     template <int kPart>
     __device__ void decode(Word word, const Row &, Word *pairs) const {
@@ -103,6 +104,7 @@ struct Tables {
     };
 
     __device__ Tables(const uint4 *tables, Word *) : tables(tables) {}
+    __device__ void prefetch(int64 table) const { prefetch_line(tables + table * 2 * kParts); }
 
     __device__ static Word looked_up(uint4 bytes, Word select, Word upper) {
         return __byte_perm(__byte_perm(bytes.x, bytes.y, select), __byte_perm(bytes.z, bytes.w, select), upper);
@@ -145,6 +147,8 @@ struct Pairs {
         own = __cvta_generic_to_shared(shared + threadIdx.x % 32);
         __syncthreads();
     }
+
+    __device__ void prefetch(int64) const {}
 
     template <int kPart>
     __device__ void decode(Word word, const Row &, Word *pairs) const {

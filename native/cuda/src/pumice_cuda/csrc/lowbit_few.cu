@@ -70,6 +70,18 @@ struct Coming {
     }
 };
 
+// Asks for the scales, offsets and tables of a step, so that steps do not wait for them one after the other.
+template <typename Decoder, int kSpan, bool kOffset>
+__device__ void prefetch_terms(const Weights &weights, const Decoder &decoder, int output, int step) {
+    const int first = weights.group<kSpan>(step);
+#pragma unroll
+    for (int i = 0; i < (kSpan < 4 ? 4 / kSpan : 1); i++) {
+        prefetch_line(weights.scale + int64(first + i) * weights.outputs + output);
+        if constexpr (kOffset) prefetch_line(weights.offset + int64(first + i) * weights.outputs + output);
+        decoder.prefetch(weights.table(output, first + i));
+    }
+}
+
 template <typename T, typename Decoder, int kSplit, int kSpan, int kColumns, int kTiles, bool kOffset>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     few_rows(const T *a, const uint4 *codes, const uint4 *tables, const float *scale, const float *offset,
@@ -83,7 +95,10 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
     for (int turn = 0; turn < kAhead; turn++) coming.fetch(turn, warp + turn * kWarps < steps);
     const Decoder decoder(tables, reinterpret_cast<Word *>(shared + kAhead * kTiles * 2 * kWarps * 32));
-    prefetch_line(scale + weights.group<kSpan>(warp) * padded + output);
+    for (int step = warp; step < steps; step += group_steps >= steps ? steps : kWarps)  // once where all share a group
+#pragma unroll
+        for (int n = 0; n < kTiles; n++)
+            if (n < tiles) prefetch_terms<Decoder, kSpan, kOffset>(weights, decoder, output + n * kTile, step);
     wait_for_kernel_before();
     let_next_kernel_start();
     const T *own = a + int64(lane / 4) * depth + 8 * (lane % 4);

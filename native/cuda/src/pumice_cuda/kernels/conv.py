@@ -1,25 +1,31 @@
 """Convolutions of the Plan over two spatial axes with constant weights: float32, float16, and integers, exact.
 
 Results have ONNX's shape (n, channels, height, width) but lie in memory with channels last, as the next convolution
-reads them; other layouts are copied on the way in. float32 keeps its accuracy. Anything else goes to core's code.
+reads them; other layouts are copied on the way in, if the kernel cannot read them. float32 keeps its accuracy. A
+QLinearAdd after a quantized convolution is computed as that is stored. Anything else goes to core's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
-from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
+from pumice.ops.record import Array, Forward, Kernel, Link, Node, Outputs
 from pumice.ops.window import Window
 from pumice_cuda import reference
 from pumice_cuda.constants import Levels, bound, is_single, number, vector
+from pumice_cuda.transfers import to_host
 
 if TYPE_CHECKING:
     from pumice_cuda.conv import Conv
+    from pumice_cuda.epilogue import Epilogue, LevelSum
 
 BYTES, FLOATS = frozenset({"uint8", "int8"}), frozenset({"float32", "float16"})
+ADDENDS = (0, 3)
+"""Places of the levels that a QLinearAdd adds."""
 
 
 class Layer:
@@ -40,16 +46,28 @@ class Layer:
     def __call__(self, x: Array, epilogue: Any) -> Any:
         import cupy
 
+        return cupy.moveaxis(self._conv(x.shape[2:])(cupy.moveaxis(x, 1, -1), epilogue), -1, 1)
+
+    def result(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the result for images of a shape."""
+        return shape[0], len(self.weights), *self._conv(shape[2:]).window.output
+
+    def _conv(self, size: tuple[int, ...]) -> Conv:
         from pumice_cuda.conv import Conv
 
-        size = x.shape[2:]
         if size not in self._convs:
             window = Window.of(self.node, size, self.weights.shape[1:3])
             self._convs[size] = Conv(
                 self.weights, window, groups=self.groups, padding=self.padding, precision="float32"
             )  # fmt: skip
-        images = cupy.ascontiguousarray(cupy.moveaxis(x, 1, -1))
-        return cupy.moveaxis(self._convs[size](images, epilogue), -1, 1)
+        return self._convs[size]
+
+
+def channels_last(x: Array) -> Any:
+    """(n, channels, height, width) as contiguous (n, height, width, channels), without a copy where it lies so."""
+    import cupy
+
+    return cupy.ascontiguousarray(cupy.moveaxis(x, 1, -1))
 
 
 def _conv(node: Node, constants: Sequence[Any]) -> Forward | None:
@@ -80,35 +98,85 @@ def _levels(w: Any, zw: Any) -> Levels | None:
 
 
 def _conv_integer(node: Node, constants: Sequence[Any]) -> Forward | None:
+    from pumice_cuda.epilogue import Epilogue
+
     w, zx, zw = constants
     levels = _levels(w, zw) if is_single(zx) else None
     if levels is None:
         return None
-    return _integer_run(Layer(node, levels.values, number(zx)), output="int32", offset=levels.offset(number(zx)))
+    epilogue = Epilogue(output="int32", offset=levels.offset(number(zx)))
+    return _integer_run(Layer(node, levels.values, number(zx)), epilogue)
 
 
 def _qlinear_conv(node: Node, constants: Sequence[Any]) -> Forward | None:
+    found = _requantized(node, constants)
+    return None if found is None else _integer_run(*found)
+
+
+def _requantized(node: Node, constants: Sequence[Any]) -> tuple[Layer, Epilogue] | None:
     """The multiplier is computed as core does, in float32: sx sw / sy."""
+    from pumice_cuda.epilogue import Epilogue
+
     sx, zx, w, sw, zw, sy, zy, bias = constants
     known = all(c is not None for c in (sx, zx, sw, sy, zy)) and is_single(sx, zx, sy, zy) and zy.dtype.name in BYTES
     levels = _levels(w, zw) if known else None
     if levels is None:
         return None
-    return _integer_run(
-        Layer(node, levels.values, number(zx)), output=zy.dtype.name, scale=vector(sx) * vector(sw) / vector(sy),
-        offset=levels.offset(number(zx), bias), zero=number(zy),
+    epilogue = Epilogue(
+        output=zy.dtype.name, scale=vector(sx) * vector(sw) / vector(sy), offset=levels.offset(number(zx), bias),
+        zero=number(zy),
     )  # fmt: skip
+    return Layer(node, levels.values, number(zx)), epilogue
 
 
-def _integer_run(layer: Layer, **fields: Any) -> Forward:
-    from pumice_cuda.epilogue import Epilogue
-
-    epilogue = Epilogue(**fields)
-
+def _integer_run(layer: Layer, epilogue: Epilogue) -> Forward:
     def run(node: Node, x: Array, *rest: Any) -> Outputs:
         return (layer(x, epilogue),) if layer.takes(x, BYTES) else reference.forward(node, x, *rest)
 
     return run
+
+
+def _qlinear_conv_add(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
+    """A convolution whose levels are added to others before they are stored."""
+    if len(chain) != 2 or chain[1].node.op_type != "QLinearAdd" or chain[1].at not in ADDENDS:
+        return None
+    convolution, addition = chain
+    found = _requantized(convolution.node, (*convolution.constants, None)[1:9])
+    added = _level_sum(addition)
+    if found is None or added is None:
+        return None
+    (layer, epilogue), taken = found, [i for i in range(len(addition.constants)) if i != addition.at]
+    known = [*convolution.constants, *(addition.constants[i] for i in taken)]
+    other = len(convolution.constants) + taken.index(sum(ADDENDS) - addition.at)
+
+    def run(*arrays: Any) -> Any:
+        x, residual = arrays[0], arrays[other]
+        pairs = enumerate(zip(arrays, known, strict=True))
+        if any(have is not want for i, (have, want) in pairs if i not in (0, other)):
+            return NotImplemented
+        if not layer.takes(x, BYTES) or residual.dtype.name != epilogue.output:
+            return NotImplemented
+        if residual.shape != layer.result(x.shape):
+            return NotImplemented
+        return (layer(x, attrs.evolve(epilogue, level_sum=added, residual=channels_last(residual))),)
+
+    return run
+
+
+def _level_sum(addition: Link) -> LevelSum | None:
+    """Its factors and the offset that all zero points are folded into, in float32 as core computes them."""
+    from pumice_cuda.epilogue import LevelSum
+
+    _, sa, za, _, sb, zb, sy, zy = (*addition.constants, None)[:8]
+    if any(c is None for c in (sa, sb, sy)) or not is_single(sa, za, sb, zb, sy, zy):
+        return None
+    factors = [np.float32(to_host(s)).reshape(()) / np.float32(to_host(sy)).reshape(()) for s in (sa, sb)]
+    inner = factors[1] * np.float32(number(zb))
+    offset = np.float32(number(zy)) - np.float32(number(za) * np.float64(factors[0]) + np.float64(inner))
+    own, beside = factors if addition.at == 0 else factors[::-1]
+    return LevelSum(
+        level_factor=float(own), residual_factor=float(beside), offset=float(offset), residual_last=addition.at != 0
+    )
 
 
 _EXACT: dict[str, Any] = {"dtypes": BYTES, "rtol": 0.0, "atol": 0.0}
@@ -119,6 +187,7 @@ KERNELS = (
     ),
     Kernel(op_type="ConvInteger", run=reference.forward, bind=bound((1, 2, 3), _conv_integer), **_EXACT),
     Kernel(
-        op_type="QLinearConv", run=reference.forward, bind=bound((1, 2, 3, 4, 5, 6, 7, 8), _qlinear_conv), **_EXACT
+        op_type="QLinearConv", run=reference.forward, bind=bound((1, 2, 3, 4, 5, 6, 7, 8), _qlinear_conv),
+        fuse=_qlinear_conv_add, **_EXACT,
     ),
 )  # fmt: skip

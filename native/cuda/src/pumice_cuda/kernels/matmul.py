@@ -1,22 +1,30 @@
 """Integer matrix products of the Plan whose second operand is a constant matrix: exact, requantized as they are stored.
 
 Zero points of the first operand become an offset of the sums, those of the second are taken off its levels, which must
-still be of 8 bits. Products of floats are cuBLAS's (`blas`); anything else goes to core's code.
+still be of 8 bits. What dynamic quantization writes after a product (Cast, Mul by the scales) and what follows it (Add,
+Gelu) is computed as it is stored. Products of floats are cuBLAS's (`blas`); anything else goes to core's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
+from pumice.ops.record import Array, Forward, Kernel, Link, Node, Outputs
 from pumice_cuda import reference
 from pumice_cuda.constants import Levels, bound, is_single, number, vector
+from pumice_cuda.transfers import on_device
 
 BYTES = frozenset({"uint8", "int8"})
 _MICROSOFT = "com.microsoft"
+FLOAT = 1
+"""ONNX's number of float32."""
+_TAIL = {"Cast": "c", "Mul": "m", "Add": "a", "Gelu": "g"}
+_FUSED = re.compile("cma{0,2}g?")
+"""What may follow an integer product, a letter for an operator."""
 
 
 def _product(a: Array, levels: Levels, epilogue: Any) -> Any:
@@ -49,10 +57,54 @@ def _matmul_integer(node: Node, constants: Sequence[Any]) -> Forward | None:
 
         if not _fits(a, levels) or not is_single(za):
             return reference.forward(node, a, b, za, zb)
-        offset = None if za is None else levels.offset(za.reshape(()))
-        return (_product(a, levels, Epilogue(output="int32", offset=offset)),)
+        return (_product(a, levels, Epilogue(output="int32", **_offset(levels, za))),)
 
     return run
+
+
+def _offset(levels: Levels, za: Any) -> dict[str, Any]:
+    """What an epilogue needs to know of the zero point of A, which may be on the GPU."""
+    if on_device(za) and za.dtype.name == "uint8":
+        return {"offset": levels.sums, "offset_zero": za}
+    return {"offset": None if za is None else levels.offset(za.reshape(()))}
+
+
+def _scaled_product(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
+    """MatMulInteger, Cast and Mul, as dynamic quantization writes them, and Add and Gelu after them."""
+    from pumice_cuda.epilogue import Epilogue
+
+    product, *tail = chain
+    names = "".join(_TAIL.get(link.node.op_type, "?") for link in tail)
+    b, zb = (*product.constants, None)[1], (*product.constants, None, None)[3]
+    levels = _levels(b, zb) if _FUSED.fullmatch(names) and tail[0].node.get("to") == FLOAT else None
+    if levels is None or any(link.node.get("approximate", "none") != "none" for link in tail):
+        return None
+    count = len(product.constants)
+    activation: dict[str, Any] = {"activation": "gelu" if names.endswith("g") else "none"}
+
+    def run(*arrays: Any) -> Any:
+        a, given_b, za, given_zb = (*arrays[:count], None, None)[:4]
+        scale, *addends = arrays[count:]
+        if given_b is not b or given_zb is not zb or not _fits(a, levels) or not is_single(za):
+            return NotImplemented
+        terms = _float_terms((*a.shape[:-1], len(levels.sums)), scale, addends)
+        if terms is None:
+            return NotImplemented
+        return (_product(a, levels, Epilogue(**activation, **_offset(levels, za), **terms)),)
+
+    return run
+
+
+def _float_terms(shape: tuple[int, ...], scale: Any, addends: Sequence[Any]) -> dict[str, Any] | None:
+    """An epilogue's scale, bias and residual for a result of some shape; None where an array is none of these."""
+    terms: dict[str, Any] = {"scale": scale.reshape(-1) if on_device(scale) else None}
+    for addend in addends:
+        whole = addend.shape == shape
+        terms["residual" if whole else "bias"] = addend.reshape(-1, shape[-1]) if whole else addend.reshape(-1)
+    fitting = {"scale": {(1,), shape[-1:]}, "bias": {shape[-1:]}}
+    plain = all(v.dtype == np.float32 and v.flags.c_contiguous for v in (scale, *addends) if on_device(v))
+    fits = terms["scale"] is not None and all(terms[k].shape in fitting[k] for k in fitting if k in terms)
+    return terms if plain and fits and len(terms) == 1 + len(addends) else None
 
 
 def _qlinear_matmul(node: Node, constants: Sequence[Any]) -> Forward | None:
@@ -98,7 +150,7 @@ def _record(op_type: str, prepare: Any, positions: Sequence[int], **fields: Any)
 
 
 KERNELS = (
-    _record("MatMulInteger", _matmul_integer, (1, 3)),
+    _record("MatMulInteger", _matmul_integer, (1, 3), fuse=_scaled_product),
     _record("QLinearMatMul", _qlinear_matmul, (1, 2, 3, 4, 5, 6, 7)),
     _record("QGemm", _qgemm, (1, 2, 3, 4, 5, 6, 7, 8), domain=_MICROSOFT),
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pumice.errors import DataError
 from pumice.ops.record import Array
 from pumice.plan import Plan, compile_plan
 from pumice.program import ABSENT, Step, compute, with_lifetimes
@@ -53,6 +54,7 @@ class CudaSession:
         self._gpu = device.gpu()
         self._placement = OnDevice()
         self.plan = folded(compile_plan(_integers(model, outputs), outputs, placement=self._placement))
+        self._bounds = _index_bounds(self.plan)
         self._graphs, self._streams = graphs, streams
         self._seen: OrderedDict[Shapes, _Recordings | None] = OrderedDict()
         self._lock = threading.Lock()
@@ -66,11 +68,12 @@ class CudaSession:
             feeds: inputs, in NumPy or on the GPU.
 
         Raises:
-            DataError: an input does not fit.
+            DataError: an input does not fit, or is an index beyond the axis of a constant that it selects from.
             ModelError: a node cannot be computed on what it was given.
         """
         if any(map(on_device, feeds.values())):
             _finish()  # they may still be computed, on any stream
+        self._refuse_indices_outside(feeds)
         recordings = self._recordings(feeds)
         if recordings is not None:
             try:
@@ -79,6 +82,20 @@ class CudaSession:
             except CannotRecord as refusal:
                 self._graphs, self._refusal = False, str(refusal)
         return self._run_step_by_step(feeds)
+
+    def _refuse_indices_outside(self, feeds: Mapping[str, Array]) -> None:
+        """On the GPU they would come round again at the other end; there is no error in a kernel."""
+        for name, size in self._bounds.items():
+            x = feeds.get(name)
+            if x is None or not getattr(x, "size", 0):
+                continue
+            least, most = int(x.min()), int(x.max())
+            if least < -size or most >= size:
+                wrong = least if least < -size else most
+                raise DataError(
+                    f"input '{name}' has index {wrong} and selects from {size} entries: give indices from {-size} "
+                    f"to {size - 1}"
+                )
 
     @property
     def description(self) -> str:
@@ -176,6 +193,20 @@ def folded(plan: Plan) -> Plan:
     read = {slot for step in steps for slot in (*step.inputs, *step.captures)} | {*program.outputs}
     kept = tuple(value if slot in read else None for slot, value in enumerate(template))
     return attrs.evolve(plan, program=attrs.evolve(program, steps=steps, fused=steps, template=kept), initializers={})
+
+
+def _index_bounds(plan: Plan) -> dict[str, int]:
+    """Inputs that select from a constant, and how many entries it has; the fewest of several."""
+    program, inputs = plan.program, {i.name for i in plan.inputs}
+    found: dict[str, int] = {}
+    for step in program.steps:
+        if step.node.op_type != "Gather" or step.node.domain:
+            continue
+        data, name = program.template[step.inputs[0]], program.names[step.inputs[1]]
+        if data is not None and name in inputs and program.template[step.inputs[1]] is None:
+            size = int(data.shape[step.node.get("axis", 0)])
+            found[name] = min(size, found.get(name, size))
+    return found
 
 
 def _is_constant(step: Step, known: set[int]) -> bool:
