@@ -4,9 +4,11 @@ networks trained from scratch on Fashion-MNIST.
     python benchmarks/bench_training.py [--quick] [--json FILE] [--only step,gradients,memory,scratch] [--threads 2]
 
 `step` is one update (forward, loss, backward, AdamW) on the same weights and batch, both sides taking turns, each in a
-process of its own; `ratio` above 1 is faster than PyTorch. `gradients` is the largest difference between the two over
-all parameters, relative to the largest gradient of the parameter. `memory` trains one step of a deep network with its
-residuals cut into segments: peak memory of a process, and time. `scratch` is the accuracy on the official test set.
+process of its own; `ratio` above 1 is faster than PyTorch. `float64` is the largest difference between the two sides'
+gradients in double precision, over all parameters, relative to the largest gradient of the parameter; `gradients` that
+of each side's float32 from PyTorch's float64 (a unit within rounding of a ReLU's kink has its gradient or has it not,
+on either side). `memory` trains one step of a deep network with its residuals cut into segments: peak memory of a
+process, and time. `scratch` is the accuracy on the official test set.
 """
 
 import argparse
@@ -14,12 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import fashion
 import numpy as np
+import onnx
+import onnx.numpy_helper
 from kernel_peers import Peer, environment
 from models import networks
 from peers.environment import PeerError
@@ -88,16 +93,15 @@ def against_pytorch(shape: Shape, folder: Path, threads: int, seconds: float) ->
     """The two measurements of one network."""
     path = shape.build(folder / "model.onnx")
     x, labels = shape.batch()
-    np.savez(folder / "batch.npz", x=x, labels=labels)
+    twice = doubled(path), x if shape.words else x.astype(np.float64), labels
+    with pytorch(*twice, folder, threads) as (_, exact):
+        _, found = trainer_of(twice[0]).gradients(portions(*twice[1:]))
+        yield measurement(shape.name, "float64", difference(found, exact), {}, spread=0.0, higher_is_better=False)
     ours, given = trainer_of(path), portions(x, labels)
     _, found = ours.gradients(given)
-    peer = Peer("torch", environment(), threads)
-    try:
-        names = {"model": str(path), "batch": str(folder / "batch.npz"), "gradients": str(folder / "gradients.npz")}
-        peer.build("training", 1, names)
-        with np.load(folder / "gradients.npz") as held:
-            theirs = {name: held[name] for name in held.files}
-        yield measurement(shape.name, "gradients", difference(found, theirs), {}, spread=0.0, higher_is_better=False)
+    with pytorch(path, x, labels, folder, threads) as (peer, theirs):
+        off, peers = difference(found, exact), {"torch": difference(theirs, exact)}
+        yield measurement(shape.name, "gradients", off, peers, spread=0.0, higher_is_better=False)
         ours.step(given)
         times: dict[str, list[float]] = {"ours": [], "torch": []}
         end = time.perf_counter() + seconds
@@ -110,8 +114,39 @@ def against_pytorch(shape: Shape, folder: Path, threads: int, seconds: float) ->
         spread = float((mine[2] - mine[0]) / 2 / mine[1])
         peers = {"torch": 1e3 * float(other[1])}
         yield measurement(shape.name, "step", 1e3 * float(mine[1]), peers, spread=spread, higher_is_better=False)
+
+
+@contextmanager
+def pytorch(
+    path: Path, x: np.ndarray, labels: np.ndarray, folder: Path, threads: int
+) -> Iterator[tuple[Peer, dict[str, np.ndarray]]]:
+    """The peer, ready to train a file on a batch, and its gradients before the first step."""
+    names = {"model": str(path), "batch": str(folder / "batch.npz"), "gradients": str(folder / "gradients.npz")}
+    np.savez(names["batch"], x=x, labels=labels)
+    peer = Peer("torch", environment(), threads)
+    try:
+        peer.build("training", 1, names)
+        with np.load(names["gradients"]) as held:
+            theirs = {name: held[name] for name in held.files}
+        yield peer, theirs
     finally:
         peer.close()
+
+
+def doubled(path: Path) -> Path:
+    """The same network in double precision, beside the file."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float64), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    del model.graph.value_info[:]
+    target = path.with_stem(f"{path.stem}_double")
+    onnx.save(model, target)
+    return target
 
 
 def difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
@@ -264,6 +299,8 @@ def from_scratch(name: str, folder: Path, keep: Path | None, *, quick: bool) -> 
 # --- the script -------------------------------------------------------------------------------------------------------
 
 PARTS = ("step", "gradients", "memory", "scratch")
+PARTS_OF = {"float64": "gradients"}
+"""Of metrics that are not called like their part."""
 
 
 def rows(wanted: set[str], options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -272,7 +309,7 @@ def rows(wanted: set[str], options: argparse.Namespace, folder: Path) -> Iterato
         for shape in SHAPES:
             if shape.quick or not quick:
                 found = against_pytorch(shape, folder, options.threads, 2.0 if quick else 10.0)
-                yield from (row for row in found if row["metric"] in wanted)
+                yield from (row for row in found if PARTS_OF.get(row["metric"], row["metric"]) in wanted)
     if "memory" in wanted:
         yield from memory(folder, options.figures, quick=quick)
         yield from out_of_memory(folder, quick=quick)

@@ -1,4 +1,7 @@
-"""A peer's process: reads one JSON question a line, answers one a line. Runs in the peers' environment."""
+"""A peer's process: reads one JSON question a line, answers one a line. Runs in the peers' environment.
+
+A call that returns a float tells the seconds it took by the library's own counter; the others are timed here.
+"""
 
 import importlib
 import json
@@ -32,15 +35,16 @@ class Server:
         return {"seconds": self.burst(question["burst"])} if "burst" in question else {}
 
     def burst(self, calls: int) -> float:
-        self._next()
+        counts, counted = isinstance(self._next(), float), 0.0
         start = time.perf_counter()
         for _ in range(calls):
-            self._next()
-        return (time.perf_counter() - start) / calls
+            found = self._next()
+            counted += found if counts else 0.0
+        return (counted or time.perf_counter() - start) / calls
 
-    def _next(self) -> None:
+    def _next(self) -> Any:
         self.turn = (self.turn + 1) % len(self.calls)
-        self.calls[self.turn]()
+        return self.calls[self.turn]()
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def _lstm(x: Any, w: Any, r: Any, b: Any, *, hidden_size: int) -> Any:
 
     halves = b[0].split(4 * hidden_size)
     weights = [turned(w[0]), turned(r[0]), *(turned(half) for half in halves)]
-    zero = torch.zeros(1, x.shape[1], hidden_size)
+    zero = torch.zeros(1, x.shape[1], hidden_size, dtype=x.dtype)
     y, h, c = torch.lstm(x, (zero, zero), weights, True, 1, 0.0, True, False, False)
     return y[:, None], h, c
 

@@ -16,6 +16,9 @@ CHAINS = {
         y = Add(p, b)""",
     "a scale an output": """i = Cast<to=6>(codes) v = Gather(table, i) m = Mul(v, scale) w = Transpose<perm=[1,0]>(m)
         y = MatMul(x, w)""",
+    "levels of a unit": """i = Cast<to=6>(codes) v = Gather(table, i) l = Cast<to=1>(levels) s = Mul(l, unit)
+        m = Mul(v, s) w = Transpose<perm=[1,0]>(m) y = MatMul(x, w)""",
+    "one scale": "i = Cast<to=6>(codes) v = Gather(table, i) w = Mul(v, unit) y = Gemm<transB=1>(x, w, b)",
     "a table of bytes": "t = Cast<to=1>(bytes) i = Cast<to=6>(codes) w = Gather(t, i) y = Gemm<transB=1>(x, w, b)",
     "a table an output": """i = Cast<to=6>(blocks) v = GatherElements<axis=2>(tables, i) w = Reshape(v, rows)
         y = Gemm<transB=1>(x, w, b)""",
@@ -36,6 +39,8 @@ def weights(rng):
         "tables": rng.standard_normal((24, 1, 16)).astype(np.float32),
         "rows": np.array([-1, 64]),
         "scale": rng.random((24, 1)).astype(np.float32),
+        "levels": rng.integers(1, 256, (24, 1)).astype(np.uint8),
+        "unit": np.full(1, 0.01, np.float32),
         "steps": rng.random((2, 24)).astype(np.float32),
         "points": rng.integers(0, 16, (2, 24)).astype(np.uint8).astype(ml_dtypes.uint4),
         "step": rng.random(24).astype(np.float32),

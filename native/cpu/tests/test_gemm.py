@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from pumice_cpu import native
-from pumice_cpu.gemm import Epilogue, batched, bound, gemm, pack
+from pumice_cpu.gemm import Epilogue, batched, bound, gemm, pack, product
 
 FLOAT_LEVELS = ("scalar", "avx2", "avx512", "neon")
 INTEGER_LEVELS = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni", "amx", "neon", "neon_dotprod", "i8mm")
@@ -47,6 +47,27 @@ def test_float_products_are_within_the_error_of_their_sums(level, gave, rng, siz
     a, b = floats(rng, m, k), floats(rng, k, n)
     close(gemm(a, pack(b)), a, b, np.finfo(np.float32).eps)
     gave("gemm_float", *FLOAT_LEVELS)
+
+
+@pytest.mark.parametrize("flips", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("size", [(40, 9, 33), (300, 130, 70), (70, 65, 300), (33, 1100, 257)])
+def test_products_of_new_matrices_of_any_strides(level, rng, size, flips):
+    m, k, n = size
+    a = floats(rng, k, m).T if flips[0] else floats(rng, m, k)
+    b = floats(rng, n, k).T if flips[1] else floats(rng, k, n)
+    close(product(a, b), a, b, 2.0**-18)
+
+
+def test_products_of_new_matrices_do_not_depend_on_the_threads(rng, threads):
+    for m, n in ((300, 200), (200, 300)):
+        a, b = floats(rng, m, 140), floats(rng, 140, n)
+        np.testing.assert_array_equal(product(a, b, threads=threads), product(a, b, threads=1))
+
+
+def test_products_of_new_matrices_keep_infinities(level, rng):
+    a, b = floats(rng, 128, 128), floats(rng, 128, 128)
+    a[3, 5], b[5] = np.inf, 1.0
+    assert np.array_equal(np.isposinf(product(a, b)), np.isposinf(a @ b))
 
 
 @sizes

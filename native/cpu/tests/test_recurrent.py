@@ -83,6 +83,21 @@ def test_a_gru_resets_before_or_after_its_product(level, rng, linear):
     agree("GRU", inputs(rng, "GRU", states=True), linear_before_reset=linear)
 
 
+@pytest.mark.parametrize("op_type", GATES)
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 300), (33, 128)])
+def test_threads_do_not_change_a_bit_of_the_layer(rng, op_type, batch, hidden):
+    arrays = inputs(rng, op_type, batch=batch, hidden=hidden, directions=2)
+    node = Node(op_type=op_type, opset=22, attributes={"hidden_size": hidden, "direction": "bidirectional"})
+    results = []
+    for threads in (1, 2, 3, 4):
+        native.set_threads(threads)
+        results.append(RECORDS[op_type].run(node, *arrays))
+    native.set_threads(0)
+    for result in results[1:]:
+        for have, want in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
 def test_missing_biases_are_zero(rng):
     arrays = inputs(rng, "LSTM")
     arrays[3] = None

@@ -5,6 +5,8 @@ import pytest
 
 from pumice.ops import core_table
 from pumice.ops.record import Node
+from pumice.train import optimizers
+from pumice.train.optimizers import Optimizer
 from pumice_cpu import train as functions
 from pumice_cpu.kernels import train
 
@@ -141,6 +143,33 @@ def test_quantization_lets_the_gradient_through_inside_its_range(level, rng, axi
     (q,) = core_table().resolve("", "QuantizeLinear", 21).forward(node, x, scale, zero)
     node = node_of("DequantizeLinear", axis=axis)
     agree(*both(node, [q, scale, zero], floats(rng, *x.shape), [True, True, False]), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_updates_are_those_of_core(level, gave, rng, name, monkeypatch):
+    numbers = Optimizer(name=name, decay=0.1, count=3)._numbers(0.1, 0.01)
+    held = [floats(rng, 333, 7), floats(rng, 7, 333).T, floats(rng, 333, 7), np.abs(floats(rng, 333, 7))]
+    monkeypatch.setattr(optimizers, "FUSED", {})
+    core = Optimizer(name=name, decay=0.1, count=3, moments={"w": [v.copy() for v in held[2:]]})
+    core._adaptive("w", whole := held[0].copy(), held[1], 0.1, 0.01)
+    functions.adaptive(*held, **numbers)
+    agree([held[0], *held[2:]], [whole, *core.moments["w"]], tolerance=1e-6)
+    gave("train_adaptive", "scalar", "avx2", "avx512", "neon")
+
+
+def test_updates_of_other_types_are_left_to_core(rng):
+    numbers = Optimizer(name="adam", count=1)._numbers(0.0, 0.01)
+    whole = [floats(rng, 9).astype(np.float64) for _ in range(4)]
+    assert functions.adaptive(*whole, **numbers) is NotImplemented
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_found(level, rng, bad):
+    g = floats(rng, 70_001)
+    assert functions.is_finite(g)
+    assert functions.is_finite(np.full(70_001, 3e38, np.float32))  # whose sum is not
+    g[50_000] = bad
+    assert not functions.is_finite(g)
 
 
 def test_one_scale_for_a_large_tensor(rng, threads):

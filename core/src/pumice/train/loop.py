@@ -269,7 +269,7 @@ class Trainer:
 
     def _loss(self, outputs: Mapping[str, Array], portion: Portion) -> tuple[Any, Mapping[str, Array]]:
         value, grads = self.objective(outputs, portion.batch)
-        if portion.mixed is None:
+        if portion.mixed is None or portion.batch.labels is None:  # a teacher is asked about the mixture itself
             return value, grads
         own = portion.mixed
         following = attrs.evolve(portion.batch, labels=np.roll(portion.batch.labels, -1, axis=0))

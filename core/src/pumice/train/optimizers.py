@@ -26,8 +26,11 @@ from pumice.train.parameters import Parameters
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 _EPSILON = 1e-8
 _BLOCK = 1 << 16
-FUSED: dict[str, Callable[..., None]] = {}
-"""By namespace, what moves w, p and q in place by adam or adamw in one pass: `fused(w, g, p, q, **numbers)`."""
+FUSED: dict[str, Callable[..., object]] = {}
+"""By namespace, what moves w, p and q in place by adam or adamw in one pass: `fused(w, g, p, q, **numbers)`, which
+returns NotImplemented for arrays that it does not take."""
+FINITE: dict[str, Callable[[Any], bool]] = {}
+"""By namespace, a quicker way to tell whether all elements of an array are finite."""
 PATIENCE = 1000
 """Good steps after which the loss scale is doubled."""
 
@@ -72,8 +75,8 @@ class Optimizer:
             weight, length = norm([w]), norm([u])
             w -= rate * (weight / length if weight and length else 1.0) * u
             return
-        if (fused := FUSED.get(namespace(w).__name__)) is not None:
-            fused(w, g, p, q, **self._numbers(decay, rate))
+        fused = FUSED.get(namespace(w).__name__)
+        if fused is not None and fused(w, g, p, q, **self._numbers(decay, rate)) is not NotImplemented:
             return
         for each_w, each_g, each_p, each_q in _blocks(w, g, p, q):
             each_w -= rate * self._direction(each_w, each_g, each_p, each_q, decay)
@@ -190,5 +193,7 @@ class DeferredLossScale:
 
 def _is_finite(g: Any) -> bool:
     """Infinities and NaN survive in a sum, which is quicker to take than to look at every element."""
+    if (quicker := FINITE.get(namespace(g).__name__)) is not None:
+        return quicker(g)
     with np.errstate(all="ignore"):
         return bool(np.isfinite(g.sum())) or bool(np.isfinite(g).all())

@@ -20,6 +20,15 @@ enum pumice_conv_result {
     PUMICE_CONV_REALS = 2,  /* float32: sum * multiplier */
 };
 
+/* y = saturate(round(a by_a + (b by_b + offset))) of two tensors of levels, all of one type. */
+struct pumice_add_u8 {
+    int is_signed;
+    float by_a, by_b, offset;
+};
+
+/* When a residual is added: before the sums are rounded to levels, or to these, as an operand of a sum of its own. */
+enum pumice_residual { PUMICE_RESIDUAL_INSIDE = 0, PUMICE_RESIDUAL_A = 1, PUMICE_RESIDUAL_B = 2 };
+
 struct pumice_conv_u8_epilogue {
     int result;
     const float *multiplier; /* one a filter; unused for sums */
@@ -30,6 +39,8 @@ struct pumice_conv_u8_epilogue {
     float residual_multiplier;
     int32_t residual_zero_point;
     int residual_signed;
+    int residual_operand;     /* enum pumice_residual; if not inside, `sum` has the factors, */
+    struct pumice_add_u8 sum; /* and there are neither depthwise filters nor a table */
     const uint8_t *table; /* NULL, or 256 levels that replace the levels */
 };
 
@@ -68,5 +79,10 @@ int pumice_conv_f32_run(const struct pumice_conv_f32 *conv, int64_t batch, const
  * the gradient dy (batch, filters, *output). */
 int pumice_conv_f32_weight_gradient(const struct pumice_conv_shape *shape, int64_t batch, const float *x,
                                     const float *dy, float *dw, int threads);
+
+/* The windows of x (batch, channels, *size) as the matrix (channels, *kernel) by (batch, *output); and the adjoint, which
+ * adds up in x, overwritten, what the columns hold of each of its elements. */
+int pumice_conv_columns(const struct pumice_conv_shape *shape, int64_t batch, const float *x, float *columns, int threads);
+int pumice_conv_from_columns(const struct pumice_conv_shape *shape, int64_t batch, const float *columns, float *x, int threads);
 
 #endif

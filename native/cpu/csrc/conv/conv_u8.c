@@ -11,8 +11,9 @@
  * into the packed bias. Weights that exceed 8 bits once their zero point is taken off are packed as a sum of two or
  * three.
  *
- * Work is cut into blocks of pixels times groups of panels. A block's pixel pointers are made once and serve all panels
- * of the chunk. */
+ * Work is cut into blocks of positions times groups of panels: conv_u8_windows.c tells what positions are. The pointers
+ * of a block are made once and serve all panels of the chunk, and so does a residual that is added to finished levels,
+ * while these are in a cache. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,7 @@ static void lay_out(struct pumice_conv_u8 *conv) {
     conv->packed_segments = conv->form.staged ? 1 : segments;
     conv->packed_depth = round_up(conv->form.staged ? segments * conv->depth : conv->depth, conv->form.unit);
     conv->panels = (s->filters / s->groups + conv->form.filters - 1) / conv->form.filters;
+    conv_u8_place_positions(conv);
 }
 
 static int pack(struct pumice_conv_u8 *conv, const int16_t *weights, const int32_t *bias) {
@@ -171,97 +173,7 @@ void pumice_conv_u8_free(struct pumice_conv_u8 *conv) {
     free(conv);
 }
 
-/* --- the frame ---------------------------------------------------------------------------------------------------- */
-
-static void copy_flipped(uint8_t *to, const uint8_t *from, int64_t bytes, int flip) {
-    if (!flip) {
-        memcpy(to, from, (size_t)bytes);
-        return;
-    }
-    for (int64_t i = 0; i < bytes; i++) to[i] = from[i] ^ 0x80;
-}
-
-/* One row of one frame. */
-static void frame_row(void *context, int64_t chunk, int worker) {
-    (void)worker;
-    const struct conv_u8_run *run = context;
-    const struct pumice_conv_u8 *conv = run->conv;
-    const struct pumice_conv_shape *s = &conv->shape;
-    const int64_t bytes = conv->frame[2] * s->channels, rows = conv->frame[0] * conv->frame[1];
-    const int64_t image = chunk / rows, d = chunk % rows / conv->frame[1] - s->before[0],
-                  h = chunk % conv->frame[1] - s->before[1];
-    uint8_t *to = run->frames + chunk * bytes;
-    if (d < 0 || d >= s->size[0] || h < 0 || h >= s->size[1]) {
-        memset(to, conv->zero_point, (size_t)bytes);
-        return;
-    }
-    const uint8_t *from = run->x + ((image * s->size[0] + d) * s->size[1] + h) * s->size[2] * s->channels;
-    const int64_t left = s->before[2] * s->channels;
-    const int64_t first = left < 0 ? -left : 0; /* bytes of the row before the frame begins */
-    const int64_t count = larger(0, smaller(s->size[2] * s->channels - first, bytes - larger(left, 0)));
-    memset(to, conv->zero_point, (size_t)smaller(bytes, larger(left, 0)));
-    if (count) copy_flipped(to + larger(left, 0), from + first, count, conv->flip);
-    const int64_t filled = larger(left, 0) + count;
-    if (filled < bytes) memset(to + filled, conv->zero_point, (size_t)(bytes - filled));
-}
-
 /* --- the blocks --------------------------------------------------------------------------------------------------- */
-
-/* First bytes of `count` pixels from number `first` of an image on. */
-static void point_at(const struct pumice_conv_u8 *conv, const uint8_t *image, int64_t first, int64_t count,
-                     const uint8_t **pixel) {
-    const struct pumice_conv_shape *s = &conv->shape;
-    int64_t w = first % s->output[2], h = first / s->output[2] % s->output[1],
-            d = first / (s->output[1] * s->output[2]);
-    const int64_t step = s->stride[2] * s->channels;
-    for (int64_t i = 0; i < count;) {
-        const uint8_t *at =
-            image +
-            ((d * s->stride[0] * conv->frame[1] + h * s->stride[1]) * conv->frame[2] + w * s->stride[2]) * s->channels;
-        for (; w < s->output[2] && i < count; w++, i++, at += step) pixel[i] = at;
-        w = 0;
-        if (++h == s->output[1]) h = 0, d++;
-    }
-}
-
-/* The segments of a block's pixels, side by side in memory of the thread. */
-static int stage(const struct pumice_conv_u8 *conv, const uint8_t **pixel, int64_t count) {
-    const int64_t bytes = conv->packed_depth, segments = conv->segments * conv->parts, depth = conv->depth;
-    uint8_t *staged = pumice_scratch(SCRATCH_CONV_STAGE, (size_t)((count + CONV_MOST_PIXELS) * bytes + CONV_SLACK));
-    if (!staged) return 0;
-    for (int64_t i = 0; i < count; i++) {
-        uint8_t *to = staged + i * bytes;
-        for (int64_t s = 0; s < segments; s++) memcpy(to + s * depth, pixel[i] + conv->offset[s], (size_t)depth);
-        pixel[i] = to;
-    }
-    return 1;
-}
-
-/* Whether the kernel may read a block's pixels where they are. */
-static int at_one_distance(const struct conv_u8_run *run, int64_t first, int64_t count) {
-    const struct pumice_conv_u8 *conv = run->conv;
-    const struct pumice_conv_shape *s = &conv->shape;
-    const int64_t rest = (run->pixels - first - round_up(count, CONV_MOST_PIXELS) + 1) * s->channels;
-    return conv->segments * conv->parts == 1 && conv->in_place && s->stride[0] == 1 && s->stride[1] == 1 &&
-           s->stride[2] == 1 && s->groups == 1 && rest >= conv->packed_depth;
-}
-
-/* Copies of the last pixels of an input that a kernel would read past. */
-static int copy_last(const struct conv_u8_run *run, const uint8_t *image, const uint8_t **pixel, int64_t count) {
-    const struct pumice_conv_u8 *conv = run->conv;
-    const uint8_t *end = image + volume(conv->shape.size) * conv->shape.channels;
-    if (run->frames || count == 0 || conv->packed_depth == conv->depth) return 1;
-    uint8_t *copies = NULL;
-    for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = pixel[i];
-        if (from + conv->packed_depth <= end) continue;
-        if (!copies) copies = pumice_scratch(SCRATCH_CONV_STAGE, (size_t)(count * conv->packed_depth));
-        if (!copies) return 0;
-        memcpy(copies + i * conv->packed_depth, from, (size_t)conv->depth);
-        pixel[i] = copies + i * conv->packed_depth;
-    }
-    return 1;
-}
 
 void conv_u8_look_up(uint8_t *y, int64_t step, int64_t count, int64_t filters, const uint8_t *table) {
     for (int64_t i = 0; i < count; i++, y += step)
@@ -273,7 +185,8 @@ struct conv_requantize conv_u8_requantization(const struct conv_u8_run *run, con
     const int flip = e->residual_signed ? 0x80 : 0;
     return (struct conv_requantize){
         .multiplier = multiplier, .low = e->low, .high = e->high, .zero_point = e->zero_point,
-        .is_signed = e->is_signed, .overflows = run->overflows, .residual = e->residual ? e->residual + at : NULL,
+        .is_signed = e->is_signed, .overflows = run->overflows,
+        .residual = e->residual && !e->residual_operand ? e->residual + at : NULL,
         .residual_multiplier = e->residual_multiplier, .residual_zero_point = e->residual_zero_point + flip,
         .residual_flip = flip,
     };
@@ -299,50 +212,126 @@ void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile
     }
 }
 
-/* Some panels of one group over one block of pixels. */
+/* Some positions of an image, and how the kernel reads the windows there. */
+struct block {
+    const struct conv_u8_run *run;
+    int64_t image, first, count;
+    const uint8_t *pixel[MOST_BLOCK];
+    const int64_t *segment;
+    int64_t segments, depth;
+};
+
+static int find_windows(struct block *b, int64_t group) {
+    const struct conv_u8_run *run = b->run;
+    const struct pumice_conv_u8 *conv = run->conv;
+    const struct pumice_conv_shape *s = &conv->shape;
+    static const int64_t staged[] = {0};
+    const uint8_t *start = run->images + b->image * volume(conv->frame) * s->channels;
+    conv_u8_point_at(conv, start + group * (s->channels / s->groups), b->first, b->count, b->pixel);
+    b->segment = conv->offset, b->segments = conv->packed_segments, b->depth = conv->packed_depth;
+    if (!conv->form.staged) return conv_u8_copy_last(run, start, b->pixel, b->count);
+    if (!conv_u8_reads_in_place(run, b->first, b->count)) {
+        b->segment = staged;
+        return conv_u8_stage(run, b->pixel, b->count);
+    }
+    b->segments = conv->segments * conv->parts;
+    if (b->segments > 1) b->depth = conv->depth;
+    return 1;
+}
+
+/* Sums of some neighbouring outputs to their results. */
+static void store_run(const struct block *b, const int32_t *sums, int64_t pixel, int64_t count, int64_t panel,
+                      int64_t filter, int filters) {
+    const struct pumice_conv_u8 *conv = b->run->conv;
+    const int64_t at = (b->image * b->run->pixels + pixel) * conv->shape.filters + filter;
+    const int columns = conv->form.filters;
+    conv_u8_finish(b->run, sums, columns, b->run->multiplier + panel * columns, at, (int)count, filters);
+}
+
+/* A tile of sums from a position on: what lies between outputs is passed over. */
+static void store_tile(const struct block *b, const int32_t *tile, int64_t position, int rows, int64_t panel,
+                       int64_t filter, int filters) {
+    const struct pumice_conv_u8 *conv = b->run->conv;
+    if (conv->positions == b->run->pixels) {
+        store_run(b, tile, position, rows, panel, filter, filters);
+        return;
+    }
+    for (int64_t row = 0, left; row < rows; row += left) {
+        left = smaller(rows - row, conv->columns - (position + row) % conv->columns);
+        const int64_t pixel = conv_u8_pixels_before(conv, position + row);
+        const int64_t count = conv_u8_pixels_before(conv, position + row + left) - pixel;
+        if (count) store_run(b, tile + row * conv->form.filters, pixel, count, panel, filter, filters);
+    }
+}
+
+/* One panel over a block. Meanwhile the weights of the next one are fetched, a share with every tile. */
+static void multiply_panel(const struct block *b, int64_t group, int64_t p) {
+    const struct conv_u8_run *run = b->run;
+    const struct pumice_conv_u8 *conv = run->conv;
+    const struct kernel_table *table = &conv->level->table;
+    const tile_kernel kernel = conv->deep ? table->conv_u8_deep_tile : table->conv_u8_tile;
+    const int64_t each = conv->shape.filters / conv->shape.groups, panel = group * conv->panels + p;
+    const int64_t unit = conv->form.pixels;
+    const int filters = (int)smaller(conv->form.filters, each - p * conv->form.filters);
+    const int8_t *weights = conv->weights + panel * panel_bytes(conv), *next = weights + panel_bytes(conv);
+    const int32_t *bias = conv->bias + panel * conv->form.filters;
+    const int64_t ahead = p + 1 < conv->panels ? (panel_bytes(conv) * unit + b->count - 1) / b->count : 0;
+    _Alignas(64) int32_t tile[CONV_MOST_PIXELS * CONV_MOST_FILTERS];
+    for (int64_t i = 0; i < b->count; i += unit, next += ahead) {
+        const int rows = (int)smaller(unit, b->count - i);
+        const uint8_t *rowed[CONV_MOST_PIXELS];
+        const uint8_t *const *pixels = b->pixel + i;
+        if (rows < unit) { /* kernels may read pointers of a whole tile */
+            for (int r = 0; r < unit; r++) rowed[r] = b->pixel[i + (r < rows ? r : 0)];
+            pixels = rowed;
+        }
+        if (conv->form.fetching)
+            conv->form.fetching(tile, pixels, rows, b->segment, b->segments, b->depth, weights, bias, next, ahead);
+        else
+            kernel(tile, pixels, rows, b->segment, b->segments, b->depth, weights, bias, filters);
+        store_tile(b, tile, b->first + i, rows, panel, group * each + p * conv->form.filters, filters);
+    }
+}
+
+/* The residual onto the finished levels of some filters of a block. */
+static void add_residual(const struct block *b, int64_t filter, int64_t filters) {
+    const struct conv_u8_run *run = b->run;
+    const struct pumice_conv_u8_epilogue *e = run->epilogue;
+    const int64_t width = run->conv->shape.filters, pixel = conv_u8_pixels_before(run->conv, b->first);
+    const int64_t pixels = conv_u8_pixels_before(run->conv, b->first + b->count) - pixel;
+    const int64_t rows = filters == width ? 1 : pixels, each = filters == width ? pixels * width : filters;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = (b->image * run->pixels + pixel + row) * width + filter;
+        const uint8_t *const levels = run->y + at, *const residual = e->residual + at;
+        const int turned = e->residual_operand == PUMICE_RESIDUAL_A;
+        const uint8_t *const a = turned ? residual : levels, *const c = turned ? levels : residual;
+        run->conv->level->table.runtime_add(&e->sum, a, c, run->y + at, each);
+    }
+}
+
+/* Some panels of one group over one block. */
 static void block_task(void *context, int64_t chunk, int worker) {
     (void)worker;
     struct conv_u8_run *run = context;
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
     const int64_t panel_group = chunk % run->panel_groups, group = chunk / run->panel_groups % s->groups;
-    const int64_t block = chunk / run->panel_groups / s->groups % run->blocks,
-                  image = chunk / run->panel_groups / s->groups / run->blocks;
-    const int64_t first = block * run->block, count = smaller(run->block, run->pixels - first);
-    const int64_t each = s->filters / s->groups, columns = conv->form.filters;
-    const uint8_t *start = run->images + image * volume(conv->frame) * s->channels;
-    const uint8_t *pixel[MOST_BLOCK];
-    point_at(conv, start + group * (s->channels / s->groups), first, count, pixel);
-    const int staging = conv->form.staged && !at_one_distance(run, first, count);
-    if (!(staging ? stage(conv, pixel, count) : conv->form.staged || copy_last(run, start, pixel, count))) {
+    const int64_t number = chunk / run->panel_groups / s->groups, first = number % run->blocks * run->block;
+    const int64_t each = s->filters / s->groups, from = panel_group * run->panel_step;
+    const int64_t to = smaller(conv->panels, from + run->panel_step);
+    const int64_t count = smaller(run->block, conv->positions - first);
+    struct block b = {.run = run, .image = number / run->blocks, .first = first, .count = count};
+    if (!find_windows(&b, group)) {
         run->failed = 1;
         return;
     }
-    const struct kernel_table *table = &conv->level->table;
-    const tile_kernel kernel = conv->deep ? table->conv_u8_deep_tile : table->conv_u8_tile;
-    _Alignas(64) int32_t tile[CONV_MOST_PIXELS * CONV_MOST_FILTERS];
-    if (conv->deep) table->conv_u8_deep_begin();
-    const int64_t last = smaller(conv->panels, (panel_group + 1) * run->panel_step);
-    for (int64_t p = panel_group * run->panel_step; p < last; p++) {
-        const int64_t panel = group * conv->panels + p;
-        const int filters = (int)smaller(columns, each - p * columns);
-        for (int64_t i = 0; i < count; i += conv->form.pixels) {
-            const int rows = (int)smaller(conv->form.pixels, count - i);
-            const uint8_t *rowed[CONV_MOST_PIXELS];
-            const uint8_t *const *pixels = pixel + i;
-            if (rows < conv->form.pixels) { /* kernels may read pointers of a whole tile */
-                for (int r = 0; r < conv->form.pixels; r++) rowed[r] = pixel[i + (r < rows ? r : 0)];
-                pixels = rowed;
-                if (conv->form.staged && rows == 1) rowed[1] = rowed[0];
-            }
-            const tile_kernel run_tile = i == 0 && conv->form.first ? conv->form.first : kernel;
-            run_tile(tile, pixels, rows, conv->offset, conv->packed_segments, conv->packed_depth,
-                     conv->weights + panel * panel_bytes(conv), conv->bias + panel * columns, filters);
-            const int64_t at = (image * run->pixels + first + i) * s->filters + group * each + p * columns;
-            conv_u8_finish(run, tile, conv->form.filters, run->multiplier + panel * columns, at, rows, filters);
-        }
+    if (conv->deep) conv->level->table.conv_u8_deep_begin();
+    for (int64_t p = from; p < to; p++) multiply_panel(&b, group, p);
+    if (conv->deep) conv->level->table.conv_u8_deep_end();
+    if (run->epilogue->residual && run->epilogue->residual_operand) {
+        const int64_t filter = from * conv->form.filters;
+        add_residual(&b, group * each + filter, smaller(to * conv->form.filters, each) - filter);
     }
-    if (conv->deep) table->conv_u8_deep_end();
 }
 
 /* --- running ------------------------------------------------------------------------------------------------------ */
@@ -381,11 +370,11 @@ static void share_out(struct conv_u8_run *run, int threads) {
     const struct pumice_conv_u8 *conv = run->conv;
     const int64_t unit = conv->form.pixels, depth = conv->packed_segments * conv->packed_depth;
     const int64_t fitting = conv->form.staged ? MOST_BLOCK : larger(2, BLOCK_BYTES / (unit * depth));
-    const int64_t tiles = (run->pixels + unit - 1) / unit, others = run->batch * conv->shape.groups;
+    const int64_t tiles = (conv->positions + unit - 1) / unit, others = run->batch * conv->shape.groups;
     int64_t most = smaller(MOST_BLOCK / unit, fitting);
     if (threads > 1) most = larger(1, smaller(most, tiles * others / (2 * threads)));
     run->block = smaller(tiles, most) * unit;
-    run->blocks = (run->pixels + run->block - 1) / run->block;
+    run->blocks = (conv->positions + run->block - 1) / run->block;
     run->panel_step = conv->panels;
     if (threads > 1 && run->blocks * others < 2 * threads)
         run->panel_step = larger(1, conv->panels * run->blocks * others / (2 * threads));
@@ -397,11 +386,11 @@ static int run_images(struct conv_u8_run *run, int threads) {
     const int64_t bytes = volume(conv->frame) * conv->shape.channels;
     run->images = run->x;
     if (!conv->in_place) {
-        run->frames = pumice_scratch(SCRATCH_CONV, (size_t)(run->batch * bytes + CONV_SLACK));
+        run->frames = pumice_scratch(SCRATCH_CONV, (size_t)(run->batch * bytes + conv_u8_slack(conv)));
         if (!run->frames) return PUMICE_NO_MEMORY;
         run->images = run->frames;
         const int copiers = run->batch * bytes > 1 << 16 ? threads : 1;
-        pumice_parallel(copiers, run->batch * conv->frame[0] * conv->frame[1], frame_row, run);
+        pumice_parallel(copiers, run->batch * conv->frame[0] * conv->frame[1], conv_u8_frame_row, run);
     }
     if (conv->depthwise) {
         conv_u8_run_depthwise(run, threads);

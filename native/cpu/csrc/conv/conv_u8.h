@@ -19,6 +19,9 @@ struct pumice_conv_u8 {
     int64_t segments, depth;      /* of the activations: number of segments, bytes each */
     int64_t packed_segments, packed_depth; /* as the tile kernel sees them */
     int64_t *offset;              /* of every packed segment from its pixel, in bytes */
+    int direct;                   /* positions may be read where they are, and then form a grid of */
+    int64_t rows, columns;        /* so many in a plane, */
+    int64_t positions;            /* of an image: up to its last output */
     int64_t panels;               /* a group; blocks of a depthwise convolution */
     int8_t *weights;              /* [group][panel][segment][depth / 4][filters][4]; see conv_u8_depthwise.c for that */
     int32_t *bias;                /* [group][panel][filters] */
@@ -33,7 +36,8 @@ struct conv_u8_run {
     uint8_t *y;
     const float *multiplier; /* [group][panel][filters] */
     int64_t batch;
-    int64_t pixels, block, blocks; /* of an image: all, in a block, blocks */
+    int64_t pixels;        /* of an image */
+    int64_t block, blocks; /* positions in a block; blocks of an image */
     int64_t panel_step, panel_groups;
     int overflows;
     const float *placed;   /* the multipliers in the order of a depthwise convolution's places */
@@ -41,6 +45,24 @@ struct conv_u8_run {
     int64_t rows; /* of output that a chunk of a depthwise convolution computes */
     int failed;
 };
+
+/* conv_u8_windows.c: the grid of positions; how many outputs lie before one of them; first bytes of the windows of some
+ * positions of an image. */
+void conv_u8_place_positions(struct pumice_conv_u8 *conv);
+int64_t conv_u8_pixels_before(const struct pumice_conv_u8 *conv, int64_t position);
+void conv_u8_point_at(const struct pumice_conv_u8 *conv, const uint8_t *image, int64_t first, int64_t count,
+                      const uint8_t **pixel);
+
+/* A task for pumice_parallel: a row of a frame; and the bytes that are read behind the last frame. */
+void conv_u8_frame_row(void *context, int64_t chunk, int worker);
+int64_t conv_u8_slack(const struct pumice_conv_u8 *conv);
+
+/* Whether the kernel may read a block's positions where they are; else their segments side by side in memory of the
+ * thread. For kernels that take pointers, copies of the last pixels of an input, which a kernel would read past. These
+ * two give 0 where there is no memory. */
+int conv_u8_reads_in_place(const struct conv_u8_run *run, int64_t first, int64_t count);
+int conv_u8_stage(const struct conv_u8_run *run, const uint8_t **pixel, int64_t count);
+int conv_u8_copy_last(const struct conv_u8_run *run, const uint8_t *image, const uint8_t **pixel, int64_t count);
 
 /* A tile of sums in the order of the filters to the result: `at` is the place of its first pixel and filter there. */
 void conv_u8_finish(const struct conv_u8_run *run, const int32_t *tile, int tile_stride, const float *multiplier,

@@ -18,10 +18,11 @@ struct conv_u8_form {
     int filters; /* columns: the filters of a packed panel */
     int unit;    /* bytes that the depth of a segment is padded to; the kernel may read as far in the activations */
     int offset;  /* the kernel takes this off every activation; the packed bias makes up for it */
-    int staged;  /* pixels lie at one distance from each other and have one segment */
-    /* The tile's kernel for the first pixels of a panel, whose weights come from afar; NULL: as for the others. */
-    void (*first)(int32_t *tile, const uint8_t *const *pixels, int count, const int64_t *segments,
-                  int64_t segment_count, int64_t depth, const int8_t *weights, const int32_t *bias, int filters);
+    int staged;  /* pixels of a run of 16 lie at one distance from each other; see conv_u8_windows.c */
+    /* NULL, or to be called instead of the tile's kernel: fetches `bytes` bytes from `next` on, too, about. */
+    void (*fetching)(int32_t *tile, const uint8_t *const *pixels, int count, const int64_t *segments,
+                     int64_t segment_count, int64_t depth, const int8_t *weights, const int32_t *bias,
+                     const int8_t *next, int64_t bytes);
 };
 
 /* How sums become 8-bit levels:

@@ -115,7 +115,6 @@ struct layer {
     const struct pumice_recurrence_u8 *r;
     const struct pumice_gates *p;
     const struct gemm_kernel *kernel; /* the one that packed, or the one of few rows */
-    const float *peepholes;           /* [chunks][3][UNITS], or NULL */
     uint8_t *levels;                  /* [batch][hidden] */
     char *a;                          /* the levels as the kernel reads them */
     int64_t a_stride;
@@ -145,35 +144,22 @@ static void finish_panel(const struct layer *l, int64_t chunk, int64_t panel, co
     }
 }
 
-/* The new state of a chunk's units, in place. */
-static void run_cell(const struct layer *l, int64_t unit, float (*gates)[UNITS], float *h, float *c) {
-    const struct kernel_table *table = &l->p->level->table;
-    if (l->p->gates == 3) {
-        table->rows_gru_reset(gates[0], gates[FED], gates[FED], UNITS);
-        table->rows_gru_cell(gates[0], gates[FED], h, UNITS);
-    } else {
-        table->rows_lstm_cell(gates[0], l->peepholes ? l->peepholes + 3 * unit : NULL, c, h, UNITS);
-    }
-}
-
 /* The new state of some units of a row, and the output. */
 static void finish_row(const struct layer *l, int64_t chunk, int64_t row, chunk_gates *gates) {
+    const struct kernel_table *table = &l->p->level->table;
     const int64_t unit = chunk * UNITS, live = smaller(UNITS, l->p->hidden - unit), at = row * l->p->hidden + unit;
     float *h = l->r->h + at, *y = l->r->y + l->t * l->r->y_stride + at;
     if (l->r->lengths && l->t >= l->r->lengths[row]) {
         memset(y, 0, (size_t)live * sizeof *y);
         return;
     }
-    float *c = l->p->gates == MOST_GATES ? l->r->c + at : NULL;
-    if (live == UNITS) {
-        run_cell(l, unit, *gates, h, c);
-    } else { /* kernels go over whole chunks */
-        float state[2][UNITS] = {{0}, {0}};
-        memcpy(state[0], h, (size_t)live * sizeof *h);
-        if (c) memcpy(state[1], c, (size_t)live * sizeof *c);
-        run_cell(l, unit, *gates, state[0], state[1]);
-        memcpy(h, state[0], (size_t)live * sizeof *h);
-        if (c) memcpy(c, state[1], (size_t)live * sizeof *c);
+    const struct rows_gates sums = {.sums = (*gates)[0], .sums_step = UNITS,
+                                    .peepholes = l->r->peepholes ? l->r->peepholes + unit : NULL, .peephole_step = l->p->hidden};
+    if (l->p->gates == MOST_GATES) {
+        table->rows_lstm_cell(&sums, l->r->c + at, h, live);
+    } else {
+        table->rows_gru_reset(&sums, (*gates)[FED], (*gates)[FED], live);
+        table->rows_gru_cell(&sums, (*gates)[CANDIDATE], (*gates)[FED], h, live);
     }
     memcpy(y, h, (size_t)live * sizeof *h);
 }
@@ -184,7 +170,6 @@ static void run_chunk(void *context, int64_t chunk, int worker) {
     const struct pumice_gates *p = l->p;
     int32_t sums[MOST_ROWS * UNITS] __attribute__((aligned(64)));
     chunk_gates gates[MOST_ROWS] __attribute__((aligned(64)));
-    if ((chunk + 1) * UNITS > p->hidden) memset(gates, 0, sizeof gates); /* units that are none */
     if (kernel->start) kernel->start();
     for (int64_t m = 0; m < l->r->batch; m += kernel->rows) {
         const int rows = (int)smaller(kernel->rows, l->r->batch - m);
@@ -233,31 +218,17 @@ static void quantize_state(const struct layer *l) {
 
 /* --- the layer ---------------------------------------------------------------------------------------------------- */
 
-/* Peepholes by chunk, as the cells read them. */
-static void deal_peepholes(const struct pumice_gates *p, const float *peepholes, float *dealt) {
-    for (int64_t chunk = 0; chunk < p->chunks; chunk++)
-        for (int64_t gate = 0; gate < 3; gate++)
-            for (int64_t i = 0; i < UNITS; i++) {
-                const int64_t unit = chunk * UNITS + i;
-                dealt[(chunk * 3 + gate) * UNITS + i] = unit < p->hidden ? peepholes[gate * p->hidden + unit] : 0;
-            }
-}
-
 static int find_room(struct layer *l) {
     const struct pumice_gates *p = l->p;
     const int64_t rows = round_up(l->r->batch, MOST_ROWS), copied = l->kernel->a_type != PUMICE_U8;
     const int64_t levels = round_up(rows * p->hidden, 64), states = round_up(rows * (int64_t)sizeof *l->rows, 64);
-    const int64_t peepholes = l->r->peepholes ? p->chunks * 3 * UNITS * (int64_t)sizeof(float) : 0;
     l->a_stride = copied ? round_up(p->hidden, l->kernel->k_align) * pumice_type_size(l->kernel->a_type) : p->hidden;
-    const int64_t bytes = levels + states + peepholes + (copied ? rows * l->a_stride : 0);
+    const int64_t bytes = levels + states + (copied ? rows * l->a_stride : 0);
     char *memory = pumice_scratch(SCRATCH_OTHER, (size_t)bytes);
     if (!memory) return PUMICE_NO_MEMORY;
     memset(memory, 0, (size_t)bytes);
     l->levels = (uint8_t *)memory, l->rows = (struct lowbit_state *)(memory + levels);
-    float *dealt = (float *)(memory + levels + states);
-    l->a = copied ? (char *)dealt + peepholes : memory;
-    if (peepholes) deal_peepholes(p, l->r->peepholes, dealt);
-    l->peepholes = peepholes ? dealt : NULL;
+    l->a = copied ? memory + levels + states : memory;
     return PUMICE_OK;
 }
 

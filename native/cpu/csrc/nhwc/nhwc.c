@@ -14,23 +14,33 @@
 
 static const double CHUNK_MACS = 4e6;      /* worth handing to another thread */
 static const int64_t FRAME_BYTES = 768 << 10, MANY_WEIGHTS = 1 << 20;
-enum { CHUNKS_PER_THREAD = 4, LEAST_BLOCK = 64, MOST_BLOCK = 256 };
+enum { CHUNKS_PER_THREAD = 4, LEAST_BLOCK = 64, MOST_BLOCK = 256, LINE = 64 };
 
 /* --- a tile ------------------------------------------------------------------------------------------------------- */
 
+/* Weights that will be wanted next: a part of them is fetched with every step of a tile. */
+struct ahead {
+    const char *next, *end;
+};
+
+static struct gemm_fetch fetch(struct ahead *ahead, int64_t depth) {
+    const struct gemm_fetch some = {ahead->next, ahead->next < ahead->end ? LINE : 0};
+    ahead->next += depth * some.step;
+    return some;
+}
+
 /* Steps [from, from + steps) of a tile's sum. */
-static void multiply(const struct pumice_nhwc *conv, int pixels, const char *a, const int64_t *offset, int64_t from,
-                     int64_t steps, const char *panel, float *tile) {
+static void multiply(const struct pumice_nhwc *conv, int pixels, const char *a, int64_t pixel_bytes,
+                     const int64_t *offset, int64_t from, int64_t steps, const char *panel, float *tile,
+                     struct ahead *ahead) {
     const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float);
     if (conv->product) {
-        conv->product->tile(pixels, a, conv->pixel_bytes, offset + from, steps, panel + from * step_bytes, tile,
-                            from > 0);
+        conv->product->tile(pixels, a, pixel_bytes, offset + from, steps, panel + from * step_bytes, tile, from > 0);
         return;
     }
-    const struct gemm_fetch nothing = {panel, 0};
     for (int64_t s = from; s < from + steps; s++)
-        conv->plain->tile(pixels, conv->step, a + offset[s], conv->pixel_bytes, panel + s * step_bytes, tile, s > 0,
-                          nothing);
+        conv->plain->tile(pixels, conv->step, a + offset[s], pixel_bytes, panel + s * step_bytes, tile, s > 0,
+                          fetch(ahead, conv->step));
 }
 
 /* `count` pixels of a tile from pixel `at` of the result on, filters from `filter` on; whether any is NaN. */
@@ -58,6 +68,7 @@ static int store(const struct nhwc_run *run, float *tile, int64_t at, int64_t co
 struct chunk {
     const struct nhwc_run *run;
     const char *frame;
+    int64_t pixel_bytes;    /* from one pixel there to the next */
     const int64_t *offset;
     float *sums;            /* of all tiles of a panel */
     int64_t first;          /* pixel of the result */
@@ -100,9 +111,11 @@ static int64_t next_tile(const struct chunk *chunk, int64_t p, int64_t count) {
     return chunk->by_rows && column + count == chunk->width ? p - column + chunk->columns : p + count;
 }
 
-static int multiply_panel(const struct chunk *chunk, int64_t panel) {
+static int multiply_panel(const struct chunk *chunk, int64_t panel, int is_last) {
     const struct pumice_nhwc *conv = chunk->run->conv;
     const int64_t filter = panel * conv->filters, columns = smaller(conv->filters, conv->shape.filters - filter);
+    const char *weights = conv->weights + panel * conv->panel_bytes, *next = weights + conv->panel_bytes;
+    struct ahead ahead = {next, next + (is_last ? 0 : conv->panel_bytes)};
     int undefined = 0;
     for (int64_t from = 0; from < conv->steps; from += conv->slice) {
         const int64_t steps = smaller(conv->slice, conv->steps - from);
@@ -110,8 +123,8 @@ static int multiply_panel(const struct chunk *chunk, int64_t panel) {
         for (int64_t p = 0, count; p < chunk->pixels; p = next_tile(chunk, p, count)) {
             count = pixels_of_tile(chunk, p);
             float *tile = chunk->sums + (conv->slice < conv->steps ? p * conv->filters : 0);
-            multiply(conv, (int)count, chunk->frame + p * conv->pixel_bytes, chunk->offset, from, steps,
-                     conv->weights + panel * conv->panel_bytes, tile);
+            multiply(conv, (int)count, chunk->frame + p * chunk->pixel_bytes, chunk->pixel_bytes, chunk->offset, from,
+                     steps, weights, tile, &ahead);
             if (last) undefined |= store_runs(chunk, tile, p, count, filter, columns);
         }
     }
@@ -122,7 +135,8 @@ static int multiply_chunk(const struct chunk *chunk, int64_t first_panel, int64_
     const struct nhwc_product *product = chunk->run->conv->product;
     int undefined = 0;
     if (product) product->start();
-    for (int64_t panel = first_panel; panel < last_panel; panel++) undefined |= multiply_panel(chunk, panel);
+    for (int64_t panel = first_panel; panel < last_panel; panel++)
+        undefined |= multiply_panel(chunk, panel, panel + 1 == last_panel);
     if (product) product->finish();
     return undefined;
 }
@@ -148,10 +162,18 @@ static void run_chunk(void *context, int64_t number, int worker) {
     }
     int64_t *offset = (int64_t *)(void *)(memory + bytes + sums);
     float *pixel = (float *)(void *)(offset + conv->steps);
-    struct chunk chunk = {.run = run, .frame = memory, .offset = offset, .sums = (float *)(void *)(memory + bytes)};
+    struct chunk chunk = {
+        .run = run, .frame = memory, .pixel_bytes = conv->pixel_bytes, .offset = offset,
+        .sums = (float *)(void *)(memory + bytes),
+    };
     if (conv->pointwise) {
         for (int64_t s = 0; s < conv->steps; s++) offset[s] = s * conv->step * (int64_t)sizeof(float);
-        nhwc_fill_pixels(run, memory, row, rows, pixel);
+        if (run->in_place) {
+            chunk.frame = (const char *)(run->x + row * run->x_steps[3]);
+            chunk.pixel_bytes = run->x_steps[3] * (int64_t)sizeof(float);
+        } else {
+            nhwc_fill_pixels(run, memory, row, rows, pixel);
+        }
         chunk.first = row, chunk.columns = chunk.width = chunk.pixels = rows;
     } else {
         nhwc_step_offsets(conv, &frame, offset);
@@ -204,6 +226,7 @@ int pumice_nhwc_run(const struct pumice_nhwc *conv, int64_t batch, const float *
     if (batch < 1) return PUMICE_OK;
     struct nhwc_run run = {conv, epilogue, x, x_steps, residual, y, batch};
     if (conv->depthwise) return nhwc_run_depthwise(&run, threads);
+    run.in_place = nhwc_in_place(&run);
     const double macs = (double)(batch * volume(conv->shape.output)) *
                         (double)(conv->panels * conv->panel_bytes / (int64_t)sizeof(float));
     threads = macs < 2 * CHUNK_MACS ? 1 : pumice_team(threads);

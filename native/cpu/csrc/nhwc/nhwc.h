@@ -43,6 +43,7 @@ struct nhwc_run {
     int64_t batch;
     int64_t block, blocks; /* rows of outputs (pointwise: pixels) of a chunk, and how many of an image (of all) */
     int64_t panel_step, panel_chunks;
+    int in_place; /* tiles read the images themselves */
     int failed, undefined;
 };
 
@@ -63,6 +64,8 @@ void nhwc_step_offsets(const struct pumice_nhwc *conv, const struct frame *frame
 /* Rows `row` on of the outputs of one image; `staged` has room for nhwc_staged(conv) numbers. */
 void nhwc_fill_frame(const struct nhwc_run *run, const struct frame *frame, char *to, int64_t image, int64_t row,
                      float *staged);
+/* Whether pixels need no frame: outputs are theirs one for one, and all lie at one distance that suits the cache. */
+int nhwc_in_place(const struct nhwc_run *run);
 /* Pixels [from, from + count) of all images, as they are. */
 void nhwc_fill_pixels(const struct nhwc_run *run, char *to, int64_t from, int64_t count, float *staged);
 

@@ -59,19 +59,19 @@ static void convert(char *to, int64_t to_step, const float *from, int64_t from_s
     for (int64_t i = 0; i < pixels; i++) convert_pixel(to + i * to_step, from + i * from_step, count);
 }
 
-/* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. */
+/* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. Of 16 filters
+ * the two channels of a pair are split at once, and then take turns. */
 static void pack(char *panel, const float *rows, int64_t depth) {
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     char parts[BOTH];
-    for (int64_t k = 0; k < depth; k++, rows += FILTERS) {
-        split(parts, _mm512_loadu_ps(rows), _mm512_loadu_ps(rows + 16), 1);
-        const uint16_t *from = (const uint16_t *)(const void *)parts;
-        char *block = panel + k / CHANNELS * 4 * TILE_BYTES;
-        for (int part = 0; part < 2; part++)
-            for (int f = 0; f < FILTERS; f++) {
-                uint16_t *tile = (uint16_t *)(void *)(block + (2 * part + f / 16) * TILE_BYTES);
-                tile[k % CHANNELS / 2 * 32 + f % 16 * 2 + k % 2] = from[part * FILTERS + f];
-            }
-    }
+    for (int64_t k = 0; k < depth; k += 2, rows += 2 * FILTERS)
+        for (int half = 0; half < 2; half++) {
+            split(parts, _mm512_loadu_ps(rows + 16 * half), _mm512_loadu_ps(rows + FILTERS + 16 * half), 1);
+            char *to = panel + (k / CHANNELS * 4 + half) * TILE_BYTES + k % CHANNELS / 2 * PART;
+            for (int part = 0; part < 2; part++, to += 2 * TILE_BYTES)
+                _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, _mm512_loadu_si512(parts + part * PART)));
+        }
 }
 
 static float widened(uint16_t part) {
@@ -92,9 +92,21 @@ static void unpack(float *rows, const char *panel, int64_t depth) {
     }
 }
 
-/* Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 filters; the small products come first. Pixels pass by once for every
- * panel: the streaming load keeps them from pushing the panel's slice out of the first-level cache. */
-static inline __attribute__((always_inline)) void dots(const int two, const char *a, int64_t a_step,
+#define LOAD_PIXELS(number, from)                            \
+    do {                                                     \
+        if (held) _tile_loadd(number, from, a_step);         \
+        else _tile_stream_loadd(number, from, a_step);       \
+    } while (0)
+#define LOAD_FILTERS(number, from)                           \
+    do {                                                     \
+        if (held) _tile_stream_loadd(number, from, 64);      \
+        else _tile_loadd(number, from, 64);                  \
+    } while (0)
+
+/* Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 filters; the small products come first. Either the panel's slice stays in
+ * the first-level cache and pixels pass by, or these are `held` (and their steps follow each other) and panels pass: the
+ * streaming load keeps what passes from pushing out what stays. */
+static inline __attribute__((always_inline)) void dots(const int two, const int held, const char *a, int64_t a_step,
                                                        const int64_t *offset, int64_t steps, const char *panel,
                                                        float *tile, int accumulate) {
     if (accumulate) {
@@ -109,23 +121,23 @@ static inline __attribute__((always_inline)) void dots(const int two, const char
         if (two) _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s++, panel += 4 * TILE_BYTES) {
-        const char *upper = a + offset[s], *lower = upper + 16 * a_step;
-        _tile_loadd(6, panel, 64);
-        _tile_stream_loadd(4, upper + PART, a_step);
-        _tile_loadd(7, panel + TILE_BYTES, 64);
-        if (two) _tile_stream_loadd(5, lower + PART, a_step);
+        const char *upper = a + (held ? s * BOTH : offset[s]), *lower = upper + 16 * a_step;
+        LOAD_FILTERS(6, panel);
+        LOAD_PIXELS(4, upper + PART);
+        LOAD_FILTERS(7, panel + TILE_BYTES);
+        if (two) LOAD_PIXELS(5, lower + PART);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (two) _tile_dpbf16ps(2, 5, 6);
         if (two) _tile_dpbf16ps(3, 5, 7);
-        _tile_stream_loadd(4, upper, a_step);
-        if (two) _tile_stream_loadd(5, lower, a_step);
+        LOAD_PIXELS(4, upper);
+        if (two) LOAD_PIXELS(5, lower);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (two) _tile_dpbf16ps(2, 5, 6);
         if (two) _tile_dpbf16ps(3, 5, 7);
-        _tile_loadd(6, panel + 2 * TILE_BYTES, 64);
-        _tile_loadd(7, panel + 3 * TILE_BYTES, 64);
+        LOAD_FILTERS(6, panel + 2 * TILE_BYTES);
+        LOAD_FILTERS(7, panel + 3 * TILE_BYTES);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (two) _tile_dpbf16ps(2, 5, 6);
@@ -139,17 +151,73 @@ static inline __attribute__((always_inline)) void dots(const int two, const char
 
 static __attribute__((noipa)) void tile_32(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
                                            const char *panel, float *tile, int accumulate) {
-    dots(1, a, a_step, offset, steps, panel, tile, accumulate);
+    dots(1, 0, a, a_step, offset, steps, panel, tile, accumulate);
 }
 
 static __attribute__((noipa)) void tile_16(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
                                            const char *panel, float *tile, int accumulate) {
-    dots(0, a, a_step, offset, steps, panel, tile, accumulate);
+    dots(0, 0, a, a_step, offset, steps, panel, tile, accumulate);
 }
 
 static void tile(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
                  float *tile, int accumulate) {
     (pixels > 16 ? tile_32 : tile_16)(a, a_step, offset, steps, panel, tile, accumulate);
+}
+
+/* As many as 16 pixels x two panels: a tile of one panel has but two sums, each of which waits for itself. The order of a
+ * sum is that of `dots`. */
+static __attribute__((noipa)) void two_panels(const char *a, int64_t a_step, int64_t steps, const char *panel,
+                                              const char *other, float *tiles) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = 0; s < steps; s++, a += BOTH, panel += 4 * TILE_BYTES, other += 4 * TILE_BYTES) {
+        _tile_loadd(4, a + PART, a_step);
+        _tile_loadd(5, a, a_step);
+        _tile_stream_loadd(6, panel, 64);
+        _tile_stream_loadd(7, panel + TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(0, 5, 6);
+        _tile_dpbf16ps(1, 5, 7);
+        _tile_stream_loadd(6, other, 64);
+        _tile_stream_loadd(7, other + TILE_BYTES, 64);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_dpbf16ps(3, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        _tile_stream_loadd(6, panel + 2 * TILE_BYTES, 64);
+        _tile_stream_loadd(7, panel + 3 * TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 5, 6);
+        _tile_dpbf16ps(1, 5, 7);
+        _tile_stream_loadd(6, other + 2 * TILE_BYTES, 64);
+        _tile_stream_loadd(7, other + 3 * TILE_BYTES, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    float *second = tiles + PIXELS * FILTERS;
+    _tile_stored(0, tiles, TILE_ROW);
+    _tile_stored(1, tiles + 16, TILE_ROW);
+    _tile_stored(2, second, TILE_ROW);
+    _tile_stored(3, second + 16, TILE_ROW);
+}
+
+static __attribute__((noipa)) void one_panel(const char *a, int64_t a_step, int64_t steps, const char *panel, float *tile) {
+    dots(1, 1, a, a_step, NULL, steps, panel, tile, 0);
+}
+
+static void held(int pixels, const char *a, int64_t a_step, int64_t steps, const char *panel, int64_t panel_bytes, int panels,
+                 float *tiles) {
+    if (pixels > 16) {
+        for (int i = 0; i < panels; i++)
+            one_panel(a, a_step, steps, panel + i * panel_bytes, tiles + i * PIXELS * FILTERS);
+        return;
+    }
+    for (int i = 0; i < panels; i += 2) { /* an odd last one is taken twice */
+        const char *first = panel + i * panel_bytes, *second = i + 1 < panels ? first + panel_bytes : first;
+        two_panels(a, a_step, steps, first, second, tiles + i * PIXELS * FILTERS);
+    }
 }
 
 static const struct nhwc_product *product(void) {
@@ -162,6 +230,7 @@ static const struct nhwc_product *product(void) {
         .pack = pack,
         .unpack = unpack,
         .tile = tile,
+        .held = held,
         .start = start,
         .finish = finish,
     };

@@ -4,6 +4,8 @@
 #include "base/numbers.h"
 #include "nhwc/nhwc.h"
 
+enum { SET_BYTES = 1024 }; /* pixels a multiple of this apart would fight for a few sets of the first-level cache */
+
 struct frame nhwc_frame(const struct pumice_nhwc *conv, int64_t output_rows) {
     const struct pumice_conv_shape *s = &conv->shape;
     struct frame frame;
@@ -144,6 +146,14 @@ void nhwc_fill_frame(const struct nhwc_run *run, const struct frame *frame, char
                 if (at < 0 || at >= s->size[DOWN]) memset(to, 0, (size_t)row_bytes);
                 else fill_row(run, frame, to, x + at * run->x_steps[2], q, staged);
             }
+}
+
+int nhwc_in_place(const struct nhwc_run *run) {
+    const struct pumice_nhwc *conv = run->conv;
+    const int64_t *size = conv->shape.size, *steps = run->x_steps;
+    const int even = steps[1] == 1 && steps[2] == size[ACROSS] * steps[3] &&
+                     (run->batch == 1 || steps[0] == size[DOWN] * steps[2]);
+    return conv->pointwise && !conv->product && even && steps[3] * (int64_t)sizeof(float) % SET_BYTES;
 }
 
 void nhwc_fill_pixels(const struct nhwc_run *run, char *to, int64_t from, int64_t count, float *staged) {

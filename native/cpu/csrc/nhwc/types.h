@@ -19,6 +19,10 @@ struct nhwc_product {
     /* tile[r][f] (+)= sum over steps of channel_step channels; pixel r of a step lies at a + offset[step] + r * a_step. */
     void (*tile)(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
                  float *tile, int accumulate);
+    /* The same for pixels that stay in the first-level cache while panels pass, each panel_bytes from the one before: one
+     * tile after the other, of whole sums over steps that follow each other. */
+    void (*held)(int pixels, const char *a, int64_t a_step, int64_t steps, const char *panel, int64_t panel_bytes, int panels,
+                 float *tiles);
     void (*start)(void), (*finish)(void); /* around the tiles of a chunk, on its thread */
 };
 

@@ -20,6 +20,17 @@ typedef void (*pumice_task)(void *context, int64_t chunk, int worker);
 /* `threads` below 1 means pumice_threads(). */
 void pumice_parallel(int threads, int64_t chunks, pumice_task task, void *context);
 
+/* Phases of numbered chunks: those of one begin when all of the phase before are done. Threads stay together from phase to
+ * phase, spinning, so that one may be as short as a microsecond. `start` and `finish`, or NULL, run around the work of
+ * every thread that takes part. */
+struct pumice_phases {
+    int64_t phases, chunks; /* of each phase */
+    void (*task)(void *context, int64_t phase, int64_t chunk);
+    void *context;
+    void (*start)(void), (*finish)(void);
+};
+void pumice_run_phases(int threads, const struct pumice_phases *work);
+
 /* How many threads a call would use at most: for choosing the number of chunks. */
 int pumice_team(int threads);
 

@@ -124,7 +124,7 @@ struct bytes {
     int64_t rows, step;
     const uint8_t *x;
     uint8_t *y;
-    int is_signed;
+    int is_signed, failed;
 };
 
 /* Taps t with 0 <= at + t * dilation < size. */
@@ -133,32 +133,43 @@ static void clip(int64_t at, int64_t size, int64_t kernel, int64_t dilation, int
     *last = at < size ? smaller(kernel, (size - 1 - at) / dilation + 1) : 0;
 }
 
-static void max_of_pixel(const struct bytes *b, const uint8_t *image, uint8_t *y, const int64_t output[3]) {
+/* The largest levels, position by position, of the rows that a row of outputs sees. */
+static void max_of_rows(const struct bytes *b, const uint8_t *image, int64_t row, uint8_t *y) {
     const struct pumice_conv_shape *s = b->shape;
-    int64_t at[3], first[3], last[3];
-    memset(y, b->is_signed ? 0x80 : 0, (size_t)s->channels);
-    for (int a = 0; a < 3; a++) {
+    const int64_t bytes = s->size[2] * s->channels, output[2] = {row / s->output[1], row % s->output[1]};
+    int64_t at[2], first[2], last[2];
+    memset(y, b->is_signed ? 0x80 : 0, (size_t)bytes);
+    for (int a = 0; a < 2; a++) {
         at[a] = output[a] * s->stride[a] - s->before[a];
         clip(at[a], s->size[a], s->kernel[a], s->dilation[a], &first[a], &last[a]);
     }
     for (int64_t d = first[0]; d < last[0]; d++)
-        for (int64_t h = first[1]; h < last[1]; h++)
-            for (int64_t w = first[2]; w < last[2]; w++) {
-                const int64_t row = (at[0] + d * s->dilation[0]) * s->size[1] + at[1] + h * s->dilation[1];
-                const uint8_t *from = image + (row * s->size[2] + at[2] + w * s->dilation[2]) * s->channels;
-                b->level->table.pooling_u8_max(y, from, s->channels, b->is_signed);
-            }
+        for (int64_t h = first[1]; h < last[1]; h++) {
+            const int64_t from = (at[0] + d * s->dilation[0]) * s->size[1] + at[1] + h * s->dilation[1];
+            b->level->table.pooling_u8_max(y, image + from * bytes, bytes, b->is_signed);
+        }
 }
 
 static void bytes_task(void *context, int64_t chunk, int worker) {
     (void)worker;
-    const struct bytes *b = context;
+    struct bytes *b = context;
     const struct pumice_conv_shape *s = b->shape;
+    const int64_t rows = s->output[0] * s->output[1], channels = s->channels;
+    uint8_t *seen = pumice_scratch(SCRATCH_CONV_STAGE, (size_t)(s->size[2] * channels));
+    if (!seen) {
+        b->failed = 1;
+        return;
+    }
     for (int64_t r = chunk * b->step; r < smaller(b->rows, (chunk + 1) * b->step); r++) {
-        const int64_t image = r / (s->output[0] * s->output[1]);
-        for (int64_t w = 0; w < s->output[2]; w++) {
-            const int64_t output[3] = {r / s->output[1] % s->output[0], r % s->output[1], w};
-            max_of_pixel(b, b->x + image * volume(s->size) * s->channels, b->y + (r * s->output[2] + w) * s->channels, output);
+        uint8_t *y = b->y + r * s->output[2] * channels;
+        max_of_rows(b, b->x + r / rows * volume(s->size) * channels, r % rows, seen);
+        memset(y, b->is_signed ? 0x80 : 0, (size_t)(s->output[2] * channels));
+        for (int64_t w = 0; w < s->output[2]; w++, y += channels) {
+            const int64_t at = w * s->stride[2] - s->before[2];
+            int64_t first, last;
+            clip(at, s->size[2], s->kernel[2], s->dilation[2], &first, &last);
+            for (int64_t t = first; t < last; t++)
+                b->level->table.pooling_u8_max(y, seen + (at + t * s->dilation[2]) * channels, channels, b->is_signed);
         }
     }
 }
@@ -173,7 +184,7 @@ int pumice_pool_u8_max(const struct pumice_conv_shape *shape, int64_t batch, con
     };
     pumice_note_run(b.level, SLOT_pooling_u8_max);
     pumice_parallel(threads, (b.rows + b.step - 1) / b.step, bytes_task, &b);
-    return PUMICE_OK;
+    return b.failed ? PUMICE_NO_MEMORY : PUMICE_OK;
 }
 
 struct sums {

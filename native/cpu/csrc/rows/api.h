@@ -1,4 +1,4 @@
-/* Functions of single elements and of rows, on f32: activations, normalisation, reductions, quantization, recurrence. */
+/* Functions of single elements and of rows, on f32: activations, normalisation, reductions, quantization. */
 #ifndef PUMICE_ROWS_API_H
 #define PUMICE_ROWS_API_H
 
@@ -63,43 +63,5 @@ int pumice_histogram(const float *in, int64_t count, int64_t *counts, int thread
 /* nearest[i] = the centroid (rows of `width`) at the least squared distance from point i; the first of equals. */
 int pumice_nearest(const float *points, int64_t count, int64_t width, const float *centroids, int64_t clusters,
                    int32_t *nearest, int threads);
-
-/* One direction of an LSTM (gates i, o, f, c) or GRU (z, r, h), as ONNX defines them with sigmoid and tanh.
- *
- * `projected` [time][batch][gates * hidden] is W x + b for all steps, and is overwritten; `recurrent` is R^T, packed for
- * pumice_gemm (k = hidden, n = gates * hidden; for a GRU with linear_before_reset = 0 the last third apart, as
- * `candidate`). h [batch][hidden] and c hold the state before and after; y [time][batch][hidden] with y_stride elements
- * from step to step. lengths may be NULL. */
-struct pumice_packed;
-struct pumice_nhwc;
-struct pumice_recurrence {
-    int32_t gru, linear_before_reset, reverse;
-    int64_t time, batch, hidden, y_stride;
-    float *projected;
-    const struct pumice_packed *recurrent, *candidate;
-    const struct pumice_nhwc *split; /* LSTM: R^T packed for pumice_nhwc_run, or NULL */
-    const float *inner_bias; /* GRU, linear_before_reset: Rb of the candidate, [hidden]; else NULL */
-    const float *peepholes;  /* LSTM: [3][hidden] for i, o, f; else NULL */
-    const int32_t *lengths;
-    float *h, *c, *y;
-};
-int pumice_recurrent(const struct pumice_recurrence *recurrence, int threads);
-
-/* The gradient of one direction of an LSTM without peepholes and lengths: runs it forward again, then back.
- *
- * `projected` as above, left alone; `recurrent` is R^T packed (k = hidden, n = 4 hidden), `back` is R (k = 4 hidden,
- * n = hidden). `gates` [time][batch][4 hidden] receives the gradient of the gates' sums and `states` [time + 1][batch]
- * [hidden] the states, that before each step at its place in order of the steps; `cells` is scratch of the same size. The
- * first ones of both hold the first state. dy is [time][batch][hidden], dy_stride apart, in order of time; dh and dc are
- * the gradients of the last states and become those of the first. */
-struct pumice_lstm_gradient {
-    int32_t reverse;
-    int64_t time, batch, hidden, dy_stride;
-    const float *projected, *dy;
-    const struct pumice_packed *recurrent, *back;
-    const struct pumice_nhwc *split, *split_back; /* the same for pumice_nhwc_run, or NULL */
-    float *gates, *states, *cells, *dh, *dc;
-};
-int pumice_lstm_gradient(const struct pumice_lstm_gradient *gradient, int threads);
 
 #endif

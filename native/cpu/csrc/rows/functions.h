@@ -32,6 +32,23 @@ INLINE vf exp_near_zero(vf r) {
     return fma_(p, r, all(1));
 }
 
+#define EXP2_1 0.693147203f
+#define EXP2_2 0.240226478f
+#define EXP2_3 0.0555033117f
+#define EXP2_4 0.00961844282f
+#define EXP2_5 0.00133994188f
+#define EXP2_6 0.000153529162f
+
+/* 2^r for |r| up to 1/2. */
+INLINE vf exp2_near_zero(vf r) {
+    vf p = fma_(all(EXP2_6), r, all(EXP2_5));
+    p = fma_(p, r, all(EXP2_4));
+    p = fma_(p, r, all(EXP2_3));
+    p = fma_(p, r, all(EXP2_2));
+    p = fma_(p, r, all(EXP2_1));
+    return fma_(p, r, all(1));
+}
+
 /* exp(x + low) = p 2^n for a `low` that is far smaller than x: x = n ln 2 + r, p = exp r = 1 + r + r^2 (...). Returns p, so
  * that it can be multiplied before 2^n may make it denormal. */
 INLINE vf exp_parts(vf x, vf low, vf *n) {
@@ -75,6 +92,18 @@ INLINE vf log_of(vf x) {
 INLINE vf sigmoid_of(vf x) {
     const vf e = exp_of_negative(minus_magnitude(x));
     return mul(choose(below(x, all(0)), e, all(1)), reciprocal(add(all(1), e)));
+}
+
+/* exp(-x) for sums of gates: with a relative error of |x| 2^-24, and never beyond 2^60, so that the product of two is finite. */
+INLINE vf decay_of(vf x) {
+    const vf y = least(all(60), most(all(-60), mul(x, all(-1.44269502f)))), n = nearest(y);
+    return scale_by(exp2_near_zero(sub(y, n)), n);
+}
+
+/* sigmoid(x) tanh(y), by one division. */
+INLINE vf gated(vf x, vf y) {
+    const vf e = decay_of(add(y, y));
+    return mul(sub(all(1), e), reciprocal(mul(add(all(1), decay_of(x)), add(all(1), e))));
 }
 
 /* x sigmoid(alpha x); a negative x is multiplied before the exponential may become denormal. */
@@ -151,23 +180,6 @@ INLINE vf gelu_of(vf x) {
 
 #define HALF_LOG2_E 0.721347511f
 #define HALF_LOG2_E_REST 9.62981517e-09f
-#define EXP2_1 0.693147203f
-#define EXP2_2 0.240226478f
-#define EXP2_3 0.0555033117f
-#define EXP2_4 0.00961844282f
-#define EXP2_5 0.00133994188f
-#define EXP2_6 0.000153529162f
-
-/* 2^r for |r| up to 1/2. */
-INLINE vf exp2_near_zero(vf r) {
-    vf p = fma_(all(EXP2_6), r, all(EXP2_5));
-    p = fma_(p, r, all(EXP2_4));
-    p = fma_(p, r, all(EXP2_3));
-    p = fma_(p, r, all(EXP2_2));
-    p = fma_(p, r, all(EXP2_1));
-    return fma_(p, r, all(1));
-}
-
 /* x Phi(x) = max(x, 0) - |x| Q(|x|), where Q(u) = 1 - Phi(u) = exp(-u^2 / 2) t S(t - 0.6) with t = 4 / (4 + u) and a
  * polynomial S fitted to 9e-9: so the tail of negative x keeps its relative precision. The exponential is taken to base
  * 2, u^2 log2(e) / 2 = n - r, with what u * u and the constant lose by rounding given to r; and what is missing in a

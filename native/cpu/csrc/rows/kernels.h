@@ -399,20 +399,28 @@ INLINE void put(float *p, vf v, int64_t some) {
         store_some(p, v, some);
 }
 
-static void lstm_cell(const float *gates, const float *peepholes, float *c, float *h, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += LANES) {
-        const int64_t some = smaller(LANES, hidden - i);
+INLINE vf gate(const struct rows_gates *gates, int number, int64_t i, int64_t some) {
+    const vf sum = part(gates->sums + number * gates->sums_step + i, some);
+    return gates->added ? add(sum, part(gates->added + number * gates->added_step + i, some)) : sum;
+}
+
+/* A gate's peephole looks at the cell. */
+INLINE vf looking(const struct rows_gates *gates, vf sum, int number, vf cell, int64_t i, int64_t some) {
+    if (!gates->peepholes) return sum;
+    return add(sum, mul(part(gates->peepholes + number * gates->peephole_step + i, some), cell));
+}
+
+static void lstm_cell(const struct rows_gates *gates, float *c, float *h, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = smaller(LANES, count - i);
         const vf old = part(c + i, some);
-        vf in = part(gates + i, some), out = part(gates + hidden + i, some), keep = part(gates + 2 * hidden + i, some);
-        if (peepholes) {
-            in = add(in, mul(part(peepholes + i, some), old));
-            keep = add(keep, mul(part(peepholes + 2 * hidden + i, some), old));
-        }
-        const vf fresh = mul(sigmoid_of(in), tanh_of(part(gates + 3 * hidden + i, some)));
-        const vf cell = add(mul(sigmoid_of(keep), old), fresh);
-        if (peepholes) out = add(out, mul(part(peepholes + hidden + i, some), cell));
+        const vf in = looking(gates, gate(gates, 0, i, some), 0, old, i, some);
+        const vf keep = looking(gates, gate(gates, 2, i, some), 2, old, i, some);
+        const vf kept = mul(old, reciprocal(add(all(1), decay_of(keep))));
+        const vf cell = add(kept, gated(in, gate(gates, 3, i, some)));
+        const vf out = looking(gates, gate(gates, 1, i, some), 1, cell, i, some);
         put(c + i, cell, some);
-        put(h + i, mul(sigmoid_of(out), tanh_of(cell)), some);
+        put(h + i, gated(out, cell), some);
     }
 }
 
@@ -449,18 +457,18 @@ static void lstm_gradient(float *gates, const float *c, const float *c_after, co
     }
 }
 
-static void gru_reset(const float *gates, const float *x, float *out, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += LANES) {
-        const int64_t some = smaller(LANES, hidden - i);
-        put(out + i, mul(sigmoid_of(part(gates + hidden + i, some)), part(x + i, some)), some);
+static void gru_reset(const struct rows_gates *gates, const float *x, float *out, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = smaller(LANES, count - i);
+        put(out + i, mul(sigmoid_of(gate(gates, 1, i, some)), part(x + i, some)), some);
     }
 }
 
-static void gru_cell(const float *gates, const float *fed, float *h, int64_t hidden) {
-    for (int64_t i = 0; i < hidden; i += LANES) {
-        const int64_t some = smaller(LANES, hidden - i);
-        const vf z = sigmoid_of(part(gates + i, some));
-        const vf n = tanh_of(add(part(gates + 2 * hidden + i, some), part(fed + i, some)));
+static void gru_cell(const struct rows_gates *gates, const float *candidate, const float *fed, float *h, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = smaller(LANES, count - i);
+        const vf z = sigmoid_of(gate(gates, 0, i, some));
+        const vf n = tanh_of(add(part(candidate + i, some), part(fed + i, some)));
         put(h + i, add(mul(sub(all(1), z), n), mul(z, part(h + i, some))), some);
     }
 }

@@ -13,6 +13,7 @@
 #include "gemm/api.h"
 #include "lowbit/api.h"
 #include "nhwc/api.h"
+#include "recurrent/api.h"
 #include "rows/api.h"
 
 struct pumice_program;
@@ -180,8 +181,7 @@ struct pumice_mean_u8_step { /* y, x */
 /* y = clamp(round(a by_a + b by_b + offset)), with a multiply-add that rounds once for each product, b's first. */
 struct pumice_add_u8_step { /* y, a, b */
     int64_t count;
-    int32_t is_signed;
-    float by_a, by_b, offset;
+    struct pumice_add_u8 sum;
 };
 
 struct pumice_look_up_step { /* y, x: one byte each */

@@ -70,7 +70,7 @@ static struct parts parts_of(int kind, const void *packed, union record *record,
     if (kind == PUMICE_IMAGE_CONV_U8) {
         const struct pumice_conv_u8 *conv = packed;
         record->u8 = *conv, *level = conv->level;
-        record->u8.level = NULL, record->u8.depthwise_form.order = NULL, record->u8.form.first = NULL;
+        record->u8.level = NULL, record->u8.depthwise_form.order = NULL, record->u8.form.fetching = NULL;
         record->u8.offset = NULL, record->u8.weights = NULL, record->u8.bias = NULL;
         return parts_of_u8(conv, &record->u8);
     }

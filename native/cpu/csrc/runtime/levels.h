@@ -17,7 +17,7 @@
         ((type *)y)[i] = (type)(int32_t)rintf(v);                                               \
     }
 
-static __attribute__((noipa)) void add_levels(const struct pumice_add_u8_step *how, const uint8_t *a,
+static __attribute__((noipa)) void add_levels(const struct pumice_add_u8 *how, const uint8_t *a,
                                               const uint8_t *b, uint8_t *y, int64_t count) {
     const float by_a = how->by_a, by_b = how->by_b, offset = how->offset;
     if (how->is_signed) {

@@ -52,9 +52,10 @@ static int run_spans(pumice_task task, const void *arguments, void *const *opera
 
 static void add_span(void *context, int64_t chunk, int worker) {
     const struct span *s = context;
+    const struct pumice_add_u8_step *a = s->arguments;
     uint8_t *const *o = (uint8_t *const *)s->operands;
     const int64_t at = chunk * CHUNK;
-    s->level->table.runtime_add(s->arguments, o[1] + at, o[2] + at, o[0] + at, smaller(CHUNK, s->count - at));
+    s->level->table.runtime_add(&a->sum, o[1] + at, o[2] + at, o[0] + at, smaller(CHUNK, s->count - at));
 }
 
 STEP_FUNCTION(add_u8, pumice_add_u8_step) { return run_spans(add_span, a, operands, a->count, SLOT_runtime_add, threads); }

@@ -62,7 +62,7 @@ STEP_FUNCTION(recurrent, pumice_recurrent_step) {
     struct pumice_recurrence recurrence = a->recurrence;
     recurrence.y = operands[0], recurrence.projected = operands[1];
     recurrence.h = operands[2], recurrence.c = operands[3], recurrence.lengths = operands[4];
-    return pumice_recurrent(&recurrence, threads);
+    return pumice_recurrent(&recurrence, 1, threads);
 }
 
 STEP_FUNCTION(recurrent_u8, pumice_recurrent_u8_step) {

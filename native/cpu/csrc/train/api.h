@@ -1,10 +1,12 @@
-/* Training: gradients of pointwise functions, of normalisations and of pooling. Sums do not depend on the threads. */
+/* Training: gradients of pointwise functions, of normalisations and of pooling, and the update of weights. Sums do not
+ * depend on the threads. */
 #ifndef PUMICE_TRAIN_API_H
 #define PUMICE_TRAIN_API_H
 
 #include <stdint.h>
 
 #include "conv/api.h"
+#include "gemm/api.h"
 
 /* dx = dy f'(x), with f' as a function of v: the input x or the result y, whichever is simpler. */
 enum pumice_slope {
@@ -51,5 +53,20 @@ int pumice_dequantize_gradient(const uint8_t *q, int is_signed, const float *dy,
 /* To the first maximum of each window, taps in row-major order. */
 int pumice_max_pool_gradient(const struct pumice_conv_shape *shape, int64_t batch, const float *x, const float *y,
                              const float *dy, float *dx, int threads);
+
+/* An update by Adam or AdamW, all in place: d = g + inner_decay w, p and q the means of d and d^2 so far,
+ * w -= rate ((p / first_share) / (sqrt(q / second_share) + epsilon) + outer_decay w). */
+struct pumice_adaptive {
+    float momentum, second, first_share, second_share, epsilon, rate, inner_decay, outer_decay;
+};
+int pumice_adaptive_update(const struct pumice_adaptive *numbers, float *w, const float *g, float *p, float *q, int64_t count,
+                           int threads);
+
+/* y = A B, y contiguous, for matrices of float32 that are not worth packing. At a level that multiplies split operands
+ * (nhwc/api.h) their products are as exact as there. */
+int pumice_new_product(const struct pumice_matrix *a, const struct pumice_matrix *b, float *y, int threads);
+
+/* 1 if the sums of x, piece by piece, are all finite, and so is every element; 0 if a sum is not. */
+int pumice_sums_finite(const float *x, int64_t count, int threads);
 
 #endif

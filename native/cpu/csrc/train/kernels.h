@@ -110,6 +110,24 @@ static void blend(const float *x, const float *dy, float *dx, int64_t count, flo
     }
 }
 
+/* --- the update of weights ---------------------------------------------------------------------------------------- */
+
+static void adaptive(const struct pumice_adaptive *n, float *w, const float *g, float *p, float *q, int64_t count) {
+    const vf kept = all(n->momentum), fresh = all(1 - n->momentum), kept2 = all(n->second), fresh2 = all(1 - n->second);
+    const vf grown = all(1 / n->first_share), grown2 = all(1 / n->second_share), least_root = all(n->epsilon);
+    const vf rate = all(n->rate), inner = all(n->inner_decay), outer = all(n->outer_decay);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = smaller(LANES, count - i);
+        const vf weight = part(w + i, some), d = fma_(inner, weight, part(g + i, some));
+        const vf first = fma_(kept, part(p + i, some), mul(fresh, d));
+        const vf second = fma_(kept2, part(q + i, some), mul(fresh2, mul(d, d)));
+        const vf step = divide(mul(first, grown), add(root(mul(second, grown2)), least_root));
+        put(p + i, first, some);
+        put(q + i, second, some);
+        put(w + i, fnma(rate, fma_(outer, weight, step), weight), some);
+    }
+}
+
 /* --- rows --------------------------------------------------------------------------------------------------------- */
 
 static void layer_norm(const float *x, const float *dy, float *dx, int64_t columns, const float *scale, float epsilon,
@@ -183,6 +201,7 @@ static float dequantize(const uint8_t *q, int is_signed, const float *dy, float 
     table->train_slope = slope;            \
     table->train_moments = moments;        \
     table->train_blend = blend;            \
+    table->train_adaptive = adaptive;      \
     table->train_layer_norm = layer_norm;  \
     table->train_softmax = softmax;        \
     table->train_quantize = quantize;      \

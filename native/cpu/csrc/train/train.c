@@ -171,6 +171,48 @@ int pumice_softmax_gradient(const float *y, const float *dy, float *dx, int64_t 
     return PUMICE_OK;
 }
 
+/* --- the update of weights ---------------------------------------------------------------------------------------- */
+
+struct update_job {
+    const struct level *level;
+    const struct pumice_adaptive *numbers;
+    float *w, *p, *q;
+    const float *g;
+    int64_t count;
+    _Atomic int broken; /* a sum is not finite */
+};
+
+static void update_chunk(void *context, int64_t chunk, int worker) {
+    (void)worker;
+    const struct update_job *j = context;
+    const int64_t at = chunk * CHUNK;
+    j->level->table.train_adaptive(j->numbers, j->w + at, j->g + at, j->p + at, j->q + at, smaller(CHUNK, j->count - at));
+}
+
+int pumice_adaptive_update(const struct pumice_adaptive *numbers, float *w, const float *g, float *p, float *q, int64_t count,
+                           int threads) {
+    if (count < 0) return PUMICE_BAD_ARGUMENT;
+    struct update_job job = {.level = pumice_level(), .numbers = numbers, .w = w, .g = g, .p = p, .q = q, .count = count};
+    pumice_note_run(job.level, SLOT_train_adaptive);
+    pumice_parallel(threads, chunks_of(count, CHUNK), update_chunk, &job);
+    return PUMICE_OK;
+}
+
+static void finite_chunk(void *context, int64_t chunk, int worker) {
+    (void)worker;
+    struct update_job *j = context;
+    double sums[2] = {0, 0};
+    j->level->table.train_moments(j->g + chunk * CHUNK, NULL, smaller(CHUNK, j->count - chunk * CHUNK), 0, sums);
+    if (!isfinite(sums[0])) j->broken = 1;
+}
+
+int pumice_sums_finite(const float *x, int64_t count, int threads) {
+    struct update_job job = {.level = pumice_level(), .g = x, .count = larger(count, 0)};
+    pumice_note_run(job.level, SLOT_train_moments);
+    pumice_parallel(threads, chunks_of(job.count, CHUNK), finite_chunk, &job);
+    return !job.broken;
+}
+
 /* --- quantization ------------------------------------------------------------------------------------------------- */
 
 struct levels_job {

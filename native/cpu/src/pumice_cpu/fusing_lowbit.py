@@ -32,25 +32,28 @@ class Stored:
     """0 to 15: (outputs, k), or (k, outputs) once `turned`."""
     table: int | Array
     """Where the chain is given the table, or the table itself."""
-    scale: Array | None = None
-    """A scale an output; (blocks, outputs) where `group` inputs share one, as `offset`."""
+    scale: int | Array | None = None
+    """A scale an output, or one for all; (blocks, outputs) where `group` inputs share one, as `offset`. As `table`."""
     offset: Array | None = None
     group: int | None = None
     turned: bool = False
 
-    def arranged(self, table: Array) -> tuple[Array, Array, Array, Array | None, int | None]:
-        """Codes, table, scale, offset and group, as `lowbit.pack` takes them."""
+    def arranged(
+        self, table: Array, given: Array | None = None
+    ) -> tuple[Array, Array, Array, Array | None, int | None]:
+        """Codes, table, scale, offset and group, as `lowbit.pack` takes them; `given` is the scale of a chain's."""
         codes = self.codes if self.turned else self.codes.T
         entries = np.asarray(table, np.float32).reshape(-1, table.shape[-1])
         padded = np.pad(entries, ((0, 0), (0, ENTRIES - entries.shape[1])))
-        ones = np.ones((codes.shape[1], 1), np.float32)
-        scale = ones if self.scale is None else self.scale.T if self.group else self.scale.reshape(-1, 1)
+        known = given if isinstance(self.scale, int) else self.scale
+        each = np.ones(1, np.float32) if known is None else known
+        scale = each.T if self.group else np.broadcast_to(each.reshape(-1, 1), (codes.shape[1], 1))
         offset = None if self.offset is None else self.offset.T if self.group else self.offset.reshape(-1, 1)
         return codes, padded[0] if len(padded) == 1 else padded, scale, offset, self.group
 
-    def widened(self, table: Array) -> Array:
+    def widened(self, table: Array, given: Array | None = None) -> Array:
         """(k, outputs) in float32."""
-        codes, entries, scale, offset, group = self.arranged(table)
+        codes, entries, scale, offset, group = self.arranged(table, given)
         found = entries[codes] if entries.ndim == 1 else np.take_along_axis(entries.T, codes, axis=0)
         spread = len(codes) if group is None else group
         parameters = [p.T.repeat(spread, axis=0)[: len(codes)] for p in (scale, offset) if p is not None]
@@ -77,10 +80,15 @@ def stored_weights(links: Sequence[Link]) -> tuple[Stored, Sequence[Link]] | Non
         return None
     stored, rest = started
     while rest and rest[0].node.op_type in _SHAPES:
-        if not _SHAPES[rest[0].node.op_type](stored, rest[0]):
+        if not _SHAPES[rest[0].node.op_type](stored, rest[0], _given(links[: len(links) - len(rest)])):
             return None
         rest = rest[1:]
     return stored, rest
+
+
+def _given(links: Sequence[Link]) -> int:
+    """How many arrays a chain is given before its next node."""
+    return sum(len(link.constants) - (link.at >= 0) for link in links)
 
 
 def _codes(array: Any) -> Array | None:
@@ -136,23 +144,27 @@ def _dequantized(links: Sequence[Link]) -> tuple[Stored, Sequence[Link]] | None:
     return stored, links[1:]
 
 
-def _scaled(stored: Stored, link: Link) -> bool:
+def _scaled(stored: Stored, link: Link, given: int) -> bool:
     scale = link.constants[1 - link.at]
-    fits = isinstance(scale, np.ndarray) and scale.shape == (len(stored.codes), 1) and not stored.turned
-    if not fits or stored.scale is not None:
+    if stored.scale is not None or stored.turned or (scale is not None and not _fits(stored, scale)):
         return False
-    stored.scale = scale.astype(np.float32)
+    stored.scale = given if scale is None else scale.astype(np.float32)
     return True
 
 
-def _transposed(stored: Stored, link: Link) -> bool:
+def _fits(stored: Stored, scale: Array) -> bool:
+    """Whether it is a scale an output, or one for all."""
+    return scale.shape == (len(stored.codes.T if stored.turned else stored.codes), 1) or scale.shape == (1,)
+
+
+def _transposed(stored: Stored, link: Link, _given: int) -> bool:
     if link.node.get("perm", [1, 0]) != [1, 0]:
         return False
     stored.codes, stored.turned = stored.codes.T, not stored.turned
     return not stored.group
 
 
-_SHAPES: dict[str, Callable[[Stored, Link], bool]] = {"Mul": _scaled, "Transpose": _transposed}
+_SHAPES: dict[str, Callable[[Stored, Link, int], bool]] = {"Mul": _scaled, "Transpose": _transposed}
 
 
 def _is_product(stored: Stored, link: Link) -> bool:
@@ -184,7 +196,7 @@ def _multiply(links: Sequence[Link], at: int, stored: Stored, bias: Array | None
     given = [[c for i, c in enumerate(link.constants) if i != link.at] for link in links]
     before = sum(map(len, given[:at]))
     known = [(i, c) for i, c in enumerate(c for part in given for c in part) if c is not None]
-    kept: dict[str, tuple[Array, Any]] = {}
+    kept: dict[str, tuple[Array, Array | None, Any]] = {}
 
     def run(*arrays: Any) -> Any:
         from pumice_cpu import gemm, lowbit
@@ -193,20 +205,27 @@ def _multiply(links: Sequence[Link], at: int, stored: Stored, bias: Array | None
         if a.dtype != np.float32 or a.ndim < 2 or a.size == 0 or any(arrays[i] is not c for i, c in known):
             return DECLINED
         table = arrays[stored.table] if isinstance(stored.table, int) else stored.table
+        scale = arrays[stored.scale] if isinstance(stored.scale, int) else None
+        if scale is not None and not _fits(stored, scale):
+            return DECLINED
         form = "codes" if a.size // a.shape[-1] <= FEW_ROWS else "numbers"
-        if form not in kept or not np.array_equal(kept[form][0], table):
-            kept[form] = np.array(table), packed(table, form)
+        if form not in kept or not (_same(kept[form][0], table) and _same(kept[form][1], scale)):
+            kept[form] = np.array(table), None if scale is None else np.array(scale), packed(table, scale, form)
         if form == "codes":
-            return (lowbit.matmul(a, kept[form][1], bias),)
+            return (lowbit.matmul(a, kept[form][2], bias),)
         rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
-        return (gemm.gemm(rows, kept[form][1], gemm.Epilogue(bias=bias)).reshape(*a.shape[:-1], -1),)
+        return (gemm.gemm(rows, kept[form][2], gemm.Epilogue(bias=bias)).reshape(*a.shape[:-1], -1),)
 
-    def packed(table: Array, form: str) -> Any:
+    def packed(table: Array, given: Array | None, form: str) -> Any:
         from pumice_cpu import gemm, lowbit
 
         if form == "numbers":
-            return gemm.pack(stored.widened(table))
-        codes, entries, scale, offset, group = stored.arranged(table)
+            return gemm.pack(stored.widened(table, given))
+        codes, entries, scale, offset, group = stored.arranged(table, given)
         return lowbit.pack(codes, entries, scale, offset, group=group, table_type="float32")
 
     return run
+
+
+def _same(before: Array | None, now: Array | None) -> bool:
+    return before is now is None or (before is not None and now is not None and np.array_equal(before, now))

@@ -181,6 +181,24 @@ def batched(
     return out
 
 
+def product(a: Array, b: Array, *, threads: int = 0) -> Array:
+    """A B for float32 matrices (m, k) and (k, n) of any strides that are new in every call, as in training.
+
+    Where the level multiplies split operands, large products are as exact as `nhwc.Product`.
+
+    Raises:
+        NativeError: shapes or types do not fit.
+    """
+    out = empty((a.shape[0], b.shape[1]))
+    if out.size == 0:
+        return out
+    (a_matrix, a_kept), (b_matrix, b_kept) = _matrix(a, "A"), _matrix(b, "B")
+    status = library().pumice_new_product(a_matrix, b_matrix, pointer(out), threads)
+    check(status, f"the product of {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}")
+    del a_kept, b_kept
+    return out
+
+
 # --- structs ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Whole LSTM and GRU layers in float32, one direction a call, with sigmoid and tanh as ONNX's defaults have them.
+"""Whole LSTM and GRU layers in float32, with sigmoid and tanh as ONNX's defaults have them.
 
 The input's products for all steps are one matrix product; the loop over time runs in C. Gates stand in ONNX's order:
 i, o, f, c for an LSTM and z, r, h for a GRU.
@@ -13,53 +13,79 @@ import attrs
 import numpy as np
 
 from pumice_cpu.arrays import Array, contiguous, empty, pointer
-from pumice_cpu.gemm import Epilogue, Packed, gemm, pack
+from pumice_cpu.gemm import Epilogue, gemm, pack
 from pumice_cpu.native import NativeError, check, ffi, library
-from pumice_cpu.nhwc import Product
+from pumice_cpu.nhwc import Finish, Product
 
 Cell = Literal["lstm", "gru"]
 GATES = {"lstm": 4, "gru": 3}
-SPLIT_BATCH = 8
-"""Rows from which products of split operands are worth their tiles."""
+SPLIT_BATCH, SPLIT_ROWS = 8, 32
+"""Rows of a step, and of the input of all steps, from which products of split operands are worth their tiles."""
+
+
+class Gates:
+    """R (gates * hidden, hidden), packed so that all gates of a unit come together; freed with the last reference."""
+
+    def __init__(self, r: Array, *, split: bool = False) -> None:
+        """`split` operands are multiplied as `nhwc.Product` does, where the level in force can.
+
+        Raises:
+            NativeError: there is not enough memory.
+        """
+        hidden = r.shape[1]
+        given = np.ascontiguousarray(r)
+        handle = ffi().new("struct pumice_recurrent_weights **")
+        status = library().pumice_recurrent_pack(handle, pointer(given), r.shape[0] // hidden, hidden, split)
+        check(status, f"packing the recurrent weights {list(r.shape)}")
+        self.handle = ffi().gc(handle[0], library().pumice_recurrent_free)
 
 
 @attrs.frozen(eq=False)
 class Weights:
-    """One direction's matrices as the kernels read them."""
+    """One direction's matrices, packed when they are first wanted."""
 
     cell: Cell
-    hidden: int
     linear_before_reset: bool
-    input: Packed
-    recurrent: Packed
-    candidate: Packed | None
-    """A GRU's last third of R, whose product takes another operand."""
+    w: Array
     r: Array
-    """R as it was given."""
-    _split: list[Product] = attrs.field(factory=list)
+    """As they were given."""
+    _gates: dict[bool, Gates] = attrs.field(factory=dict)
+    _input: dict[bool, Any] = attrs.field(factory=dict)
     _biased: list[Any] = attrs.field(factory=list)
     """The bias of the last run, which seldom changes, and what was made of it."""
 
-    def biased(self, bias: Array | None) -> tuple[Epilogue, Array | None]:
-        """What the projected input takes along, and what a GRU adds to the candidate before its reset."""
+    @property
+    def hidden(self) -> int:
+        return int(self.r.shape[1])
+
+    def gates(self, batch: int) -> Gates:
+        """R for so many rows."""
+        split = splits(batch, SPLIT_BATCH)
+        if split not in self._gates:
+            self._gates[split] = Gates(self.r, split=split)
+        return self._gates[split]
+
+    def project(self, x: Array, bias: Array | None, threads: int = 0) -> tuple[Array, Array | None]:
+        """W x + b for rows of input, and what a GRU adds to the candidate before its reset."""
         last = self._biased[0] if self._biased else None
         if last is None or last[0] is not bias:
             outer, inner = biases(self.hidden, bias, linear_before_reset=self.linear_before_reset)
-            last = (bias, Epilogue(bias=outer), inner)
+            last = (bias, Epilogue(bias=outer), Finish(bias=outer), inner)
             self._biased[:] = [last]
-        return last[1], last[2]
+        split = splits(len(x), SPLIT_ROWS)
+        if split not in self._input:
+            self._input[split] = Product.of_matrix(self.w.T) if split else pack(self.w.T)
+        weights = self._input[split]
+        return (weights.rows(x, last[2]) if split else gemm(x, weights, last[1], threads=threads)), last[3]
 
-    def split(self, batch: int) -> Any:
-        """R for products of split operands, NULL where these are not faster."""
-        if self.cell != "lstm" or batch < SPLIT_BATCH or not library().pumice_nhwc_splits():
-            return ffi().NULL
-        if not self._split:
-            self._split.append(Product.of_matrix(self.r.T))
-        return self._split[0].handle
+
+def splits(rows: int, least: int) -> bool:
+    """Whether so many rows are multiplied as split operands."""
+    return rows >= least and bool(library().pumice_nhwc_splits())
 
 
 def prepare(cell: Cell, w: Array, r: Array, *, linear_before_reset: bool = False) -> Weights:
-    """Pack W (gates * hidden, input) and R (gates * hidden, hidden).
+    """W (gates * hidden, input) and R (gates * hidden, hidden), contiguous.
 
     Raises:
         NativeError: shapes or types do not fit.
@@ -67,60 +93,83 @@ def prepare(cell: Cell, w: Array, r: Array, *, linear_before_reset: bool = False
     hidden = r.shape[1]
     if r.shape[0] != GATES[cell] * hidden or w.shape[0] != r.shape[0] or w.dtype != np.float32 or r.dtype != np.float32:
         raise NativeError(f"{cell} weights {w.dtype}{list(w.shape)} and {r.dtype}{list(r.shape)} do not fit each other")
-    if cell == "lstm":
-        return Weights(cell, hidden, False, pack(w.T), pack(r.T), None, r)
-    return Weights(cell, hidden, linear_before_reset, pack(w.T), pack(r[: 2 * hidden].T), pack(r[2 * hidden :].T), r)
+    return Weights(cell, linear_before_reset and cell == "gru", w, r)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Direction:
+    """One direction's weights and memory."""
+
+    weights: Any
+    """What `prepare` made, here or in `recurrent_u8`."""
+    y: Array
+    """(time, batch, hidden), written; its last two axes contiguous."""
+    h: Array
+    """(batch, hidden), contiguous, the first state; it becomes the last one."""
+    c: Array | None = None
+    """The same for an LSTM's cell."""
+    bias: Array | None = None
+    """(2 * gates * hidden,), those of W and then of R."""
+    peepholes: Array | None = None
+    """(3 * hidden,) for i, o, f."""
+    reverse: bool = False
+    """From the last step to the first."""
 
 
 def run(
-    weights: Weights,
+    directions: Sequence[Direction],
     x: Array,
-    y: Array,
-    h: Array,
-    c: Array | None = None,
-    *,
-    bias: Array | None = None,
-    peepholes: Array | None = None,
     lengths: Array | None = None,
-    reverse: bool = False,
+    *,
     threads: int = 0,
 ) -> None:
-    """Run over all steps.
+    """Run the directions of a layer over all steps, at the same time.
 
     Args:
-        weights: what `prepare` made.
+        directions: one or two.
         x: (time, batch, input).
-        y: (time, batch, hidden), written; its last two axes contiguous.
-        h: (batch, hidden), contiguous, the first state; it becomes the last one.
-        c: the same for an LSTM's cell.
-        bias: (2 * gates * hidden,), those of W and then of R.
-        peepholes: (3 * hidden,) for i, o, f.
         lengths: (batch,) int32; rows that are shorter keep their last state and output zeros beyond.
-        reverse: from the last step to the first.
         threads: 0 means `native.threads()`.
 
     Raises:
         NativeError: shapes or types do not fit.
     """
     time, batch = x.shape[:2]
-    hidden = weights.hidden
-    if y.shape != (time, batch, hidden) or h.shape != (batch, hidden) or x.dtype != np.float32:
-        raise NativeError(
-            f"{weights.cell} over {x.dtype}{list(x.shape)}: states {list(h.shape)} and {list(y.shape)} do not fit"
-        )
-    epilogue, inner = weights.biased(bias)
-    projected = gemm(contiguous(x, "x").reshape(time * batch, -1), weights.input, epilogue, threads=threads)
-    peepholes = None if peepholes is None else np.ascontiguousarray(peepholes, np.float32)
+    flat = contiguous(x, "x").reshape(time * batch, -1)
     lengths = None if lengths is None else np.ascontiguousarray(lengths, np.int32)
-    struct = ffi().new("struct pumice_recurrence *")
-    struct.gru, struct.linear_before_reset, struct.reverse = weights.cell == "gru", weights.linear_before_reset, reverse
-    struct.time, struct.batch, struct.hidden, struct.y_stride = time, batch, hidden, y.strides[0] // y.itemsize
-    struct.projected, struct.recurrent = pointer(projected), weights.recurrent.handle
-    struct.candidate = ffi().NULL if weights.candidate is None else weights.candidate.handle
-    struct.inner_bias, struct.peepholes = pointer(inner), pointer(peepholes)
-    struct.lengths, struct.h, struct.c, struct.y = pointer(lengths), pointer(h), pointer(c), pointer(y)
-    struct.split = weights.split(batch)
-    check(library().pumice_recurrent(struct, threads), weights.cell)
+    structs, alive = ffi().new("struct pumice_recurrence[]", len(directions)), []
+    for struct, d in zip(structs, directions, strict=True):
+        if d.y.shape != (time, batch, d.weights.hidden) or d.h.shape != d.y.shape[1:] or x.dtype != np.float32:
+            shapes = f"states {list(d.h.shape)} and {list(d.y.shape)}"
+            raise NativeError(f"{d.weights.cell} over {x.dtype}{list(x.shape)}: {shapes} do not fit")
+        peepholes = None if d.peepholes is None else np.ascontiguousarray(d.peepholes, np.float32)
+        gates, (projected, inner) = (
+            d.weights.gates(batch),
+            d.weights.project(flat, d.bias, threads),
+        )
+        struct.weights, struct.reverse = gates.handle, d.reverse
+        struct.linear_before_reset = d.weights.linear_before_reset
+        struct.time, struct.batch, struct.y_stride = (
+            time,
+            batch,
+            d.y.strides[0] // d.y.itemsize,
+        )
+        struct.projected, struct.inner_bias, struct.peepholes = (
+            pointer(projected),
+            pointer(inner),
+            pointer(peepholes),
+        )
+        struct.lengths, struct.h, struct.c, struct.y = (
+            pointer(lengths),
+            pointer(d.h),
+            pointer(d.c),
+            pointer(d.y),
+        )
+        alive.append((gates, projected, inner, peepholes))
+    check(
+        library().pumice_recurrent(structs, len(directions), threads),
+        directions[0].weights.cell,
+    )
 
 
 @attrs.frozen(eq=False)
@@ -157,21 +206,37 @@ def lstm_gradient(
         NativeError: there is not enough memory.
     """
     (time, batch), hidden = x.shape[:2], r.shape[1]
-    weights, back = prepare("lstm", w, r), pack(r)
     flat = contiguous(x, "x").reshape(time * batch, -1)
-    projected = gemm(flat, weights.input, weights.biased(bias)[0], threads=threads)
-    gates, kept, cells = empty((time * batch, 4 * hidden)), *(empty((time + 1, batch, hidden)) for _ in range(2))
+    projected, _ = prepare("lstm", w, r).project(flat, bias, threads)
+    split = splits(batch, SPLIT_BATCH)
+    products = [Product.of_matrix(matrix) if split else pack(matrix) for matrix in (r.T, r)]
+    gates, kept, cells = (
+        empty((time * batch, 4 * hidden)),
+        *(empty((time + 1, batch, hidden)) for _ in range(2)),
+    )
     kept[0], cells[0] = first
     dh, dc = (states((batch, hidden), d) for d in last)
     struct = ffi().new("struct pumice_lstm_gradient *")
-    struct.reverse, struct.time, struct.batch, struct.hidden = reverse, time, batch, hidden
-    struct.dy, struct.dy_stride, struct.projected = pointer(dy), dy.strides[0] // dy.itemsize, pointer(projected)
-    struct.recurrent, struct.back = weights.recurrent.handle, back.handle
-    struct.gates, struct.states, struct.cells = pointer(gates), pointer(kept), pointer(cells)
+    struct.reverse, struct.time, struct.batch, struct.hidden = (
+        reverse,
+        time,
+        batch,
+        hidden,
+    )
+    struct.dy, struct.dy_stride, struct.projected = (
+        pointer(dy),
+        dy.strides[0] // dy.itemsize,
+        pointer(projected),
+    )
+    names = ("split", "split_back") if split else ("recurrent", "back")
+    for name, product in zip(names, products, strict=True):
+        setattr(struct, name, product.handle)
+    struct.gates, struct.states, struct.cells = (
+        pointer(gates),
+        pointer(kept),
+        pointer(cells),
+    )
     struct.dh, struct.dc = pointer(dh), pointer(dc)
-    struct.split = weights.split(batch)
-    split_back = None if struct.split == ffi().NULL else Product.of_matrix(r)
-    struct.split_back = ffi().NULL if split_back is None else split_back.handle
     check(library().pumice_lstm_gradient(struct, threads), "the gradient of the lstm")
     before = kept[:-1][::-1] if reverse else kept[:-1]
     return Pulled(gates, before.reshape(time * batch, hidden), dh, dc)
@@ -190,7 +255,7 @@ def biases(hidden: int, bias: Array | None, *, linear_before_reset: bool) -> tup
     return outer, np.ascontiguousarray(bias[half + start :])
 
 
-def states(shape: tuple[int, int], initial: Array | None) -> Array:
+def states(shape: tuple[int, ...], initial: Array | None) -> Array:
     """A copy of the initial states that may be written, or zeros."""
     state = empty(shape)
     state[...] = 0 if initial is None else initial

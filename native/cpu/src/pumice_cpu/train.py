@@ -1,4 +1,5 @@
-"""Training in C: gradients of pointwise functions, normalisations and maxima of windows, for float32.
+"""Training in C: gradients of pointwise functions, normalisations and maxima of windows, and the update of weights, for
+float32.
 
 Sums over a batch are taken in an order that does not depend on the number of threads.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from pumice.ops.window import Window
 from pumice_cpu.arrays import Array, contiguous, empty, pointer
 from pumice_cpu.conv_u8 import as_bytes, shape_struct
-from pumice_cpu.native import NativeError, check, library
+from pumice_cpu.native import NativeError, check, ffi, library
 from pumice_cpu.rows import parameters_along
 
 SLOPES = {"relu": 0, "clip": 1, "sigmoid": 2, "tanh": 3, "erf": 4, "gelu": 5}
@@ -147,3 +148,28 @@ def dequantize_gradient(
     )  # fmt: skip
     check(status, "the gradient of dequantization")
     return dq, dscale
+
+
+def adaptive(w: Array, g: Array, p: Array, q: Array, **numbers: float) -> object:
+    """Move a weight and its moments in place, as `pumice.train.optimizers` has it; NotImplemented for other types.
+
+    Args:
+        w: the weight.
+        g: its gradient, of any strides.
+        p: the mean of the gradients so far.
+        q: the mean of their squares.
+        numbers: the fields of `struct pumice_adaptive`.
+    """
+    if any(v.dtype != np.float32 for v in (w, g, p, q)) or not all(v.flags.c_contiguous for v in (w, p, q)):
+        return NotImplemented
+    g = contiguous(g, "the gradient")
+    struct = ffi().new("struct pumice_adaptive *", numbers)
+    status = library().pumice_adaptive_update(struct, pointer(w), pointer(g), pointer(p), pointer(q), w.size, 0)
+    check(status, "the update of weights")
+    return None
+
+
+def is_finite(g: Array) -> bool:
+    """Whether every element is a finite number. Infinities and NaN survive in sums, which are quicker to take."""
+    quick = g.dtype == np.float32 and g.flags.c_contiguous and library().pumice_sums_finite(pointer(g), g.size, 0)
+    return bool(quick) or bool(np.isfinite(g).all())

@@ -21,6 +21,8 @@ static struct pumice_conv_shape shapes[] = {
     SHAPE(70, 70, 70, 1, 9, 8, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1),  SHAPE(33, 33, 33, 1, 12, 19, 1, 5, 5, 1, 2, 2, 1, 1, 1, 2),
     SHAPE(9, 9, 9, 5, 6, 7, 3, 3, 3, 2, 1, 3, 1, 2, 1, 1),     SHAPE(4, 8, 4, 1, 9, 9, 1, 2, 2, 1, 3, 3, 1, 2, 1, 1),
     SHAPE(40, 33, 1, 1, 9, 9, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0),   SHAPE(64, 48, 1, 1, 7, 7, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1),
+    SHAPE(64, 33, 1, 1, 18, 20, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0), SHAPE(64, 9, 1, 1, 5, 29, 1, 3, 3, 1, 2, 2, 1, 1, 1, 1),
+    SHAPE(64, 8, 1, 3, 3, 18, 2, 2, 2, 1, 1, 1, 1, 1, 1, 0),
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes, BATCH = 2 };
 
@@ -63,6 +65,8 @@ static int32_t sum_u8(const struct pumice_conv_shape *s, const uint8_t *x, const
     return sum;
 }
 
+static int depthwise(const struct pumice_conv_shape *s) { return s->groups == s->channels && s->groups > 1; }
+
 static void test_u8(const char *level, const struct pumice_conv_shape *s, int widest, int is_signed, int threads) {
     const int64_t in = BATCH * volume(s->size) * s->channels, out = BATCH * volume(s->output) * s->filters;
     uint8_t *x = room((size_t)in), *y = room((size_t)out), *residual = room((size_t)out);
@@ -87,14 +91,25 @@ static void test_u8(const char *level, const struct pumice_conv_shape *s, int wi
         .is_signed = is_signed, .residual = residual, .residual_multiplier = 0.37f, .residual_zero_point = 4, .residual_signed = is_signed,
     };
     for (int with = 0; with < 2; with++) {
-        if (!with) e.residual = NULL;
-        else e.residual = residual;
+        e.residual = with ? residual : NULL;
         CHECK(pumice_conv_u8_run(conv, BATCH, x, y, &e, threads) == PUMICE_OK, "%s", level);
         for (int64_t i = 0; i < out; i++) {
             float value = (float)sums[i] * multiplier[i % s->filters];
             if (with) value = fmaf((float)((is_signed ? (int8_t)residual[i] : residual[i]) - 4), 0.37f, value);
             const int want = (int)nearbyintf(fminf(fmaxf(value, e.low), e.high)) + e.zero_point;
             CHECK(y[i] == (uint8_t)want, "%s: level %d, not %d", level, y[i], (uint8_t)want);
+        }
+    }
+    for (int operand = PUMICE_RESIDUAL_A; operand <= PUMICE_RESIDUAL_B && !depthwise(s); operand++) {
+        e.residual_operand = operand, e.sum = (struct pumice_add_u8){is_signed, 0.625f, 0.4375f, is_signed ? -3.5f : 2.5f};
+        CHECK(pumice_conv_u8_run(conv, BATCH, x, y, &e, threads) == PUMICE_OK, "%s", level);
+        for (int64_t i = 0; i < out; i++) {
+            const float value = fminf(fmaxf((float)sums[i] * multiplier[i % s->filters], e.low), e.high);
+            const uint8_t level_of = (uint8_t)((int)nearbyintf(value) + e.zero_point);
+            const uint8_t a = operand == PUMICE_RESIDUAL_A ? residual[i] : level_of, b = operand == PUMICE_RESIDUAL_A ? level_of : residual[i];
+            const float more = fmaf(is_signed ? (int8_t)b : b, e.sum.by_b, e.sum.offset), low = is_signed ? -128 : 0;
+            const int want = (int)nearbyintf(fminf(fmaxf(fmaf(is_signed ? (int8_t)a : a, e.sum.by_a, more), low), low + 255));
+            CHECK(y[i] == (uint8_t)want, "%s: sum of levels %d, not %d", level, y[i], (uint8_t)want);
         }
     }
     pumice_conv_u8_free(conv);

@@ -30,11 +30,11 @@ static int level_of(const uint8_t *x, int i, int is_signed) { return is_signed ?
 
 static void test_add(const char *level, int count, int is_signed) {
     uint8_t *a = bytes(count), *b = bytes(count), *y = bytes(count);
-    const struct pumice_add_u8_step add = {count, is_signed, 0.625f, 0.4375f, is_signed ? -3.5f : 2.5f};
+    const struct pumice_add_u8_step add = {count, {is_signed, 0.625f, 0.4375f, is_signed ? -3.5f : 2.5f}};
     void *places[] = {y, a, b};
     CHECK(run_one("add_u8", &add, places, 3, 2) == PUMICE_OK, "%s", level);
     for (int i = 0; i < count; i++) {
-        const float sum = fmaf((float)level_of(a, i, is_signed), add.by_a, fmaf((float)level_of(b, i, is_signed), add.by_b, add.offset));
+        const float sum = fmaf((float)level_of(a, i, is_signed), add.sum.by_a, fmaf((float)level_of(b, i, is_signed), add.sum.by_b, add.sum.offset));
         const float low = is_signed ? -128 : 0, bounded = fminf(fmaxf(sum, low), low + 255);
         CHECK(level_of(y, i, is_signed) == (int)rintf(bounded), "%s: sum %d of %d", level, i, count);
     }

@@ -60,6 +60,35 @@ static void test_norms(const char *level, int inner) {
     free(x), free(dy), free(have), free(want), free(weights), free(sums);
 }
 
+/* Of weights that are 1, with moments that are g / 2 and g^2. */
+static void update(const float *g, float *w, int count) {
+    const struct pumice_adaptive numbers = {0.9f, 0.999f, 0.271f, 0.003f, 1e-8f, 0.01f, 0.1f, 0.2f};
+    float *p = floats(count, 0), *q = floats(count, 0);
+    for (int i = 0; i < count; i++) w[i] = 1, p[i] = g[i] / 2, q[i] = g[i] * g[i];
+    pumice_adaptive_update(&numbers, w, g, p, q, count, 1);
+    free(p), free(q);
+}
+
+static void test_update(const char *level, int count) {
+    float *g = floats(count, 1), *have = floats(count, 0), *want = floats(count, 0);
+    AGAINST_SCALAR(level, update(g, out, count));
+    compare("update", level, have, want, count, 1e-5f);
+    CHECK(pumice_sums_finite(g, count, 1) == 1, "finite at %s", level);
+    g[count - 1] = INFINITY;
+    CHECK(pumice_sums_finite(g, count, 1) == 0, "infinite at %s", level);
+    free(g), free(have), free(want);
+}
+
+/* Lines of A and B lie side by side along k, or across it. */
+static void test_product(const char *level, int m, int k, int n, int turned) {
+    float *x = floats(m * k, 1), *y = floats(k * n, 1), *have = floats(m * n, 0), *want = floats(m * n, 0);
+    const struct pumice_matrix a = {x, PUMICE_F32, m, k, turned ? 1 : k, turned ? m : 1};
+    const struct pumice_matrix b = {y, PUMICE_F32, k, n, turned ? 1 : n, turned ? k : 1};
+    AGAINST_SCALAR(level, pumice_new_product(&a, &b, out, 1));
+    compare("product", level, have, want, m * n, 1e-3f);
+    free(x), free(y), free(have), free(want);
+}
+
 static void test_levels(const char *level, int inner) {
     enum { CHANNELS = 3 };
     const int count = CHANNELS * inner;
@@ -95,6 +124,12 @@ int main(void) {
         test_slopes(level, counts[i]);
         test_norms(level, counts[i]);
         test_levels(level, counts[i]);
+        test_update(level, counts[i]);
+    }
+    EVERY_LEVEL(level) for (int turned = 0; turned < 2; turned++) {
+        test_product(level, 130, 101, 99, turned);
+        test_product(level, 99, 101, 130, turned);
+        test_product(level, 5, 3, 2, turned);
     }
     test_maximum();
     return summary("train");

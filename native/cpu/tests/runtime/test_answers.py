@@ -55,7 +55,7 @@ def test_a_quantized_network_runs_natively_throughout(quantized_cnn, given_image
     assert REFERENCE not in kinds(opened(quantized_cnn), given_images(1))
 
 
-def test_fast_mode_adds_residuals_in_the_convolution_and_differs_by_one_level_at_most(quantized_cnn, given_images):
+def test_residuals_are_added_in_the_convolution_by_fast_mode_within_one_level(quantized_cnn, given_images):
     model, feeds = load(quantized_cnn), given_images(2)
     (node,) = [node for node in model.graph if node.op_type == "Add"]
     while node.op_type != "QuantizeLinear":
@@ -64,8 +64,7 @@ def test_fast_mode_adds_residuals_in_the_convolution_and_differs_by_one_level_at
     exact, fast = (NativeRuntime(mode=mode).open(model, outputs=[name]) for mode in ("exact", "fast"))
     levels = [session.run(feeds)[name].astype(np.int32) for session in (exact, fast)]
     assert np.abs(levels[0] - levels[1]).max() <= 1
-    assert "add_u8" in kinds(exact, feeds)
-    assert "add_u8" not in kinds(fast, feeds)
+    assert "add_u8" not in {*kinds(exact, feeds), *kinds(fast, feeds)}
 
 
 def test_a_float_network_answers_as_onnxruntime(cnn, onnxruntime_says, given_images):

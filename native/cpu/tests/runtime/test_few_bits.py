@@ -50,6 +50,8 @@ def test_blocks_of_four_bits(rng, zeros, bias):
 
 
 WIDENED = {
+    "levels of a unit": """i = Cast<to=6>(codes) v = Gather(table, i) l = Cast<to=1>(levels) s = Mul(l, unit)
+        m = Mul(v, s) w = Transpose<perm=[1,0]>(m)""",
     "a scale an output": "i = Cast<to=6>(codes) v = Gather(table, i) m = Mul(v, scale) w = Transpose<perm=[1,0]>(m)",
     "a table an output": """i = Cast<to=6>(blocks) v = GatherElements<axis=2>(tables, i) r = Reshape(v, rows)
         w = Transpose<perm=[1,0]>(r)""",
@@ -68,6 +70,8 @@ def test_four_bit_weights_that_the_graph_widens_are_multiplied_as_codes(rng, for
         "tables": rng.standard_normal((24, 1, 16)).astype(np.float32),
         "rows": np.array([-1, 64]),
         "scale": rng.random((24, 1)).astype(np.float32) + 0.5,
+        "levels": rng.integers(128, 256, (24, 1)).astype(np.uint8),
+        "unit": np.full(1, 0.01, np.float32),
         "steps": rng.random((2, 24)).astype(np.float32) + 0.5,
         "points": rng.integers(6, 10, (2, 24)).astype(np.uint8).astype(ml_dtypes.uint4),
     }

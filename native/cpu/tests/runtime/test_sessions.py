@@ -128,3 +128,9 @@ def test_ten_thousand_programs_compiled_run_and_freed_leave_memory_flat():
 
     before = cycle(1000)
     assert cycle(9000) - before < 2 << 20
+
+
+def test_an_output_asked_for_twice_is_given_once(quantized_cnn, given_images):
+    found = NativeRuntime().open(quantized_cnn, outputs=["y", "y"]).run(given_images(1))
+    assert list(found) == ["y"]
+    np.testing.assert_array_equal(found["y"], NativeRuntime().open(quantized_cnn).run(given_images(1))["y"])

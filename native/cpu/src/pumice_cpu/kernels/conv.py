@@ -1,7 +1,8 @@
 """Convolutions of the Plan: Conv and ConvTranspose with their gradients, and the integer ones, exact.
 
 Constant weights are packed once for every image size that they meet and kept with the plan; others are packed as they
-come. Integer convolutions run with channels last and are turned on the way in and out.
+come, or multiplied where they lie if they are many for the pixels. Integer convolutions run with channels last and are
+turned on the way in and out.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ class Packed:
         self.constants = tuple(constants[i] if i < len(constants) else None for i in positions)
         self.made: dict[Any, Any] = {}
 
+    def holds(self, arrays: Sequence[Any]) -> bool:
+        """Whether all arrays are the constants."""
+        return all(a is c for a, c in zip(arrays, self.constants, strict=True))
+
     def get(self, arrays: Sequence[Any], key: Any, pack: Pack) -> Any:
         """`pack()`, kept if all arrays are the constants."""
-        if any(a is not c for a, c in zip(arrays, self.constants, strict=True)):
+        if not self.holds(arrays):
             return pack()
         if key not in self.made:
             self.made[key] = pack()
@@ -69,7 +74,12 @@ def _check(x: Array, channels: int) -> None:
 
 
 def _conv(node: Node, packed: Packed, x: Array, w: Array, b: Array | None = None) -> Outputs:
+    from pumice_cpu import conv_products
     from pumice_cpu.conv_f32 import ConvF32
+
+    if not packed.holds([w]) and _multiplies(node, x, w):
+        y = conv_products.convolve(x, w, Window.of(node, x.shape[2:], w.shape[2:]))
+        return (y if b is None else np.add(y, b.reshape(-1, *(1,) * (y.ndim - 2)), out=y),)
 
     def pack() -> ConvF32 | None:
         groups, window = node.get("group", 1), Window.of(node, x.shape[2:], w.shape[2:])
@@ -78,6 +88,14 @@ def _conv(node: Node, packed: Packed, x: Array, w: Array, b: Array | None = None
 
     conv: ConvF32 | None = packed.get([w], x.shape[1:], pack)
     return _NUMPY["Conv"](node, x, w, b) if conv is None else (conv(x, b),)
+
+
+def _multiplies(node: Node, x: Array, w: Array) -> bool:
+    """Whether the products of `conv_products` compute this convolution, forward and backward."""
+    from pumice_cpu.conv_products import worthwhile
+
+    groups, window = node.get("group", 1), Window.of(node, x.shape[2:], w.shape[2:])
+    return x.shape[1] == w.shape[1] * groups and _runs_here(x, window.output) and worthwhile(x, w, window)
 
 
 def _conv_transpose(node: Node, packed: Packed, x: Array, w: Array, b: Array | None = None) -> Outputs:
@@ -108,12 +126,17 @@ def _adjoint(w: Array, window: Window, size: Sequence[int], groups: int) -> Conv
 
 
 def _conv_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, wanted: Sequence[bool]) -> Outputs:
+    from pumice_cpu import conv_products
     from pumice_cpu.conv_f32 import weight_gradient
 
     (x, w), dy, groups = inputs[:2], grads[0], node.get("group", 1)
     window = Window.of(node, x.shape[2:], w.shape[2:])
     if not _runs_here(x, window.output):
         return _numpy_gradient("Conv", node, inputs, outputs, grads, wanted)
+    if _multiplies(node, x, w):
+        dx = conv_products.input_gradient(w, dy, window) if wanted[0] else None
+        dw = conv_products.weight_gradient(x, dy, window) if wanted[1] else None
+        return (dx, dw, *_bias_gradient(dy, wanted))
     dx = _adjoint(w, window, x.shape[2:], groups)(dy) if wanted[0] else None
     dw = weight_gradient(x, dy, window, groups=groups) if wanted[1] else None
     return (dx, dw, *_bias_gradient(dy, wanted))

@@ -61,11 +61,13 @@ def _unbound(run: Callable[..., Outputs], product: Product) -> Forward:
 
 def _product(a: Array, b: Array, weights: Weights, epilogue: Epilogue) -> Array:
     """NumPy's matmul of arrays of rank 2 or more."""
-    from pumice_cpu.gemm import batched, gemm
+    from pumice_cpu.gemm import PLAIN, batched, gemm, product
 
     packed = weights.packed_for(b)
     if packed is not None:
         return gemm(a.reshape(-1, a.shape[-1]), packed, epilogue).reshape(*a.shape[:-1], packed.n)
+    if b.ndim == 2 and epilogue is PLAIN and a.size and a.dtype == b.dtype == np.float32:
+        return product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
     return batched(a, b, "float", epilogue)
 
 

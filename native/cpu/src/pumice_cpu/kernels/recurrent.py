@@ -15,7 +15,7 @@ from pumice.ops.record import Array, Arrays, Forward, Kernel, Node, Outputs
 from pumice.ops.recurrent import OPS as CORE
 
 if TYPE_CHECKING:
-    from pumice_cpu.recurrent import Cell, Weights
+    from pumice_cpu.recurrent import Cell, Direction, Weights
     from pumice_cpu.recurrent_u8 import Weights as WeightsU8
 
 DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh")}
@@ -42,12 +42,14 @@ def _packed(cell: Cell, node: Node, w: Array, r: Array) -> list[Weights]:
     return [prepare(cell, w[i], r[i], linear_before_reset=linear) for i in range(len(w))]
 
 
-def _layer(
-    cell: Cell, node: Node, run: Callable[..., None], weights: Sequence[Any], x: Array, rest: Sequence[Any]
-) -> Outputs:
+Run = Callable[["Sequence[Direction]", Array, "Array | None"], None]
+"""Directions over x (time, batch, input), perhaps with lengths."""
+
+
+def _layer(cell: Cell, node: Node, run: Run, weights: Sequence[Any], x: Array, rest: Sequence[Any]) -> Outputs:
     """Y (time, directions, batch, hidden) and the last states, in the node's layout; `rest` begins with B."""
     from pumice_cpu.arrays import empty
-    from pumice_cpu.recurrent import states
+    from pumice_cpu.recurrent import Direction, states
 
     b, lengths, first_h, first_c, peepholes = [*rest, None, None, None, None, None][:5]
     layout, hidden = node.get("layout", 0), weights[0].hidden
@@ -55,21 +57,23 @@ def _layer(
     time, batch = steps.shape[:2]
     if lengths is not None and (lengths >= time).all():
         lengths = None
-    y, ends = empty((time, len(weights), batch, hidden)), []
-    for i, direction in enumerate(weights):
-        h, c = (
-            states((batch, hidden), None if s is None else (s[:, i] if layout else s[i])) for s in (first_h, first_c)
-        )
-        reverse = i == 1 or node.get("direction", "forward") == "reverse"
-        run(
-            direction, steps, y[:, i], h, c if cell == "lstm" else None, lengths=lengths, reverse=reverse,
+    y = empty((time, len(weights), batch, hidden))
+    ends = [
+        states((len(weights), batch, hidden), first.swapaxes(0, 1) if layout and first is not None else first)
+        for first in ((first_h, first_c) if cell == "lstm" else (first_h,))
+    ]
+    directions = [
+        Direction(
+            weights=weights[i], y=y[:, i], h=ends[0][i], c=ends[1][i] if cell == "lstm" else None,
             bias=None if b is None else b[i], peepholes=None if peepholes is None else peepholes[i],
-        )  # fmt: skip
-        ends.append((h, c) if cell == "lstm" else (h,))
-    finals = [np.stack([end[j] for end in ends]) for j in range(len(ends[0]))]
+            reverse=i == 1 or node.get("direction", "forward") == "reverse",
+        )
+        for i in range(len(weights))
+    ]  # fmt: skip
+    run(directions, steps, lengths)
     if layout:
-        return tuple(v for v in (y.transpose(2, 0, 1, 3), *(f.swapaxes(0, 1) for f in finals)))
-    return y, *finals
+        return tuple(v for v in (y.transpose(2, 0, 1, 3), *(end.swapaxes(0, 1) for end in ends)))
+    return y, *ends
 
 
 def _run(cell: Cell) -> Forward:
@@ -125,20 +129,25 @@ def _packed_u8(w: Array, r: Array, parameters: Parameters) -> list[WeightsU8]:
     return [prepared(i) for i in range(len(w))]
 
 
+def _each_u8(directions: Sequence[Direction], x: Array, lengths: Array | None) -> None:
+    from pumice_cpu.recurrent_u8 import run
+
+    for d in directions:
+        run(d.weights, x, d.y, d.h, d.c, bias=d.bias, peepholes=d.peepholes, lengths=lengths, reverse=d.reverse)
+
+
 def _bind_u8(node: Node, constants: Sequence[Any]) -> Forward:
     """DynamicQuantizeLSTM: weights that are the plan's constants are packed once."""
     kept: list[WeightsU8] = []
 
     def forward(node: Node, x: Array, w: Array, r: Array, *rest: Any) -> Outputs:
-        from pumice_cpu.recurrent_u8 import run
-
         parameters = tuple((*rest, *[None] * 9)[5:9])
         given = zip((w, r, *parameters), (*constants[1:3], *constants[8:12]), strict=False)
         if any(array is not constant for array, constant in given):
-            return _layer("lstm", node, run, _packed_u8(w, r, parameters), x, rest)
+            return _layer("lstm", node, _each_u8, _packed_u8(w, r, parameters), x, rest)
         if not kept:
             kept.extend(_packed_u8(w, r, parameters))
-        return _layer("lstm", node, run, kept, x, rest)
+        return _layer("lstm", node, _each_u8, kept, x, rest)
 
     return forward
 
@@ -180,7 +189,9 @@ def _pulled(
     last: Sequence[Array | None],
 ) -> tuple[Array, ...]:  # fmt: skip
     """Gradients of x, W, R, B and the first states, of one direction."""
+    from pumice_cpu.gemm import product
     from pumice_cpu.recurrent import lstm_gradient, states
+    from pumice_cpu.rows import reduce
 
     shape = (x.shape[1], r.shape[1])
     reverse = number == 1 or node.get("direction", "forward") == "reverse"
@@ -188,9 +199,9 @@ def _pulled(
         w, r, b, x, tuple(states(shape, s) for s in first), dy, tuple(states(shape, d) for d in last), reverse=reverse
     )
     columns = np.ascontiguousarray(x).reshape(len(back.gates), -1)
-    bias = back.gates.sum(axis=0)
-    turned = back.gates.T
-    return (back.gates @ w).reshape(x.shape), turned @ columns, turned @ back.states, np.tile(bias, 2), back.h, back.c
+    bias, turned = reduce("sum", back.gates, [0], keepdims=False), back.gates.T
+    dw, dr = product(turned, columns), product(turned, back.states)
+    return product(back.gates, w).reshape(x.shape), dw, dr, np.tile(bias, 2), back.h, back.c
 
 
 def _record(op_type: str, cell: Cell, since: int) -> Kernel:

@@ -219,25 +219,14 @@ def _max_pool_vjp(node: Node, inputs: Any, outputs: Any, grads: Any, wanted: Any
 
 def _product_vjp(a: Array, b: Array, dy: Array, wanted: Sequence[bool]) -> tuple[Array | None, Array | None]:
     """dA = dY B^T and dB = A^T dY; a matrix that the whole stack shares gets one product over all rows."""
-    from pumice_cpu.gemm import batched
+    from pumice_cpu.gemm import batched, product
 
     if b.ndim == 2:
         rows, drows = a.reshape(-1, a.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        da = batched(drows, b.T).reshape(a.shape) if wanted[0] else None
-        return da, _summed_over_rows(rows, drows) if wanted[1] else None
+        da = product(drows, b.T).reshape(a.shape) if wanted[0] else None
+        return da, product(rows.T, drows) if wanted[1] else None
     da = _sum_to(batched(dy, b.swapaxes(-1, -2)), a.shape) if wanted[0] else None
     return da, _sum_to(batched(a.swapaxes(-1, -2), dy), b.shape) if wanted[1] else None
-
-
-def _summed_over_rows(a: Array, b: Array) -> Array:
-    """A^T B for tall matrices: parts of the rows are multiplied side by side, then added up."""
-    from pumice_cpu.gemm import batched
-
-    left, right = (v.reshape(_parts(a), -1, v.shape[1]) for v in (a, b))
-    products = batched(left.swapaxes(1, 2), right)
-    return (
-        products[0] if len(products) == 1 else _added_up(products.reshape(len(products), -1)).reshape(products[0].shape)
-    )
 
 
 def _multiplies(*arrays: Array) -> bool:
@@ -262,6 +251,28 @@ def _gemm_vjp(node: Node, inputs: Any, outputs: Any, grads: Any, wanted: Any) ->
         for d, flip in zip(_product_vjp(left, right, dy, wanted), flips, strict=True)
     ]
     return found + [_sum_to(dy, c.shape) if want else None for c, want in zip(inputs[2:], wanted[2:], strict=True)]
+
+
+# --- the update of weights --------------------------------------------------------------------------------------------
+
+
+def updates() -> None:
+    """Let the optimizers of core move NumPy arrays in C."""
+    from pumice.train.optimizers import FINITE, FUSED
+
+    FUSED["numpy"], FINITE["numpy"] = _adaptive, _is_finite
+
+
+def _adaptive(w: Array, g: Array, p: Array, q: Array, **numbers: float) -> object:
+    from pumice_cpu.train import adaptive
+
+    return NotImplemented if w.size < SMALL else adaptive(w, g, p, q, **numbers)
+
+
+def _is_finite(g: Array) -> bool:
+    from pumice_cpu.train import is_finite
+
+    return bool(np.isfinite(g).all()) if g.size < SMALL else is_finite(g)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from pumice.ops.record import Array
 from pumice.ops.window import Window
-from pumice_cpu import arrays, gemm, lowbit, recurrent_u8
+from pumice_cpu import arrays, gemm, lowbit, recurrent as layers, recurrent_u8
 from pumice_cpu.conv_u8 import shape_struct
 from pumice_cpu.lowbit import TableType
 from pumice_cpu.native import NativeError, ffi, library
@@ -97,6 +97,12 @@ def codebook(
     """4-bit weights, as `lowbit.pack` takes them."""
     packed = lowbit.pack(codes, table, scale, offset, group=group, table_type=table_type)
     return Packed(packed.handle, "codebook", (codes, table, scale, offset, group, table_type))
+
+
+def recurrent(r: Array, split: bool) -> Packed:
+    """R of an LSTM or GRU, as `recurrent.Gates` takes it."""
+    packed = layers.Gates(r, split=split)
+    return Packed(packed.handle, "recurrent", (r, split))
 
 
 def gates(cell: Cell, r: Array, scale: Array, zero: Array | None) -> Packed:

@@ -44,7 +44,7 @@ class NativeSession:
         self, model: ir.Model, *, outputs: Sequence[str] | None = None, threads: int | None = None, exact: bool = True
     ) -> None:
         self.threads, self.exact = threads, exact
-        self.plan = _plan(model, outputs)
+        self.plan = _plan(model, None if outputs is None else tuple(dict.fromkeys(outputs)))  # a name is answered once
         self.steps = _steps(self.plan)
         self.packer = Packer()
         self.programs: OrderedDict[Shapes, Compiled] = OrderedDict()

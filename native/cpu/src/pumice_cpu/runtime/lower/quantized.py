@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ BYTES = frozenset({np.dtype(np.uint8), np.dtype(np.int8)})
 MOST_AXES = 3
 LEVELS = 0
 """PUMICE_CONV_LEVELS."""
+RESIDUAL_A, RESIDUAL_B = 1, 2
+"""PUMICE_RESIDUAL_A, PUMICE_RESIDUAL_B."""
 SUM_INPUTS = 8
 """Of a QLinearAdd with all zero points."""
 
@@ -41,44 +44,64 @@ def _one(value: Array | None) -> bool:
 
 
 def conv(c: Compiler, step: Step) -> bool:
-    """In fast mode with the residual sum behind it: one rounding where ONNX Runtime has two."""
+    """With the residual sum behind it: added to the rounded levels, in fast mode before they are rounded."""
     x, w, zy = (step.inputs[i] for i in (0, 3, 7))
     levels, rank = c.known(w), len(c.shape(x)) - 2
     if not _all_known(c, step, 1) or levels is None or c.dtype(x) not in BYTES or not 0 < rank <= MOST_AXES:
         return False
     window = Window.of(step.node, c.shape(x)[2:], levels.shape[2:])
-    total = None if c.exact else _residual_sum(c, step.outputs[0], _number(c, zy))
-    last, at = (step, 6) if total is None else (total, len(total.inputs) - 2)
-    sx, sw, sy = (np.asarray(c.known(slot), np.float32) for slot in (step.inputs[1], step.inputs[4], last.inputs[at]))
-    multiplier = sx.reshape(()) * sw.reshape(-1) / sy.reshape(())
-    zero, low = _number(c, last.inputs[at + 1]), -128 if c.dtype(last.outputs[0]) == np.int8 else 0
-    epilogue = {
-        "result": LEVELS, "multiplier": np.ascontiguousarray(np.broadcast_to(multiplier, levels.shape[:1])),
-        "low": low - zero, "high": low + 255 - zero, "zero_point": zero, "is_signed": int(low < 0),
-    }  # fmt: skip
+    # Levels that begin at zero stand for a ReLU, which one rounding after the sum would lose.
+    inside = not c.exact and _number(c, zy) != _least(c, step.outputs[0])
+    total = _residual_sum(c, step.outputs[0]) if inside or step.node.get("group", 1) == 1 else None
+    epilogue = _requantization(c, step, total if inside and total is not None else step, len(levels))
     residual = None
     if total is not None:
-        other, scale, other_zero = _other_operand(total, step.outputs[0])
-        residual = c.channels_last(other)
-        epilogue |= {
-            "residual_multiplier": float(np.asarray(c.known(scale), np.float32).reshape(()) / sy.reshape(())),
-            "residual_zero_point": _number(c, other_zero), "residual_signed": int(low < 0),
-        }  # fmt: skip
+        residual = c.channels_last(_other_operand(total, step.outputs[0])[0])
+        epilogue |= _inside_sum(c, total, step.outputs[0]) if inside else _outside_sum(c, total, step.outputs[0])
         c.absorb(total)
     c.emit(
-        "conv_u8", result_channels_last(c, last.outputs[0]), c.channels_last(x), residual,
+        "conv_u8", result_channels_last(c, (total or step).outputs[0]), c.channels_last(x), residual,
         conv=_packed_conv(c, step, window), batch=c.shape(x)[0], epilogue=epilogue, op=step.node.op_type,
     )  # fmt: skip
     return True
 
 
-def _residual_sum(c: Compiler, slot: int, zero: int) -> Step | None:
-    """The QLinearAdd that alone reads a convolution's levels, if its other operand is there.
+def _least(c: Compiler, slot: int) -> int:
+    return -128 if c.dtype(slot) == np.int8 else 0
 
-    Where the convolution's own levels begin at zero, they stand for a ReLU, which must come before the sum.
-    """
+
+def _requantization(c: Compiler, step: Step, last: Step, filters: int) -> dict[str, Any]:
+    """Of a convolution's sums to the levels of `last`: its own, or those of the sum behind it."""
+    at = 6 if last is step else len(last.inputs) - 2
+    sx, sw, sy = (np.asarray(c.known(slot), np.float32) for slot in (step.inputs[1], step.inputs[4], last.inputs[at]))
+    multiplier = sx.reshape(()) * sw.reshape(-1) / sy.reshape(())
+    zero, low = _number(c, last.inputs[at + 1]), _least(c, last.outputs[0])
+    return {
+        "result": LEVELS, "multiplier": np.ascontiguousarray(np.broadcast_to(multiplier, filters)),
+        "low": low - zero, "high": low + 255 - zero, "zero_point": zero, "is_signed": int(low < 0),
+    }  # fmt: skip
+
+
+def _inside_sum(c: Compiler, total: Step, slot: int) -> dict[str, Any]:
+    """A residual that is added before anything is rounded."""
+    _, scale, zero = _other_operand(total, slot)
+    sr, sy = (np.asarray(c.known(s), np.float32).reshape(()) for s in (scale, total.inputs[-2]))
+    return {
+        "residual_multiplier": float(sr / sy), "residual_zero_point": _number(c, zero),
+        "residual_signed": int(_least(c, slot) < 0),
+    }  # fmt: skip
+
+
+def _outside_sum(c: Compiler, total: Step, slot: int) -> dict[str, Any]:
+    """A residual that is added to levels, as one operand or the other."""
+    place = RESIDUAL_B if total.inputs[0] == slot else RESIDUAL_A
+    return {"residual_operand": place, "sum": _sum_factors(c, total)}
+
+
+def _residual_sum(c: Compiler, slot: int) -> Step | None:
+    """The QLinearAdd that alone reads a convolution's levels, if its other operand is there."""
     step = c.reader(slot)
-    if step is None or step.node.op_type != "QLinearAdd" or zero == (-128 if c.dtype(slot) == np.int8 else 0):
+    if step is None or step.node.op_type != "QLinearAdd":
         return None
     other, *parameters = _other_operand(step, slot)
     known = all(c.trace.is_known(s) and _one(c.known(s)) for s in (*parameters, *step.inputs[6:]))
@@ -123,18 +146,23 @@ def add(c: Compiler, step: Step) -> bool:
         return False
     if c.trace.is_known(a) or c.trace.is_known(b):
         return False
-    sa, sb, sy = (np.float32(np.asarray(c.known(step.inputs[i])).reshape(())) for i in (1, 4, 6))
-    za, zb, zy = (np.float32(_number(c, s)) for s in (step.inputs[2], step.inputs[5], (*step.inputs, 0)[7]))
-    by_a, by_b = sa / sy, sb / sy
-    inner = np.float64(za) * np.float64(by_a) + np.float64(by_b * zb)  # one rounding, as a fused multiply-add
     left = c.gapless(a)
     assert left.order is not None
     right = c.ordered(b, left.order)
     c.emit(
-        "add_u8", c.result_like(y, left), left, right, in_place=(1, 2), count=left.array.size,
-        is_signed=int(c.dtype(y) == np.int8), by_a=by_a, by_b=by_b, offset=np.float32(zy - np.float32(inner)),
-    )  # fmt: skip
+        "add_u8", c.result_like(y, left), left, right, in_place=(1, 2), count=left.array.size, sum=_sum_factors(c, step)
+    )
     return True
+
+
+def _sum_factors(c: Compiler, step: Step) -> dict[str, Any]:
+    """`struct pumice_add_u8` of a QLinearAdd."""
+    sa, sb, sy = (np.float32(np.asarray(c.known(step.inputs[i])).reshape(())) for i in (1, 4, 6))
+    za, zb, zy = (np.float32(_number(c, s)) for s in (step.inputs[2], step.inputs[5], (*step.inputs, 0)[7]))
+    by_a, by_b = sa / sy, sb / sy
+    inner = np.float64(za) * np.float64(by_a) + np.float64(by_b * zb)  # one rounding, as a fused multiply-add
+    signed = int(c.dtype(step.outputs[0]) == np.int8)
+    return {"is_signed": signed, "by_a": by_a, "by_b": by_b, "offset": np.float32(zy - np.float32(inner))}
 
 
 def look_up(c: Compiler, step: Step) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from pumice.ops.record import Array, Node
 from pumice.program import ABSENT, Step
 from pumice_cpu.gemm import TYPES
+from pumice_cpu.recurrent import SPLIT_BATCH, splits
 from pumice_cpu.runtime import packing
 from pumice_cpu.runtime.compiler import Compiler, Lower
 from pumice_cpu.runtime.lower.products import quantized
@@ -86,9 +87,8 @@ class _Layer:
             "recurrent", _part(y, (slice(None), direction)), projected, _part(h, direction),
             _part(cell, direction) if self.cell == "lstm" else None, self._lengths(), writes=(0, 2, 3),
             recurrence={
-                "gru": int(self.cell == "gru"), "linear_before_reset": self.linear, "hidden": self.hidden,
-                "inner_bias": inner,
-                **self._recurrent_weights(direction), **self._geometry(direction),
+                "weights": self._recurrent_weights(direction), "linear_before_reset": self.linear, "inner_bias": inner,
+                **self._geometry(direction),
             },
         )  # fmt: skip
 
@@ -103,30 +103,29 @@ class _Layer:
 
     def _project(self, direction: int, x: View, projected: View, bias: Array | None) -> None:
         self.c.emit(
-            "gemm", projected, x, None, weights=self._packed("w", direction, 0, self.width), y_stride=self.width,
+            "gemm", projected, x, None, weights=self._input_weights(direction), y_stride=self.width,
             a={"type": TYPES["float32"], "rows": self.time * self.batch, "columns": self.depth,
                "row_stride": self.depth, "column_stride": 1},
             epilogue={"output": TYPES["float32"], "bias": bias},
         )  # fmt: skip
 
-    def _recurrent_weights(self, direction: int) -> dict[str, packing.Packed]:
-        if self.cell == "lstm":
-            return {"recurrent": self._packed("r", direction, 0, self.width)}
-        split = 2 * self.hidden
-        return {
-            "recurrent": self._packed("r", direction, 0, split),
-            "candidate": self._packed("r", direction, split, self.width),
-        }
-
-    def _packed(self, which: Literal["w", "r"], direction: int, first: int, last: int) -> packing.Packed:
-        slot = self.w if which == "w" else self.r
+    def _recurrent_weights(self, direction: int) -> packing.Packed:
+        split = splits(self.batch, SPLIT_BATCH)
 
         def make() -> packing.Packed:
-            weights = self.c.known(slot)
+            weights = self.c.known(self.r)
             assert weights is not None
-            return packing.matrix(np.asarray(weights[direction, first:last], np.float32).T, "float")
+            return packing.recurrent(np.asarray(weights[direction], np.float32), split)
 
-        return self.c.packer.get((slot, direction, first, last), make)
+        return self.c.packer.get((self.r, direction, split), make)
+
+    def _input_weights(self, direction: int) -> packing.Packed:
+        def make() -> packing.Packed:
+            weights = self.c.known(self.w)
+            assert weights is not None
+            return packing.matrix(np.asarray(weights[direction], np.float32).T, "float")
+
+        return self.c.packer.get((self.w, direction), make)
 
     def _lengths(self) -> View | None:
         known = self.c.known(self.lengths)
