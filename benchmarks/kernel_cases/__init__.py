@@ -26,7 +26,9 @@ class Case:
     peak: Literal["float", "bfloat", "integer"] | None = None
     """The product whose peak the rate is compared with."""
     target: float
-    """Ratio to the best peer that is asked for; 1 is level."""
+    """Ratio to the best peer that is asked for, or to `rival`; 1 is level."""
+    rival: str | None = None
+    """The peer that the target is about, where it is not the best of them."""
     weight_bytes: int = 0
     """Of the weights on our side; a case with weights is measured hot and cold."""
     ours: Callable[[int, int], Work]

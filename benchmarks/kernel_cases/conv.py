@@ -72,13 +72,14 @@ def cases(quick: bool) -> Iterator[Case]:
     for dtype in ("u8", "f32"):
         for _network, layer in layers()[:: 8 if quick else 1]:
             given = {"dtype": dtype, **attrs.asdict(layer)}
-            peers = ("onnxruntime", "openvino", "torch") if dtype == "f32" else ("onnxruntime",)
+            peers = ("onnxruntime", "openvino", "torch") if dtype == "f32" else ("onnxruntime", "openvino")
             yield Case(
                 family="conv",
                 name=f"{dtype} conv {layer.name}",
                 operations=layer.operations,
                 peak="integer" if dtype == "u8" else "float",
                 target=(3.0 if layer.groups > 1 else 1.0) if dtype == "u8" else 1.0,
+                rival="onnxruntime" if dtype == "u8" else None,
                 weight_bytes=int(np.prod(layer.weights)) * (1 if dtype == "u8" else 4),
                 ours=lambda threads, seed, layer=layer, dtype=dtype: ours(layer, dtype, threads, seed),
                 peers=dict.fromkeys(peers, given),

@@ -47,6 +47,24 @@ def test_a_ratio_below_the_target_is_marked():
     assert "0.50!" in row.cells()
 
 
+def test_a_target_over_one_rival_is_not_missed_for_another_peer():
+    case = next(case for case in CASES if case.rival == "onnxruntime" and case.target == 1)
+    median = {"pumice": 2e-3, "openvino": 1e-3, "onnxruntime": 3e-3}
+    row = bench_kernels.Row(case=case, threads=1, weights="hot", median=median, spread=0.01, of_peak=None)
+    assert (row.best, row.met) == ("openvino", True)
+    assert "0.50" in row.cells()
+
+
+def test_a_call_may_tell_its_own_seconds():
+    from kernel_peers.server import Server
+
+    server = Server("any", threads=1)
+    server.calls = [lambda: 2.0, lambda: 4.0]
+    assert server.burst(4) == 3.0
+    server.calls = [lambda: None]
+    assert 0 < server.burst(1) < 1
+
+
 def test_a_process_that_dies_is_an_error_of_one_line():
     from kernel_peers import Peer
     from peers.environment import PeerError

@@ -76,10 +76,15 @@ def test_embeddings_are_told_apart_from_arithmetic():
     assert "Embedding tables: 'n0' hold 100%" in advice_of(model_of(text, table=np.ones((100, 64), np.float32)))
 
 
-def test_recurrent_layers_are_no_promise():
-    weights = {"W": np.ones((1, 32, 8), np.float32), "R": np.ones((1, 32, 8), np.float32)}
-    text = "g (float[T,N,8] x) => (float[T,1,N,8] y) { y = LSTM <hidden_size=8> (x, W, R) }"
-    assert "Recurrent layers: 'n0' hold 100%" in advice_of(model_of(text, **weights))
+@pytest.mark.parametrize(
+    ("kind", "gates", "said"), [("LSTM", 4, "compute with 8-bit weights"), ("GRU", 3, "expect little")]
+)
+def test_recurrent_layers_are_promised_what_the_runtime_has_kernels_for(kind, gates, said):
+    weights = {"W": np.ones((1, 8 * gates, 8), np.float32), "R": np.ones((1, 8 * gates, 8), np.float32)}
+    text = f"g (float[T,N,8] x) => (float[T,1,N,8] y) {{ y = {kind} <hidden_size=8> (x, W, R) }}"
+    advice = advice_of(model_of(text, **weights))
+    assert "Recurrent layers: 'n0' hold 100%" in advice
+    assert said in advice
 
 
 def test_dead_filters_are_found():

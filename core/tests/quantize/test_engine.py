@@ -176,14 +176,57 @@ def test_weights_of_constant_nodes_are_weights(lab):
     assert {node.op_type for node in result.graph}.isdisjoint({"Constant", "MatMul"})
 
 
-@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
-def test_recurrent_layers_stay_in_floating_point(lab, kind, gates):
-    text = f"""(float[T,N,8] x) => (float[T,1,N,16] h, float[N,8] y) {{
-        h, e = {kind} <hidden_size=16> (x, w, r)  s = ReduceSum <keepdims=0> (x, k)  y = MatMul (s, v) }}"""
-    model = lab.build(text, w=(1, 16 * gates, 8), r=(1, 16 * gates, 16), v=(8, 8), k=np.array([0]))
-    result, ledger = lab.quantized(model, lab.normal(5, 1, 8))
-    assert "recurrent" in reasons(ledger, "declined")["at_h"]
+RECURRENT = """(float[T,N,8] x) => (float[T,1,N,16] h, float[N,8] y) {
+    h, e = %s <hidden_size=16> (x, w, r)  s = ReduceSum <keepdims=0> (x, k)  y = MatMul (s, v) }"""
+
+
+def recurrent_network(lab, kind):
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    return lab.build(RECURRENT % kind, w=(1, 16 * gates, 8), r=(1, 16 * gates, 16), v=(8, 8), k=np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "modes", "target"),
+    [
+        ("LSTM", "none", ("dynamic",), "ort-cpu"),
+        ("LSTM", "kernel", ("static",), "ort-cpu"),
+        ("LSTM", "kernel", ("dynamic",), "openvino"),
+        ("LSTM", "stored", ("dynamic",), "tensorrt"),
+        ("GRU", "kernel", ("dynamic",), "ort-cpu"),
+        ("RNN", "kernel", ("dynamic",), "ort-cpu"),
+    ],
+)
+def test_recurrent_layers_stay_in_floating_point_where_nothing_computes_them_otherwise(
+    lab, kind, wanted, modes, target
+):
+    model, feeds = recurrent_network(lab, kind), lab.normal(5, 1, 8)
+    result, ledger = lab.quantized(model, feeds, target, recurrent=wanted, modes=modes)
+    assert "floating point" in reasons(ledger, "declined")["at_h"]
     assert next(node for node in result.graph if node.op_type == kind).inputs[1].dtype == ir.DataType.FLOAT
+
+
+def test_an_lstm_takes_integers_whose_pairs_do_not_saturate_where_they_are_added_in_sixteen_bits(lab):
+    model, feeds = recurrent_network(lab, "LSTM"), lab.normal(5, 1, 8)
+    for target, most in (("ort-cpu", 127), ("ort-cpu-no-vnni", 63)):
+        result, ledger = lab.quantized(model, feeds, target, recurrent="kernel")
+        assert "while it runs" in reasons(ledger, "applied")["at_h"]
+        layer = next(node for node in result.graph if node.op_type == "DynamicQuantizeLSTM")
+        assert max(int(np.abs(constant(value).astype(int)).max()) for value in layer.inputs[1:3]) == most
+
+
+def test_what_is_written_behind_an_lstm_makes_up_for_what_its_integers_shift(lab):
+    """A bias is corrected by the layer's input as it will be: computed by the integer LSTM."""
+    text = """(float[T,N,8] x) => (float[N,8] y) {
+        h, e = LSTM <hidden_size=16> (x, w, r)  s = Squeeze (e, k)  y = Gemm (s, v, b) }"""
+    model = lab.build(text, w=(1, 64, 8), r=(1, 64, 16), v=(16, 8), b=(8,), k=np.array([0]))
+    feeds = lab.normal(5, 1, 8, count=64)
+    exact = lab.outputs(model, feeds)
+    shift = [
+        np.abs((lab.outputs(lab.quantized(model, feeds, recurrent="kernel", correct_bias=correct)[0], feeds) - exact)
+               .mean(axis=0)).max()
+        for correct in (True, False)
+    ]  # fmt: skip
+    assert shift[0] < shift[1]
 
 
 @pytest.mark.parametrize("kind", ["float16", "double"])

@@ -3,6 +3,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from pumice.measure import pick_runtime
 from pumice.quantize.placement import already_quantized, clip_bounds
 from pumice.quantize.target import Target
 
@@ -395,6 +396,39 @@ def test_an_embedding_stores_its_rows(lab):
     result, _ = lab.quantized(model, feeds)
     assert not any(node.op_type == "QuantizeLinear" for node in result.graph)
     assert lab.noise_db(lab.outputs(model, feeds), lab.outputs(result, feeds)) > 35
+
+
+@pytest.mark.parametrize(("rows", "lookups"), [(64, 1), (80_000, 2)])
+def test_only_a_small_table_is_expanded_whole(lab, rows, lookups):
+    """Then onnxruntime runs one look-up and nothing else; the rows are the same numbers."""
+    model = lab.build("(int64[N,T] i) => (float[N,T,4] y) { y = Gather (w, i) }", w=(rows, 4))
+    feeds = [{"i": np.arange(50).reshape(5, 10)}]
+    result, _ = lab.quantized(model, feeds)
+    found = pick_runtime("ort").optimized_ops(result)
+    assert found["Gather"] == lookups
+    assert sum(found.values()) == (1 if lookups == 1 else 4)
+    assert lab.noise_db(lab.outputs(model, feeds), lab.outputs(result, feeds)) > 35
+
+
+@pytest.mark.parametrize("head", ["p = GlobalAveragePool (c)", "r = Relu (c)  p = MaxPool <kernel_shape=[6,6]> (r)"])
+def test_a_product_that_reads_what_convolutions_write_takes_its_range_from_calibration(lab, head):
+    text = f"({X}) => (float[N,8] y) {{ c = {CONV} (x, w)  {head}  f = Flatten (p)  y = Gemm (f, v) }}"
+    placement, _ = lab.placed(lab.build(text, w=W, v=(8, 8)))
+    assert [layer.mode for layer in placement.layers] == ["static", "static"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "p = Tanh (c)",
+        "s = Sigmoid (c)  m = Mul (s, c)  p = GlobalAveragePool (m)",
+        f"d = {CONV} (c, w)  s = Add (c, d)  p = GlobalAveragePool (s)",
+    ],
+)
+def test_a_product_that_reads_real_numbers_finds_its_range_while_it_runs(lab, head):
+    text = f"({X}) => (float[N,n] y) {{ c = {CONV} (x, w)  {head}  f = Flatten (p)  y = MatMul (f, v) }}"
+    placement, _ = lab.placed(lab.build(text, w=W, v=(288 if "Tanh" in head else 8, 8)))
+    assert placement.layers[-1].mode == "dynamic"
 
 
 def test_a_table_that_is_not_read_by_rows_is_declined(lab):

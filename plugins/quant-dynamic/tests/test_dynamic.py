@@ -69,6 +69,18 @@ def test_stacked_and_bidirectional_layers_become_integer_layers_of_onnxruntime(s
     assert lines == {"at_a": "dynamic", "at_y": "dynamic", "at_z": "dynamic"}
 
 
+@pytest.mark.parametrize(("uneven", "scales"), [(1.0, (2,)), (100.0, (2, 96))])
+def test_an_integer_layer_has_one_scale_a_direction_unless_its_outputs_are_very_uneven(stack, uneven, scales):
+    """onnxruntime multiplies by scales an output at every step."""
+    value = next(node for node in stack.graph if node.op_type == "LSTM").inputs[2]
+    weights = value.const_value.numpy().copy()
+    weights[:, 0] *= uneven
+    value.const_value = ir.tensor(weights, name=value.name)
+    (first, _) = (n for n in compress(stack, sequences()).model.graph if n.op_type == "DynamicQuantizeLSTM")
+    of_w, _, of_r, _ = (tuple(value.const_value.shape) for value in first.inputs[8:])
+    assert (of_w, of_r) == ((2,), scales)
+
+
 @pytest.mark.parametrize(("lengths", "most"), [(False, 1e-9), (True, 1e-3)])
 def test_the_plan_computes_what_onnxruntime_computes(stack, lengths, most):
     """With lengths, onnxruntime takes the range of the state over something else: that is not documented."""
@@ -95,7 +107,7 @@ def test_a_gru_stores_its_weights_as_integers_and_says_why_it_computes_in_floati
     data = sequences(lengths=False)
     result = compress(model, data)
     (line,) = [entry for entry in result.ledger.of("quantize") if entry.node == "at_y"]
-    assert "no runtime has an integer operator for GRU" in line.reason
+    assert "no integer operator for GRU" in line.reason
     assert size(result.model).total < 0.35 * size(model).total
     exact, found = (pick_runtime("ort").open(m).run(data[0])["z"] for m in (model, result.model))
     assert noise(found, exact) < 2e-3

@@ -6,9 +6,10 @@ import pytest
 
 import pumice
 from pumice.data import open_dataset
-from pumice.errors import ModelError, NothingChanged
+from pumice.errors import BudgetExceeded, ModelError, NothingChanged
 from pumice.measure import pick_runtime
 from pumice.measure.metrics import Top1
+from pumice.model import infer_shapes
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.guard import judge, within_budget
 from pumice.quantize.target import Target, names
@@ -63,7 +64,7 @@ def test_every_calibrator_serves(network, images, calibrator):
     ("knobs", "modes"),
     [
         ({"activations": "static"}, {"static"}),
-        ({"activations": "auto"}, {"static", "dynamic"}),
+        ({"activations": "auto"}, {"static"}),
         ({"activations": "dynamic"}, {"dynamic", "weight-only"}),
         ({"activations": "weights"}, {"weight-only"}),
     ],
@@ -72,6 +73,73 @@ def test_the_knob_says_where_ranges_come_from(network, images, knobs, modes):
     around = context(network, {"image": images})
     Int8(**knobs).quantize(network, around)
     assert {entry.details["mode"] for entry in around.ledger if "mode" in entry.details} == modes
+
+
+MIXED = """g (float[T,1,8] x) => (float[1,6] y) {
+    a, ah = GRU <hidden_size=12> (x, wg, rg)  s = Squeeze (a, one)  b, bh = LSTM <hidden_size=16> (s, wl, rl)
+    h = Squeeze (bh, zero)  y = MatMul (h, v) }"""
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    """A GRU, an LSTM and a projection."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {MIXED}')
+    draws = np.random.default_rng(0)
+    shapes = {"wg": (1, 36, 8), "rg": (1, 36, 12), "wl": (1, 64, 12), "rl": (1, 64, 16), "v": (16, 6)}
+    arrays = {name: (draws.standard_normal(shape) / 4).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {"zero": np.array([0]), "one": np.array([1])}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    for node in proto.graph.node:
+        node.name = f"at_{node.output[0]}"
+    return infer_shapes(ir.from_proto(proto))
+
+
+LSTM_WEIGHTS = {"w": (1, 64, 8), "r": (1, 64, 16)}
+
+
+def spoken(count=8):
+    draws = np.random.default_rng(1)
+    return [{"x": draws.standard_normal((20, 1, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def test_the_defaults_compute_an_lstm_with_integers_and_say_why_a_gru_is_left(recurrent):
+    result = pumice.compress(recurrent, spoken(), measure=False)
+    assert pick_runtime("ort").optimized_ops(result.model)["DynamicQuantizeLSTM"] == 1
+    lines = {entry.node: entry for entry in result.ledger.of("quantize")}
+    assert lines["at_b"].details == {"mode": "dynamic", "bits": 8}
+    assert lines["at_a"].verdict == "declined"
+    assert "no integer operator for GRU" in lines["at_a"].reason
+    exact, found = (pick_runtime().open(m).run(spoken(1)[0])["y"] for m in (recurrent, result.model))
+    assert np.mean((exact - found) ** 2) < 1e-3 * np.var(exact)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "modes"),
+    [
+        ({"recurrent": "none"}, (None, None)),
+        ({"recurrent": "all"}, ("weight-only", "dynamic")),
+        ({"recurrent": "all", "activations": "static"}, ("weight-only", "weight-only")),
+        ({"activations": "static"}, (None, None)),
+    ],
+)
+def test_the_knobs_say_what_becomes_of_recurrent_layers(recurrent, knobs, modes):
+    around = context(recurrent, spoken())
+    Int8(**knobs).quantize(recurrent, around)
+    found = {entry.node: entry.details.get("mode") for entry in around.ledger.of("quantize")}
+    assert (found["at_a"], found["at_b"]) == modes
+
+
+def test_an_lstm_that_costs_too_much_is_given_back():
+    """What it hears after a bang is so quiet that a range for both leaves nothing of it."""
+    text = "g (float[T,1,8] x) => (float[T,1,1,16] y) { y, h = LSTM <hidden_size=16> (x, w, r) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+    draws = np.random.default_rng(0)
+    arrays = {name: draws.standard_normal(shape).astype(np.float32) for name, shape in LSTM_WEIGHTS.items()}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    proto.graph.node[0].name = "lstm"
+    bang = np.where(np.arange(20) == 0, 1e4, 1.0).astype(np.float32)[:, None, None]
+    with pytest.raises(BudgetExceeded, match="rolled back"):
+        pumice.compress(ir.from_proto(proto), [{"x": feed["x"] * bang} for feed in spoken()], measure=False)
 
 
 def test_a_model_that_loses_accuracy_gets_its_worst_layer_back(images):

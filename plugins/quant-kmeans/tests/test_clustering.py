@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from pumice_quant_kmeans import clustering
 from pumice_quant_kmeans.clustering import (
     Rows,
     clustered,
@@ -66,6 +67,21 @@ def test_lloyd_comes_close_to_the_optimum():
     found, best = lloyd(rows, plus_plus_start(rows, 16, 0)), exact_centroids(points, None, 16)
     for row, ours, optimum in zip(points.astype(float), found, best, strict=True):
         assert loss(row, ones, optimum) <= loss(row, ones, ours) <= 1.5 * loss(row, ones, optimum)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_long_rows_in_bins_lose_what_sorted_ones_do(weighted, monkeypatch):
+    rng = np.random.default_rng(2)
+    points = rng.standard_t(4, (2, 100_000)).astype(np.float32)
+    heavy = rng.uniform(0.0, 2.0, points.shape) if weighted else None
+    binned = Rows.of(points, heavy)
+    monkeypatch.setattr(clustering, "BINS", points.shape[1])
+    whole = Rows.of(points, heavy)
+    assert binned.points.shape[1] < whole.points.shape[1]
+    np.testing.assert_allclose(binned.first[:, -1], whole.first[:, -1], rtol=1e-5, atol=1e-2)
+    every, start = np.ones(points.shape) if heavy is None else heavy, linear_start(whole, 16)
+    for row, weights, ours, theirs in zip(points, every, lloyd(binned, start), lloyd(whole, start), strict=True):
+        assert loss(row, weights, ours) == pytest.approx(loss(row, weights, theirs), rel=0.01)
 
 
 def test_centroids_that_nothing_is_nearest_to_are_put_to_use():

@@ -5,14 +5,14 @@ walking back from a node over such new nodes finds its integer weights, in which
 
     DequantizeLinear(integers) -> layer                                 and any expression of constants alone
     MatMulInteger(x, integers) -> Cast -> Mul(x scale * weight scale)   dynamic
-    Gather(integers) -> Cast -> Mul(Gather(scales))                     embedding
+    Gather(bytes, index) -> ... -> Mul(Gather(scales, index))           embedding, whatever makes numbers of bytes
 
 and walking forward over QuantizeLinear and DequantizeLinear finds what the rest of the model sees of its output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -136,13 +136,15 @@ def _behind_integer_product(
 
 
 def _behind_lookup(after: ir.Node, around: list[ir.Node], before: ir.Node, model: ir.Model) -> CompressedWeights | None:
-    tables = [n.inputs[0] for n in around if n.op_type == "Gather" and is_constant(n.inputs[0])]
-    integers = next((v for v in tables if v is not None and _narrow(v)), None)
-    scale = next((v for v in tables if _is_float_constant(v)), None)
-    rows, factor = constant(integers), constant(scale)
-    if rows is None or factor is None:
+    """A table whose rows are widened as they are looked up: what new nodes make of all of them."""
+    table = weight_of(before)
+    if before.op_type != "Gather" or attribute(before, "axis", 0) != 0 or table is None or table.shape is None:
         return None
-    return CompressedWeights(rows.astype(np.float32) * factor, _stored([integers, scale]))
+    index, leaves = before.inputs[1], list[ir.Value]()
+    assert index is not None
+    every = {str(index.name): np.arange(table.shape.numpy()[0])}
+    values = _evaluate(after.outputs[0], {*around, after}, model, leaves, every)
+    return None if values is None else CompressedWeights(values, _stored(leaves))
 
 
 def _outputs(
@@ -172,21 +174,30 @@ def _representable(quantize: ir.Node) -> tuple[float, float] | None:
 
 
 def _evaluate(
-    value: ir.Value | None, allowed: set[ir.Node], model: ir.Model, leaves: list[ir.Value]
+    value: ir.Value | None,
+    allowed: set[ir.Node],
+    model: ir.Model,
+    leaves: list[ir.Value],
+    given: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[Any] | None:
-    """A constant expression by the operators' own definitions; None if it is none. Collects the constants it reads."""
+    """An expression of constants, and of what is given by name, by the operators' own definitions; None if it is none.
+
+    Collects the constants it reads.
+    """
     from pumice.ops import Node
 
     node = None if value is None else value.producer()
+    if value is not None and value.name and given and value.name in given:
+        return given[value.name]
     if value is None or is_constant(value):
-        leaves += [] if value is None else [value]
+        leaves += [] if value is None or value in leaves else [value]
         return constant(value)
     if node is None or node not in allowed:
         return None
     opset = model.opset_imports.get(node.domain, 1)
     op = registry().ops.resolve(node.domain, node.op_type, opset)
-    arrays = [_evaluate(given, allowed, model, leaves) for given in node.inputs]
-    lacking = any(a is None and given is not None for a, given in zip(arrays, node.inputs, strict=True))
+    arrays = [_evaluate(read, allowed, model, leaves, given) for read in node.inputs]
+    lacking = any(a is None and read is not None for a, read in zip(arrays, node.inputs, strict=True))
     if op is None or op.forward is None or lacking:
         return None
     view = Node(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pumice.strategy import Runtime
 
 RETURNED = (1, 3)
-"""Numbers of layers that are suggested for floating point."""
+"""Numbers of layers that are suggested for floating point, where these are no more than half."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +48,10 @@ class Trial:
     failure: str = ""
 
 
+DEFAULTS = Remedy(sentence="quantize anew with every knob at its default", step={}, expected=None)
+"""Tried beside the others, which start from it: what they are worth is what they add."""
+
+
 def remedies(layers: Sequence[LayerError]) -> list[Remedy]:
     """What might help, the largest expected gain first."""
     noise = {e.node: 10 ** (-e.alone_sqnr_db / 10) for e in layers if e.alone_sqnr_db is not None}
@@ -55,7 +59,7 @@ def remedies(layers: Sequence[LayerError]) -> list[Remedy]:
     found = []
     for count in RETURNED:
         worst = sorted(noise, key=lambda node: (-noise[node], node))[:count]
-        if len(worst) == count and total:
+        if 2 * count <= len(noise) and total:
             shown = ", ".join(f"'{node}'" for node in worst)
             share = sum(noise[node] for node in worst) / total
             sentence = f"return {shown} to floating point (knob exclude), which makes about {share:.0%} of the noise"
@@ -92,11 +96,11 @@ def output_noise(original: ir.Model, changed: ir.Model, dataset: Dataset, runtim
 def tried(
     original: ir.Model, remedies: Sequence[Remedy], dataset: Dataset, runtime: Runtime, quantizer: str
 ) -> list[Trial]:
-    """Each remedy applied to the original anew with the quantizer and its defaults, and measured; the best first."""
+    """Each remedy, and none, applied to the original anew with the quantizer and its defaults; the best first."""
     from pumice.pipeline import compress
 
     trials = []
-    for remedy in remedies:
+    for remedy in (DEFAULTS, *remedies):
         step = {"use": "quantize", "max_drop": 1.0, **remedy.step}
         step["quantizer"] = {"name": quantizer, **remedy.step.get("quantizer", {})}
         try:

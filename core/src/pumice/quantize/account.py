@@ -20,7 +20,6 @@ _MODES = {
     "dynamic": "computes with integers, its input's range found while it runs",
     "weight-only": "its weights are stored as integers; it computes in floating point",
 }
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 def account_for_layers(
@@ -63,9 +62,6 @@ def account_for_the_rest(
             ledger.applied(STEP, name, kind, "is computed as a sum and a product of integers")
         elif node in placement.integer_nodes:
             ledger.applied(STEP, name, kind, "passes integers on between quantized neighbours")
-        elif kind in _RECURRENT:
-            why = "recurrent layers stay in floating point: rounding errors would add up in their state"
-            ledger.declined(STEP, name, kind, why)
         elif kind in target.layers and kind != "Gather":
             ledger.skipped(STEP, name, kind, "its weights are computed while the model runs, if it has any")
         else:

@@ -5,7 +5,7 @@
     3  channel factors       share the ranges out                 (no data)
     4  ranges                calibrator -> scale and zero point   (second pass, for calibrators that need histograms)
     5  rounding              what the layers really see; integers (third pass; more where memory is short)
-    6  rewriting             Q/DQ nodes
+    6  rewriting             Q/DQ nodes; recurrent layers, which have ranges of their own (one pass)
     7  bias correction       the means of what every layer writes (two passes, if it pays)
 
 What was seen of the data is kept by name in a `Memory`, so that the accuracy guard can try again with fewer layers
@@ -32,6 +32,7 @@ from pumice.quantize.hard_swish import hard_swishes_between_integers
 from pumice.quantize.observation import Memory, observe_channels, observe_histograms, readings
 from pumice.quantize.parameters import QuantParams, affine
 from pumice.quantize.placement import Layer, Placement, clip_bounds, find_layers, place
+from pumice.quantize.recurrent import Recurrent, place_recurrent, quantize_recurrent
 from pumice.quantize.rewrite import QuantizedWeights, rewrite
 from pumice.quantize.rounding import Rounder
 from pumice.quantize.target import Mode
@@ -49,6 +50,7 @@ class Scheme:
     equalize: bool = True
     compensate: bool = True
     correct_bias: bool = True
+    recurrent: Recurrent = "none"
     smallest: int = 64
 
 
@@ -100,6 +102,7 @@ def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -
     swishes: frozenset[ir.Node] = frozenset()
     if target.hard_swish:
         swishes = hard_swishes_between_integers(changed, placement, parameters, factors, context.excluded)
+    forms = place_recurrent(changed, scheme.recurrent, scheme.modes, context, smallest=scheme.smallest)
     account_for_the_rest(changed, placement, swishes, context)
     biases = rewrite(
         changed,
@@ -111,6 +114,8 @@ def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -
         swishes=swishes,
         integer_bias=target.bias == "int32",
     )
+    if forms:
+        quantize_recurrent(model, changed, forms, context, compensate=scheme.compensate)
     if scheme.correct_bias:
         correct_biases(model, changed, biases, writing, context)
     return changed

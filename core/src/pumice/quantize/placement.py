@@ -123,7 +123,22 @@ def find_layers(
             mode = choose_mode(rule.modes)
             added = _sum_after(layer) if mode == "dynamic" else None
             layers.append(attrs.evolve(layer, mode=mode, sum=None if added is None or excluded(added) else added))
-    return layers
+    if choose_mode(("static",)) != "static":
+        return layers
+    found = _placer(model, target, layers, excluded).written_as_integers()
+    return [_static(layer) if layer.data in found and _has_both(layer, target) else layer for layer in layers]
+
+
+def _has_both(layer: Layer, target: Target) -> bool:
+    """Whether a layer that would find its ranges while it runs can as well take those of calibration.
+
+    (A MatMul with a bias cannot: only the kernel of the former adds it.)
+    """
+    return layer.mode == "dynamic" and layer.sum is None and "static" in target.layers[layer.node.op_type].modes
+
+
+def _static(layer: Layer) -> Layer:
+    return attrs.evolve(layer, mode="static")
 
 
 def standard(node: ir.Node) -> bool:
@@ -214,7 +229,11 @@ def place(model: ir.Model, target: Target, layers: list[Layer], excluded: Callab
 
     `excluded` says why a node must stay in floating point: it neither passes integers on nor vanishes.
     """
-    return _Placer(model, target, layers, frozenset(node for node in model.graph if excluded(node))).run()
+    return _placer(model, target, layers, excluded).run()
+
+
+def _placer(model: ir.Model, target: Target, layers: list[Layer], excluded: Callable[[ir.Node], str | None]) -> _Placer:
+    return _Placer(model, target, layers, frozenset(node for node in model.graph if excluded(node)))
 
 
 @attrs.define(eq=False)
@@ -328,18 +347,30 @@ class _Placer:
                 for value in (*node.outputs, *sources):
                     self._share(sources[0], value)
 
+    def written_as_integers(self) -> set[ir.Value]:
+        """Values that kernels write as integers anyway, and what becomes of them."""
+        written = {
+            layer.node.outputs[0]
+            for layer in self.layers
+            if layer.mode == "static" and self.target.layers[layer.node.op_type].output == "required"
+        }
+        return self._with_successors(written, sums=False)  # those become integers only where somebody asks
+
     def _rooted(self) -> set[ir.Value]:
         """Values of which integers are there to be moved: wanted anyway, or computed from integers.
 
         A wish is not handed up to a floating-point producer: moving its integers instead of its numbers gains nothing.
         """
-        rooted = set(self.parent)
+        return self._with_successors(set(self.parent), sums=True)
+
+    def _with_successors(self, rooted: set[ir.Value], *, sums: bool) -> set[ir.Value]:
+        """These values, and what is moved, clipped, pooled or, perhaps, summed of them alone."""
         for node in self.model.graph:
             if self._moves(node):
                 read: list[ir.Value | None] = list(_moved(node))
             elif self._vanishes(node):
                 read = list(node.inputs[:1])
-            elif self._computes(node):
+            elif self._computes(node) and (sums or len(node.inputs) == 1):
                 read = list(node.inputs)
             else:
                 continue

@@ -3,7 +3,8 @@
     static       x -> Q -> DQ --.
                   DQ(weights) -> Conv -> [Relu] -> Q -> DQ       a runtime with integer kernels fuses this
     dynamic      DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul(scales) [-> Add bias]
-    weight-only  DQ(weights) -> layer;  an embedding reads integer rows and scales them after the look-up
+    weight-only  DQ(weights) -> layer;  an embedding reads integer rows and scales them after the look-up; a small table
+                 is Cast(integers) -> Mul(scales), which a runtime computes once, when it loads the model
 
 Names are kept: a value that is quantized keeps its name for what its producer computes, a layer keeps its node name.
 What is new is only numbered: descriptive names took a tenth of small files.
@@ -27,6 +28,9 @@ from pumice.quantize.folding import folded_into_producers, gate_of, read_by_none
 from pumice.quantize.hard_swish import CLIP, MIDDLE
 from pumice.quantize.parameters import QuantParams
 from pumice.quantize.placement import Layer, Placement
+
+EXPANDED_AT_LOAD = 1 << 18
+"""Numbers of a table whose look-ups are worth more than the memory it takes in floating point."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -105,6 +109,7 @@ class _Rewriter:
     dynamic_nodes: frozenset[ir.Node]
     dequantized_weights: dict[tuple[ir.Value, bytes], ir.Value] = attrs.field(factory=dict)
     dynamic_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = attrs.field(factory=dict)
+    scaled: dict[tuple[ir.Value, ir.Value], ir.Value] = attrs.field(factory=dict)
     constants: dict[tuple[str, bytes], ir.Value] = attrs.field(factory=dict)
     biases: dict[ir.Node, Bias] = attrs.field(factory=dict)
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
@@ -361,14 +366,25 @@ class _Rewriter:
         return self.dynamic_inputs[value]
 
     def embedding(self, layer: Layer, quantized: QuantizedWeights) -> None:
-        """Look up integer rows and their scales; only the rows that are used are expanded."""
+        """Look up integer rows and their scales, and expand the rows that are used; or a small table, at load."""
         rows = layer.node.inputs[1]
         per_row = quantized.params.scale.reshape(-1, *[1] * (quantized.integers.ndim - 1))
+        if quantized.integers.size <= EXPANDED_AT_LOAD:
+            replace_input(layer.node, 0, self._scaled(self.constant(quantized.integers), self.constant(per_row)))
+            return
         row = self.node("Gather", [self.constant(quantized.integers), rows], ir.DataType.INT8, axis=0)
         scale = self.node("Gather", [self.constant(per_row), rows], ir.DataType.FLOAT, axis=0)
-        real = self.node("Cast", [row.outputs[0]], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
-        result = self.node("Mul", [real.outputs[0], scale.outputs[0]], ir.DataType.FLOAT)
+        result = self._scaled(row.outputs[0], scale.outputs[0]).producer()
+        assert result is not None
         self._take_over(layer.node, result)
+
+    def _scaled(self, integers: ir.Value, scale: ir.Value) -> ir.Value:
+        """integers * scale, once for all who ask; by operators that runtimes fold where both are constant."""
+        if (integers, scale) not in self.scaled:
+            real = self.node("Cast", [integers], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+            product = self.node("Mul", [real.outputs[0], scale], ir.DataType.FLOAT)
+            self.scaled[integers, scale] = product.outputs[0]
+        return self.scaled[integers, scale]
 
     def _take_over(self, node: ir.Node, result: ir.Node) -> None:
         """`result` replaces `node`: it takes the name of its output, and its place as a graph output."""

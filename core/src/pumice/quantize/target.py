@@ -48,6 +48,8 @@ class Target:
     bias: Literal["int32", "float32"]
     """What integer layers add: an integer in units of their products, or a real number."""
     layers: Mapping[str, LayerRule]
+    recurrent: Mapping[str, Mode]
+    """How recurrent layers are quantized: `dynamic` where there is an integer kernel for them."""
     pass_through: frozenset[str]
     arithmetic: frozenset[str]
     fused_sums: bool
@@ -91,6 +93,7 @@ def _read(name: str) -> Target:
         per_channel=table["weight"]["per_channel"],
         bias=table["weight"]["bias"],
         layers=MappingProxyType({op: LayerRule(**rule) for op, rule in table["layers"].items()}),
+        recurrent=MappingProxyType(table["recurrent"]),
         pass_through=frozenset(table["pass_through"]["ops"]),
         arithmetic=frozenset(table["arithmetic"]["ops"]),
         fused_sums=table["arithmetic"]["fused_sums"],

@@ -111,8 +111,8 @@ def depth(names: Sequence[str], weights: Sequence[float | None], outputs: Sequen
     return _svg(width, height, label, grid + poor + line + dots + title + unit)
 
 
-def curve(values: Sequence[float], label: str) -> Markup:
-    """A line over equal steps, with the first, the lowest and the last value beside it."""
+def curve(values: Sequence[float], label: str, ends: tuple[str, str] | None = None) -> Markup:
+    """A line over equal steps, with the lowest and the highest value beside it; `ends` says what its ends are."""
     width, height, floor, ceiling = 420.0, 130.0, 108.0, 8.0
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
@@ -125,7 +125,8 @@ def curve(values: Sequence[float], label: str) -> Markup:
     content = Markup('<path class="after" d="{}"/>').format(path)
     content += Markup('<line class="axis" x1="44" x2="{0}" y1="{1}" y2="{1}"/>').format(width - 16, floor + 3)
     content += _text(40, y(high) + 4, _short(high), "end") + _text(40, y(low) + 4, _short(low), "end")
-    content += _text(44, 124, "start", "start") + _text(width - 16, 124, f"end: {_short(values[-1])}", "end")
+    first, last = ends or ("start", f"end: {_short(values[-1])}")
+    content += _text(44, 124, first, "start") + _text(width - 16, 124, last, "end")
     return _svg(width, height, label, content)
 
 

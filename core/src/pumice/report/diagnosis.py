@@ -48,7 +48,8 @@ def _coverage(found: Diagnosis) -> Markup | None:
     curve = found.coverage
     if curve is None or len(curve.mean) < 2:
         return None
-    return charts.curve(curve.mean, f"Share of the final ranges after 1 to {curve.samples[-1]} samples, doubling")
+    label = f"Share of the final ranges after 1 to {curve.samples[-1]} samples, doubling"
+    return charts.curve(curve.mean, label, ("1 sample", f"{curve.samples[-1]} samples"))
 
 
 def _histogram(layer: LayerError) -> dict[str, object]:

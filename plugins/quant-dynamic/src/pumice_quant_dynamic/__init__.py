@@ -10,7 +10,8 @@ Nothing is clipped that calibration did not see, and no state drifts: what a rec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pumice.quantize.context import QuantizeContext
+    from pumice.quantize.recurrent import Recurrent
+
+GRUS: Mapping[str, Recurrent] = MappingProxyType({"weights": "stored", "spelt": "spelt"})
+"""What becomes of recurrent layers with each choice for those without an integer operator."""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +40,7 @@ class Dynamic(Quantizer):
     recurrent: bool = knob(True, help="recurrent layers too; false leaves them in floating point")
     gru: str = knob(
         "weights",
-        Choice("weights", "spelt"),
+        Choice(*GRUS),
         help="weights: a GRU stores 8-bit weights and computes in floating point, in integers in the runtime native "
         "(mode fast); spelt: it becomes a Scan of integer operators, for any runtime",
         when=lambda q: q.recurrent,
@@ -48,20 +53,16 @@ class Dynamic(Quantizer):
         return refusal(model)
 
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
-        from pumice.ledger import Ledger
         from pumice.quantize.engine import Scheme, quantize_layers
-        from pumice.quantize.recurrent import quantize_recurrent
 
-        compensate = self.rounding == "compensated"
-        scheme = Scheme(modes=("dynamic",), equalize=self.equalize, compensate=compensate, smallest=self.smallest)
-        account = Ledger()
-        changed = quantize_layers(model, scheme, attrs.evolve(context, ledger=account))
-        if self.recurrent:
-            spelt = self.gru == "spelt"
-            quantize_recurrent(model, changed, context, compensate=compensate, spell_grus=spelt)
-        said = {entry.node for entry in context.ledger.of("quantize")}
-        context.ledger.extend(Ledger([entry for entry in account if entry.node not in said]))
-        return changed
+        scheme = Scheme(
+            modes=("dynamic",),
+            equalize=self.equalize,
+            compensate=self.rounding == "compensated",
+            recurrent=GRUS[self.gru] if self.recurrent else "none",
+            smallest=self.smallest,
+        )
+        return quantize_layers(model, scheme, context)
 
 
 @hookimpl

@@ -4,8 +4,9 @@
 
 Layers whose neighbours are integers too (convolutions) get ranges fixed by calibration; layers between floating-point
 operators (the projections of a transformer) have theirs found while the model runs, at the same speed and without
-clipping what calibration never saw. Weights are symmetric per output channel, rounded so that the layer's *output*
-stays close (GPTQ), channel ranges are evened out across layers, and the bias takes up the mean error.
+clipping what calibration never saw; so have LSTMs, whose state would drift otherwise. Weights are symmetric per output
+channel, rounded so that the layer's *output* stays close (GPTQ), channel ranges are evened out across layers, and the
+bias takes up the mean error.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pumice.quantize.context import QuantizeContext
     from pumice.quantize.engine import Scheme
+    from pumice.quantize.recurrent import Recurrent
     from pumice.quantize.target import Mode, Target
 
 MODES: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
@@ -30,6 +32,8 @@ MODES: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
 )
 """Ways of computing with integers that each choice allows; a layer without any has its weights stored as integers."""
 
+RECURRENT: Mapping[str, Recurrent] = MappingProxyType({"kernel": "kernel", "all": "stored", "none": "none"})
+"""Which recurrent layers each choice quantizes."""
 
 OLDEST_OPSET = 13
 """Scales per channel came with it."""
@@ -60,6 +64,12 @@ class Int8(Quantizer):
     rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are rounded")
     equalize: bool = knob(True, help="even out channel ranges across layers (cross-layer equalisation)")
     correct_bias: bool = knob(True, help="let the bias take up the mean rounding error")
+    recurrent: str = knob(
+        "kernel",
+        Choice(*RECURRENT),
+        help="recurrent layers: those that the target has an integer kernel for (ranges are found while they run), all "
+        "(the others store 8-bit weights), none",
+    )
     smallest: int = knob(64, Int(1, 1_000_000), help="layers with fewer weights stay in floating point")
 
     def accepts(self, model: ir.Model) -> str | None:
@@ -98,6 +108,7 @@ class Int8(Quantizer):
             equalize=self.equalize,
             compensate=self.rounding == "compensated",
             correct_bias=self.correct_bias,
+            recurrent=RECURRENT[self.recurrent],
             smallest=self.smallest,
         )
 

@@ -3,7 +3,8 @@
     w' = t[q] s,   q in 0 .. T - 1,   t = k-means of the weights (Han et al., Deep Compression, ICLR 2016)
 
 A codebook of 16 values spends its four bits where the weights are. It may be one for the tensor, one for the tensor
-with a scale an output, one an output, or one a group of inputs. The codes are the nearest ones, or those that keep the
+with a scale an output, one an output, or one a group of inputs; by itself, each tensor gets what lowers the noise most
+while tables and scales stay within a share of the codes' bytes. The codes are the nearest ones, or those that keep the
 layer's output (GPTQ on the codebook); centroids are then fitted to that output as well, and may be fine-tuned to the
 network's by the gradients of their members. The runtime `native` multiplies by codes and tables; one without such
 kernels looks the weights up once, when it loads the model: the file is then an eighth, memory and speed are those of
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pumice import Choice, Int, Need, Quantizer, hookimpl, knob
+from pumice import Choice, Float, Int, Need, Quantizer, hookimpl, knob
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,9 +35,16 @@ class KMeans(Quantizer):
 
     centroids: int = knob(16, Choice(4, 8, 16, 32, 64, 128, 256), help="values a weight may have; up to 16 take 4 bits")
     codebook: str = knob(
-        "scaled",
-        Choice("tensor", "scaled", "channel", "group"),
-        help="what shares a codebook: the tensor, the tensor but for a scale an output, an output, a group of inputs",
+        "auto",
+        Choice("auto", "tensor", "scaled", "channel", "group"),
+        help="what shares a codebook: the tensor, the tensor but for a scale an output, an output, a group of inputs;"
+        " auto: one of the first three for each tensor, as `overhead` allows",
+    )
+    overhead: float = knob(
+        0.06,
+        Float(0.0, 1.0),
+        help="bytes that tables and scales may take, as a share of those of the codes",
+        when=lambda q: q.codebook == "auto",
     )
     group: int = knob(128, Int(8, 4096), help="inputs of a group", when=lambda q: q.codebook == "group")
     start: str = knob("plus-plus", Choice("plus-plus", "linear", "exact"), help="first centroids; exact is the optimum")
@@ -48,7 +56,7 @@ class KMeans(Quantizer):
     rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are assigned")
     refit: bool = knob(True, help="fit the centroids to the layer's output once the codes are known")
     tune: int = knob(0, Int(0, 100_000), help="steps of gradient descent on the centroids, codes fixed; 0 takes none")
-    table: str = knob("float32", Choice("float32", "bfloat16", "int8"), help="type of the centroids")
+    table: str = knob("int8", Choice("float32", "bfloat16", "int8"), help="type of the centroids and of the scales")
     smallest: int = knob(64, Int(1, 1_000_000), help="matrices with fewer weights stay in floating point")
 
     def accepts(self, model: ir.Model) -> str | None:

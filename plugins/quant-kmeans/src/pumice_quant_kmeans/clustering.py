@@ -2,10 +2,11 @@
 
     min over t of sum_i h_i min_j (x_i - t_j)^2
 
-Numbers of a row are sorted once. Clusters are then intervals between the middles of neighbouring centroids, and with
-prefix sums of h and h x a step of Lloyd's algorithm costs a binary search a centroid, however long the row is. A
-centroid that nothing is nearest to is put where it helps most: in the cluster that loses most, which is split at its
-mean. The exact optimum is found by dynamic programming,
+Numbers of a row are sorted once; those of a long row fall into so many even bins that it does not matter where in a bin
+they lie. Clusters are then intervals between the middles of neighbouring centroids, and with prefix sums of h and h x a
+step of Lloyd's algorithm costs a binary search a centroid, however long the row is. A centroid that nothing is nearest
+to is put where it helps most: in the cluster that loses most, which is split at its mean.
+The exact optimum is found by dynamic programming,
 
     D[j, i] = min over m of D[j - 1, m] + cost(m, i),   cost(m, i) = sum h x^2 - (sum h x)^2 / sum h  over m <= . < i,
 
@@ -15,7 +16,6 @@ whose minimiser m grows with i, so that halving the range of i costs T n log n (
 from __future__ import annotations
 
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from pumice.cores import usable_cores
+
 Array = NDArray[Any]
+SMALLEST = 1e-300
 STEPS = 60
 """Of Lloyd's algorithm at most; it stops when nothing moves."""
 MOVED = 1e-4
@@ -31,7 +34,9 @@ MOVED = 1e-4
 BLOCK = 256
 """Rows that are clustered together; fixed, so that results do not depend on the processors."""
 RANKS = 256
-"""Numbers of a row that k-means++ draws from, evenly spaced in order of size."""
+"""Numbers of a row that k-means++ draws from, of equal weight between them."""
+BINS = 1 << 16
+"""Of rows with more numbers than that."""
 
 
 @attrs.frozen(eq=False)
@@ -46,6 +51,8 @@ class Rows:
     @classmethod
     def of(cls, points: Array, weights: Array | None = None) -> Rows:
         """Rows of numbers, (rows, n), and how much each counts, of the same shape or None for all alike."""
+        if points.shape[1] > BINS:
+            return cls._in_bins(points, weights)
         if weights is None:
             ordered = np.sort(points, axis=1)
             counts = np.broadcast_to(np.arange(points.shape[1] + 1.0), (len(points), points.shape[1] + 1))
@@ -53,6 +60,22 @@ class Rows:
         order = np.argsort(points, axis=1)
         ordered, heavy = np.take_along_axis(points, order, 1), np.take_along_axis(weights, order, 1)
         return cls(ordered, _sums(heavy), _sums(heavy * ordered), _sums(heavy * np.square(ordered)))
+
+    @classmethod
+    def _in_bins(cls, points: Array, weights: Array | None) -> Rows:
+        """The means of what falls into each bin; the middles of those that stay empty."""
+        low, high = points.min(axis=1, keepdims=True), points.max(axis=1, keepdims=True)
+        step = np.where(high > low, (high - low) / np.float32(BINS), np.float32(1.0))
+        means, *sums = (np.empty((len(points), BINS)) for _ in range(4))
+        for row, numbers in enumerate(points):
+            bins = np.minimum((numbers - low[row]) / step[row], BINS - 1).astype(np.int32)
+            heavy = None if weights is None else weights[row]
+            each = [heavy, *(numbers**power * (1.0 if heavy is None else heavy) for power in (1, 2))]
+            for total, summand in zip(sums, each, strict=True):
+                total[row] = np.bincount(bins, weights=summand, minlength=BINS)
+            middles = low[row] + (np.arange(BINS) + 0.5) * step[row]
+            means[row] = np.where(sums[0][row] > 0, sums[1][row] / np.maximum(sums[0][row], SMALLEST), middles)
+        return cls(means, *map(_sums, sums))
 
     def between(self, sums: Array, which: Array, edges: Array) -> Array:
         """Sums of some rows over the intervals between neighbouring positions, (len(which), T + 1)."""
@@ -73,7 +96,7 @@ def clustered(points: Array, weights: Array | None, entries: int, seed: int, *, 
         rows = Rows.of(points[part], None if weights is None else weights[part])
         return lloyd(rows, linear_start(rows, entries) if linear else plus_plus_start(rows, entries, [seed, number]))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts and sums without the interpreter's lock
+    with ThreadPoolExecutor(len(usable_cores())) as pool:  # NumPy sorts and sums without the interpreter's lock
         return np.concatenate(list(pool.map(block, range(-(-len(points) // BLOCK)))))
 
 
@@ -89,8 +112,10 @@ def linear_start(rows: Rows, entries: int) -> Array:
 def plus_plus_start(rows: Rows, entries: int, seed: int | list[int]) -> Array:
     """Drawn in turn, with odds that grow with the squared distance from those there are, (rows, entries)."""
     random = np.random.default_rng(seed)
-    ranks = np.unique(np.linspace(0, rows.points.shape[1] - 1, RANKS).astype(np.int64))
-    among = rows.points[:, ranks].astype(np.float64)
+    count = min(RANKS, rows.points.shape[1])
+    shares = rows.weight[:, -1:] * (np.arange(count) + 0.5) / count
+    ranks = _edges(rows.weight[:, 1:], np.arange(len(rows.points)), shares)[:, 1:-1]
+    among = np.take_along_axis(rows.points, np.minimum(ranks, rows.points.shape[1] - 1), 1).astype(np.float64)
     every = np.arange(len(among))
     chosen = [among[every, random.integers(0, among.shape[1], len(among))]]
     distance = np.full(among.shape, np.inf)

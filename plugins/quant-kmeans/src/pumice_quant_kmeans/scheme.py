@@ -6,7 +6,7 @@ S = diag(s), Q = t Z S, and tr((W - Q) H (W - Q)^T) is least where (sum over row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,9 +19,11 @@ from pumice.quantize.error_feedback import codes_with_feedback, output_error
 from pumice.quantize.grids import CodebookGrid, in_blocks
 from pumice.quantize.output_gradients import output_gradients
 from pumice.quantize.parameters import SMALLEST_SCALE
+from pumice.quantize.storage import narrow_scales
 from pumice.quantize.weight_matrices import WeightMatrix, moved, weight_matrices
 from pumice.quantize.weight_only import Rounded
 from pumice_quant_kmeans.clustering import clustered, exact_centroids
+from pumice_quant_kmeans.sharing import allocated
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,16 +48,23 @@ class CodebookScheme:
     seed: int
     fisher: Mapping[str, Array] = attrs.field(factory=dict)
     """How much each weight does to the outputs, by name of the matrix."""
+    codebooks: Mapping[str, str] = attrs.field(factory=dict)
+    """What shares a codebook, by name of the matrix, where it is found by itself."""
     bits: list[tuple[float, float]] = attrs.field(factory=list)
     """Of every matrix that was stored: bits of its codes, packed and by Huffman's code."""
 
     @classmethod
     def informed(cls, knobs: KMeans, model: ir.Model, context: QuantizeContext) -> CodebookScheme:
-        """With the Fisher information, if it is asked for."""
-        known = context.recall(_Fisher)
-        if knobs.weighting == "fisher" and not context.draft and not known:
-            known.update(_fisher(model, knobs.smallest, context))
-        return cls(knobs, context.seed, known)
+        """With the Fisher information, if it is asked for, and with what shares a codebook."""
+        fisher, codebooks = context.recall(_Fisher), context.recall(_Codebooks)
+        lifted = clone(model)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
+        matrices = [m for m in weight_matrices(iter(lifted.graph)) if int(np.prod(m.shape)) >= knobs.smallest]
+        if knobs.weighting == "fisher" and not context.draft and not fisher:
+            fisher.update(_fisher(lifted, matrices, context))
+        if knobs.codebook == "auto" and not codebooks:
+            codebooks.update(allocated(matrices, knobs.centroids, knobs.table, knobs.overhead, context.seed))
+        return cls(knobs, context.seed, fisher, codebooks)
 
     @property
     def signature(self) -> str:
@@ -89,9 +98,11 @@ class CodebookScheme:
     def grid(self, matrix: WeightMatrix, weights: Array, second: NDArray[np.float64] | None) -> CodebookGrid:
         """Scales and centroids; tables of embeddings are always shared, so that rows can be looked up one by one."""
         groups, outputs, k = weights.shape
-        kind = "scaled" if matrix.op == "Gather" and self.knobs.codebook != "tensor" else self.knobs.codebook
+        kind = self.codebooks.get(matrix.name, self.knobs.codebook)
+        if matrix.op == "Gather" and kind != "tensor":
+            kind = "scaled"
         block = min(self.knobs.group, k) if kind == "group" else k
-        scale = np.ones((groups, outputs, 1)) if kind == "tensor" else _peaks(weights)
+        scale = np.ones((groups, outputs, 1)) if kind == "tensor" else _held(_peaks(weights), self.knobs.table)
         loud = None
         if matrix.name in self.fisher:
             loud = self.fisher[matrix.name]
@@ -116,18 +127,12 @@ class CodebookScheme:
         return clustered(points, weights, count, self.seed, linear=self.knobs.start == "linear")
 
     def _stored(self, grid: CodebookGrid) -> CodebookGrid:
-        """As the types that it is stored in will hold it; a table of integers gives its step to the scale."""
-        import ml_dtypes
-
+        """As the types that it is stored in will hold it; tables of integers give their step to the scales."""
         table = np.sort(grid.table, axis=3)
         if self.knobs.table != "int8":
-            dtype = np.float32 if self.knobs.table == "float32" else ml_dtypes.bfloat16
-            return attrs.evolve(grid, table=table.astype(dtype).astype(np.float64))
-        every = (2, 3) if table.shape[:2] == grid.scale.shape[:2] else None
-        step = np.abs(table).max(axis=every, keepdims=True) / STEPS_OF_INT8
-        step = np.where(step > 0, step, 1.0)
-        scale = (grid.scale * step.reshape((*step.shape[:2], 1))).astype(np.float32).astype(np.float64)
-        return attrs.evolve(grid, table=np.rint(table / step), scale=scale)
+            return attrs.evolve(grid, table=_as(self.knobs.table, table))
+        step = float(np.abs(table).max()) / STEPS_OF_INT8 or 1.0
+        return attrs.evolve(grid, table=np.rint(table / step), scale=_held(grid.scale * step, self.knobs.table))
 
     # -- the account --
 
@@ -138,13 +143,14 @@ class CodebookScheme:
         shelf.codebook(rounded.grid, rounded.codes, self.knobs.table)  # type: ignore[arg-type]
 
     def describe(self, rounded: Rounded) -> str:
-        shared = {
-            "tensor": "shared by all of them",
-            "scaled": "shared by all, with a scale an output",
-            "channel": "an output",
-            "group": f"a group of {rounded.grid.block} inputs",  # type: ignore[attr-defined]
-        }
-        return f"as codes into a table of {self.knobs.centroids} values {shared[self.knobs.codebook]}"
+        grid = rounded.grid
+        assert isinstance(grid, CodebookGrid)
+        if grid.table.size == grid.entries:
+            single = np.all(grid.scale == grid.scale.flat[0])
+            shared = "shared by all of them" if single else "shared by all, with a scale an output"
+        else:
+            shared = "an output" if grid.table.shape[2] == 1 else f"a group of {grid.block} inputs"
+        return f"as codes into a table of {grid.entries} values {shared}"
 
     def notes(self) -> list[str]:
         packed, coded = (sum(column) / 8e3 for column in zip(*self.bits, strict=True)) if self.bits else (0.0, 0.0)
@@ -158,13 +164,14 @@ class _Fisher(dict[str, Array]):
     """Kept for further attempts."""
 
 
-def _fisher(model: ir.Model, smallest: int, context: QuantizeContext) -> dict[str, Array]:
+class _Codebooks(dict[str, str]):
+    """The same."""
+
+
+def _fisher(model: ir.Model, matrices: Sequence[WeightMatrix], context: QuantizeContext) -> dict[str, Array]:
     """E g^2 of every weight, (groups, outputs, k), by name of its matrix."""
-    lifted = clone(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
-    matrices = [m for m in weight_matrices(iter(lifted.graph)) if int(np.prod(m.shape)) >= smallest]
     sums = {m.name: np.zeros(m.shape) for m in matrices}
-    for gradients in output_gradients(lifted, [str(m.value.name) for m in matrices], context):
+    for gradients in output_gradients(model, [str(m.value.name) for m in matrices], context):
         for matrix in matrices:
             gradient = gradients[str(matrix.value.name)].astype(np.float64)
             sums[matrix.name] += moved(gradient, matrix.to_rows).reshape(matrix.shape) ** 2
@@ -172,9 +179,28 @@ def _fisher(model: ir.Model, smallest: int, context: QuantizeContext) -> dict[st
 
 
 def _peaks(weights: Array) -> Array:
-    """The largest magnitude of each row, as float32 holds it, (groups, outputs, 1)."""
+    """The largest magnitude of each row, as float32 holds it, (groups, outputs, 1); rows of zeros take the least."""
     peaks = np.abs(weights).max(axis=2, keepdims=True).astype(np.float32)
-    return np.where(peaks < SMALLEST_SCALE, np.float32(1.0), peaks).astype(np.float64)
+    usable = peaks >= SMALLEST_SCALE
+    least = peaks.min(where=usable, initial=peaks.max() if usable.any() else 1.0)
+    return np.where(usable, peaks, least).astype(np.float64)
+
+
+def _held(scale: Array, table_type: str) -> Array:
+    """Scales as they will be read."""
+    if np.all(scale == scale.flat[0]):
+        return _as("float32", scale)
+    if table_type != "int8":
+        return _as(table_type, scale)
+    multiples, unit = narrow_scales(scale)
+    return multiples.astype(np.float64) * float(unit)
+
+
+def _as(table_type: str, numbers: Array) -> Array:
+    import ml_dtypes
+
+    dtype = np.float32 if table_type == "float32" else ml_dtypes.bfloat16
+    return numbers.astype(dtype).astype(np.float64)
 
 
 def _block_rows(normal: Array, loud: Array | None, block: int) -> tuple[Array, Array | None]:
