@@ -4,6 +4,7 @@
                                       [--records FOLDER] [--seconds N]
 
     fashion       a student of a quarter of the teacher's weights, alone and taught, with all labels and with a tenth
+    wide          the same student, taught by a network of sixteen times its weights that is trained for it first
     temperature   the one knob of soft targets, moved, and drawn
     losses        all losses, features and relations beside soft targets, where half of the pictures have labels
     stages        a twentieth of the weights, directly and by way of assistants
@@ -55,6 +56,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
 }
 TEMPERATURES = (1.0, 3.0, 5.0, 10.0)
 SHARP = {**SOFT, "temperature": 1.0}
+WIDE_EPOCHS = 8
 FIGURES = {"bits": False, "accuracy": True, "perplexity": False, "distinct": True, "repetition": False,
            "exposure": False}  # fmt: skip
 """Of a generator, and whether higher is better."""
@@ -80,32 +82,60 @@ class Part:
 
 def fashion(seeds: Iterable[int], *, quick: bool) -> Part:
     """Alone against taught, with all labels and with a tenth."""
-    size = pictures.Size(pictures=2000, test=500, labelled=2000, epochs=1) if quick else pictures.Size()
+    size = whole(quick=quick)
     tenth = attrs.evolve(size, labelled=size.labelled // 10)
     teacher = Run(name="Fashion-MNIST, teacher/0", function=pictures.teacher, arguments=(size.test,))
     runs = [teacher] + [
         Run(name=f"Fashion-MNIST, {name}/{seed}", function=function, arguments=(*arguments, seed))
         for seed in seeds
         for name, function, arguments in (  # the most wanted first
-            ("taught, all labels", pictures.taught, (size, [SOFT], 0.9)),
             ("taught, a tenth of the labels", pictures.taught, (tenth, [SOFT], 0.9)),
-            ("alone, all labels", pictures.alone, (size,)),
             ("alone, a tenth of the labels", pictures.alone, (tenth,)),
-            ("taught at temperature 1, a tenth of the labels", pictures.taught, (tenth, [SHARP], 0.9)),
+            ("taught, all labels", pictures.taught, (size, [SOFT], 0.9)),
+            ("alone, all labels", pictures.alone, (size,)),
             ("taught, no labels", pictures.taught, (size, [SOFT], 1.0)),
+            ("taught at temperature 1, a tenth of the labels", pictures.taught, (tenth, [SHARP], 0.9)),
         )
     ]
-    peers = {
+    return Part(runs=runs, ways=beside_alone("Fashion-MNIST, teacher", {
         "taught, all labels": "alone, all labels",
         "taught, no labels": "alone, all labels",
         "taught, a tenth of the labels": "alone, a tenth of the labels",
         "taught at temperature 1, a tenth of the labels": "alone, a tenth of the labels",
-    }
-    ways: dict[str, tuple[str, ...]] = {"Fashion-MNIST, teacher": ()}
+    }), teacher=teacher.name)  # fmt: skip
+
+
+def wide(seeds: Iterable[int], *, quick: bool) -> Part:
+    """As `fashion`, taught by a better teacher; those that learn alone are the same."""
+    size = whole(quick=quick)
+    tenth = attrs.evolve(size, labelled=size.labelled // 10)
+    teacher = Run(
+        name="Fashion-MNIST, wide teacher/0", function=pictures.grown, arguments=(size, 1 if quick else WIDE_EPOCHS)
+    )
+    runs = [teacher] + [
+        Run(name=f"Fashion-MNIST, {name}/{seed}", function=function, arguments=(*arguments, seed), after=after)
+        for seed in seeds
+        for name, function, arguments, after in (
+            ("taught by the wide teacher, a tenth of the labels", pictures.taught_by_wide, (tenth, [SOFT], 0.9),
+             (teacher.name,)),
+            ("taught by the wide teacher, all labels", pictures.taught_by_wide, (size, [SOFT], 0.9), (teacher.name,)),
+            ("alone, a tenth of the labels", pictures.alone, (tenth,), ()),
+            ("alone, all labels", pictures.alone, (size,), ()),
+        )
+    ]  # fmt: skip
+    return Part(runs=runs, ways=beside_alone("Fashion-MNIST, wide teacher", {
+        "taught by the wide teacher, all labels": "alone, all labels",
+        "taught by the wide teacher, a tenth of the labels": "alone, a tenth of the labels",
+    }), teacher=teacher.name)  # fmt: skip
+
+
+def beside_alone(teacher: str, peers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The teacher, and every way of teaching after the way alone that it is compared with."""
+    ways: dict[str, tuple[str, ...]] = {teacher: ()}
     for way, peer in peers.items():
         ways.setdefault(f"Fashion-MNIST, {peer}", ())
         ways[f"Fashion-MNIST, {way}"] = (f"Fashion-MNIST, {peer}",)
-    return Part(runs=runs, ways=ways, teacher=teacher.name)
+    return ways
 
 
 def losses(seeds: Iterable[int], *, quick: bool) -> Part:
@@ -146,7 +176,7 @@ def stages(seeds: Iterable[int], *, quick: bool) -> Part:
 
 def together(seeds: Iterable[int], *, quick: bool) -> Part:
     """Distilled, pruned and INT8: accuracy beside the teacher's, and how many times smaller and faster."""
-    size = pictures.Size(pictures=600, test=300, labelled=600, epochs=1) if quick else pictures.Size(epochs=4)
+    size = pictures.Size(pictures=600, test=300, labelled=600, epochs=1) if quick else pictures.Size(epochs=3)
     name = "distilled, pruned, INT8"
     runs = [Run(name=f"{name}/{seed}", function=pictures.together, arguments=(size, seed)) for seed in seeds]
     teacher = Run(name="Fashion-MNIST, teacher/0", function=pictures.teacher, arguments=(size.test,))
@@ -218,6 +248,12 @@ def memory(*, quick: bool) -> Iterator[dict[str, Any]]:
         yield measurement(plan.fitting(limit * 10**9), "GB", total, {}, spread=0.0, higher_is_better=False)
 
 
+def whole(*, quick: bool) -> pictures.Size:
+    if quick:
+        return pictures.Size(pictures=2000, test=500, labelled=2000, epochs=1)
+    return pictures.Size()
+
+
 def small(*, quick: bool) -> pictures.Size:
     if quick:
         return pictures.Size(pictures=600, test=300, labelled=300, epochs=1)
@@ -249,8 +285,8 @@ def _row(
 # --- the script -------------------------------------------------------------------------------------------------------
 
 PARTS = {
-    "fashion": fashion, "temperature": temperature, "together": together, "characters": letters, "stages": stages,
-    "losses": losses, "sentences": sentence_embeddings,
+    "fashion": fashion, "wide": wide, "temperature": temperature, "together": together, "characters": letters,
+    "stages": stages, "losses": losses, "sentences": sentence_embeddings,
 }  # fmt: skip
 SHARES = {"accuracy", "sentiment", "retrieval", "distinct", "repetition"}
 

@@ -28,7 +28,14 @@ def parts(arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any
     quick, names = arguments.quick, set(arguments.models.split(",")) - {""}
     return {
         "structure": lambda: structure.run(names, quick=quick),
-        "channels": lambda: pictures.channels(names, quick=quick, epochs=arguments.epochs, limit=arguments.pictures),
+        "channels": lambda: pictures.channels(
+            names,
+            quick=quick,
+            epochs=arguments.epochs,
+            limit=arguments.pictures,
+            records=arguments.records,
+            seconds=arguments.seconds,
+        ),
         "scorers": lambda: scorers.run(
             quick=quick,
             limit=arguments.pictures,
@@ -51,11 +58,11 @@ def main() -> int:
     parser.add_argument(
         "--models", default="", help="of `structure`, `transformers`: ids; of `channels`: parts of names"
     )
-    parser.add_argument("--epochs", type=int, default=4, help="of training after pruning")
+    parser.add_argument("--epochs", type=int, default=6, help="of training after pruning")
     parser.add_argument("--pictures", type=int, default=None, help="to train on; all if not given")
     parser.add_argument("--seeds", default="0,1,2", help="of `scorers`: separated by commas")
-    parser.add_argument("--records", type=Path, help="of `scorers`: folder of what runs leave behind")
-    parser.add_argument("--seconds", type=float, help="of `scorers`: stop what is not done by then")
+    parser.add_argument("--records", type=Path, help="of `channels`, `scorers`: folder of what runs leave behind")
+    parser.add_argument("--seconds", type=float, help="of `channels`, `scorers`: stop what is not done by then")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     known = parts(arguments)

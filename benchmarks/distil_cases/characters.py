@@ -35,7 +35,7 @@ PROMPT = 16
 
 @attrs.frozen(kw_only=True)
 class Size:
-    stretches: int = 3000
+    stretches: int = 4000
     epochs: int = 2
     judged: int = 64
     """Sequences that are generated, and held-out stretches that are predicted."""

@@ -1,6 +1,6 @@
-"""Every installed scorer on one task with one small budget, as whole runs with other seeds, side by side.
+"""Every installed scorer on two tasks with one small budget, as whole runs with other seeds, side by side.
 
-The network loses half of its channels and trains on. A row has the accuracy right after pruning and after training, as
+A network loses half of its channels and trains on. A row has the accuracy right after pruning and after training, as
 a mean with the half width of its 95% interval. Records stay in a folder (`runs.py`): a call that is stopped goes on
 where it was.
 """
@@ -19,8 +19,9 @@ from pumice.registry import registry
 
 from .pictures import Outcome, compressed, train, training_data
 
-COLUMNS = {"scorer": 36, "after pruning": -20, "after training": -20, "runs": -5}
-NETWORK, EPOCHS = "fashion_resnet", 2
+COLUMNS = {"network, scorer": 42, "after pruning": -20, "after training": -20, "runs": -5}
+NETWORKS, EPOCHS = ("fashion_resnet", "fashion_mobile"), 2
+PICTURES = 12_800
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "magnitude": ({"norm": "l1"}, {"norm": "l2"}),
     "taylor": ({"of": "gate"}, {"of": "weight"}),
@@ -33,15 +34,12 @@ def run(
     *, quick: bool, limit: int | None, seeds: Sequence[int], records: Path | None, seconds: float | None
 ) -> dict[str, Any]:
     """Print the table; the record for `write_json`."""
-    seeds, count = (seeds[:1], 2000) if quick else (seeds, limit or 12_800)
-    runs = [
-        Run(name=f"{label}/{seed}", function=scored, arguments=(scorer, count, seed))
-        for seed in seeds for label, scorer in _scorers()
-    ]  # fmt: skip
+    seeds = seeds[:1] if quick else seeds
+    runs = list(scoring(seeds, 2000 if quick else limit))
     with tempfile.TemporaryDirectory() as folder:
         done = carried_out(runs, records or Path(folder), seconds)
     table, cases = Table(COLUMNS), []
-    for label, _ in _scorers():
+    for label in dict.fromkeys(run.name.rpartition("/")[0] for run in runs):
         found = over_seeds(done, label, seeds).values()
         if not found:
             continue
@@ -52,15 +50,24 @@ def run(
     return {"cases": cases}
 
 
+def scoring(seeds: Sequence[int], limit: int | None) -> Iterator[Run]:
+    """A run for every network, seed and scorer."""
+    for network in NETWORKS:
+        for seed in seeds:
+            for label, scorer in _scorers():
+                arguments = network, scorer, limit or PICTURES, seed
+                yield Run(name=f"{network}, {label}/{seed}", function=scored, arguments=arguments)
+
+
 def _scorers() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in registry().strategies("importance-scorer"):
         for knobs in VARIANTS.get(name, ({},)):
             yield ", ".join((name, *knobs.values())), {"name": name, **knobs}
 
 
-def scored(scorer: Mapping[str, Any], pictures: int, seed: int, _folder: Path) -> dict[str, float]:
+def scored(network: str, scorer: Mapping[str, Any], pictures: int, seed: int, _folder: Path) -> dict[str, float]:
     """Accuracy after half of the channels went, and after training."""
-    judged, data = case(NETWORK), training_data(pictures)
+    judged, data = case(network), training_data(pictures)
     knobs = {"draw": seed} if scorer["name"] == "random" else {}
     step = {"use": "prune", "ratio": 0.5, "scorer": {**scorer, **knobs}}
     with tempfile.TemporaryDirectory() as folder:

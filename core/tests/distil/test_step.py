@@ -62,6 +62,13 @@ def test_a_narrower_student_learns_without_labels():
     assert distance(taught, teacher) < 0.5 * distance(bare, teacher)
 
 
+def test_mixtures_of_pictures_without_labels_are_taught():
+    teacher = tiny_cnn()
+    bare = run(teacher, UNLABELLED, Prune(ratio=0.5)).model
+    taught = run(teacher, UNLABELLED, Prune(ratio=0.5), distil(augment=("mixup",))).model
+    assert distance(taught, teacher) < 0.5 * distance(bare, teacher)
+
+
 def test_what_was_pruned_before_learns_from_the_model_that_was_given():
     teacher = tiny_cnn()
     result = run(teacher, UNLABELLED, Prune(ratio=0.5), distil())

@@ -48,6 +48,11 @@ def test_half_of_the_layers_stay_spread_from_first_to_last(network):
     assert {n.name.split(".")[0] for n in short.graph if n.name.startswith("layer")} == {"layer0", "layer2", "layer4"}
 
 
+def test_of_residual_blocks_that_differ_the_one_with_the_fewest_weights_goes(network):
+    short = shortened(network("resnet", widths=[4, 6, 8]), 0.67)
+    assert {n.name.split(".")[0] for n in short.graph if ".block" in n.name} == {"stage1", "stage2"}
+
+
 def test_a_shorter_model_computes_what_its_layers_compute(network):
     model = network("resnet", widths=[4], blocks=2)
     feeds = random_feeds(1)[0]

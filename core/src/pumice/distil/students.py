@@ -1,9 +1,10 @@
 """Students made from their teacher: shorter, narrower, or a network of a named family grown for its inputs.
 
-Shorter: layers of one kind (`trunk.layers`) are left out, those that stay spread evenly from the first to the last;
-what read the end of a layer reads its beginning. Narrower: channels are removed by the pruning algebra, which
-remembers the indices it kept. In both the student begins with the teacher's weights. A network grown from a description
-begins with random ones.
+Shorter: layers (`trunk.layers`) are left out, and what read the end of one reads its beginning. Of layers that repeat
+each other, those that stay are spread evenly from the first to the last; of residual blocks that differ, those with the
+fewest weights go, which know least and, where pictures are still large, take longest. Narrower: channels are removed by
+the pruning algebra, which remembers the indices it kept. In both the student begins with the teacher's weights. A
+network grown from a description begins with random ones.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def _left_out(found: list[Layer], share: float) -> list[Layer]:
     for kind in sorted({layer.kind for layer in found}):
         same = [layer for layer in found if layer.kind == kind]
         keep = max(1 if kind else 0, round(share * len(same)))
-        stay = {round(place) for place in np.linspace(0, len(same) - 1, keep)} if keep else set()
+        if kind:
+            stay = {round(place) for place in np.linspace(0, len(same) - 1, keep)}
+        else:
+            stay = set(sorted(range(len(same)), key=lambda number: -same[number].weights)[:keep])
         gone += [layer for number, layer in enumerate(same) if number not in stay]
     return sorted(gone, key=found.index)
 

@@ -10,6 +10,7 @@ forward); a stretch that adds its own beginning back is a residual block and, wi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -52,7 +53,9 @@ class Layer:
     start: ir.Value
     end: ir.Value
     kind: int
-    """Layers of one kind repeat each other."""
+    """Layers of one kind repeat each other; 0: residual blocks that repeat nothing."""
+    weights: int = 0
+    """Numbers in them."""
 
 
 def waists(model: ir.Model) -> list[ir.Value]:
@@ -84,7 +87,8 @@ def layers(model: ir.Model) -> list[Layer]:
     for at, part in enumerate(parts):
         if at not in taken and part.residual and same_sizes(part.start, part.end):
             last = next((p for p in parts[at + 1 : at + 2] if not p.weights and same_sizes(p.start, p.end)), part)
-            found.append((at, Layer(part.start, last.end, 0)))
+            held = sum(math.prod(d for d in weight.shape or () if isinstance(d, int)) for weight in part.weights)
+            found.append((at, Layer(part.start, last.end, 0, held)))
     return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
 
