@@ -8,7 +8,7 @@ from pumice.model import add_initializer, infer_shapes, save
 from pumice.plan import compile_plan
 from pumice.quantize.fusion import fused
 from pumice.quantize.simulated_runtime import SimulatedRuntime
-from pumice.quantize.simulation import TIE, compare_integers, integer_tensors, main, simulate, table
+from pumice.quantize.simulation import TIE, LayerDifference, compare_integers, integer_tensors, main, simulate, table
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -123,6 +123,22 @@ def test_real_numbers_that_are_computed_less_exactly_account_for_their_rounding(
     assert layer.from_tie > TIE
     assert 0.2 < layer.apart < 0.4  # a step is about 0.0035
     assert layer.explained
+
+
+@pytest.mark.parametrize(("op", "explained"), [("Sigmoid", False), ("DynamicQuantizeLSTM", True)])
+def test_several_steps_are_explained_only_where_roundings_feed_on_roundings(op, explained):
+    layer = LayerDifference(
+        tensor="y_q",
+        node="q",
+        op="QuantizeLinear",
+        elements=9,
+        steps=2,
+        share=0.1,
+        float_ops=(op,),
+        from_tie=0,
+        apart=0,
+    )
+    assert layer.explained == explained
 
 
 def test_the_simulator_rounds_as_the_integer_operator_does():
