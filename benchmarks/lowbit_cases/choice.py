@@ -1,20 +1,21 @@
 """Mixed precision: points lost and the share of weights in integers, against all layers in INT8; and how far the choice
 is from the best of all, found by trying every one on a small model."""
 
+import functools
 import itertools
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from models import Case, case, reference
+from models import Case, case
+from runs import Record, Run
 from tables import Table
 
-from .attempts import Row, attempt, floating, points, tell
-from .techniques import compressor
+from .attempts import Row, attempted, compressed, file_of, original, tell
 
+PART, EVERY = "choice", "choice/every one"
 CASES = (
     "fashion_mobile",
     "fashion_resnet",
@@ -28,57 +29,78 @@ CASES = (
 QUICK = ("fashion_resnet",)
 SMALL = "digits_cnn"
 FORMATS = ("int4", "int8", "float32")
-QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
-    "all INT8": {"name": "int8"},
-    "mixed": {"name": "mixed", "formats": ("int8", "float16", "float32")},
-}
 DROP = 0.005
 """The budget of `mixed`."""
+QUANTIZERS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "all INT8": ({"name": "int8"}, {}),
+    "mixed": ({"name": "mixed", "formats": ("int8", "float16", "float32")}, {"max_drop": DROP}),
+}
+"""With what else is said of the step."""
 COLUMNS = {
-    "case": 14, "variant": 12, "metric [95%]": 34, "points": -7, "in 8 bits or fewer": -18, "kB": -7, "note": 8,
+    "case": 14, "variant": 12, "metric [95%]": 34, "points": -7, "in 8 bits or fewer": -18, "file kB": -8, "note": 8,
 }  # fmt: skip
 
 
-def run(chosen: Sequence[Case], limit: float, keep: Callable[..., None]) -> bool:
-    """Measure; `keep` is told a case's entries and details. Whether something failed."""
-    table = Table(COLUMNS)
-    for found in chosen:
-        against, feeds = reference(found), [dict(feed) for feed in found.calibration()]
-        first = floating(found, against)
-        for name, quantizer in QUANTIZERS.items():
-            with tempfile.TemporaryDirectory() as work:
-                own = name == "mixed"
-                make = compressor(found, quantizer, feeds, own=own, **({"max_drop": DROP} if own else {}))
-                row = attempt(found, name, make, against, Path(work) / "model.onnx", limit)
-                share = _narrow_share(found.path, row)
-            table.row(_cells(found, row, first, share))
-            lost = row.evaluation and points(row, first)
-            kept = {"points_lost": lost, "narrow_share": share, "bytes": row.nbytes, "note": row.note}
-            keep([], [{"case": found.id, "variant": f"{name}, choice", **kept}])
-    return False
+def runs(cases: Sequence[str], limit: float, *, exhaustive: bool) -> list[Run]:
+    """Of all cases, and of every choice for the small one."""
+    found = [Run(name=EVERY, function=every_choice, arguments=())] if exhaustive else []
+    for case_id in cases:
+        first = original(case_id)
+        found += [first] + [
+            Run(
+                name=f"{PART}/{case_id}/{name}", function=chosen, after=(first.name,),
+                arguments=(case_id, name, dict(quantizer), dict(step), limit),
+            )
+            for name, (quantizer, step) in QUANTIZERS.items()
+        ]  # fmt: skip
+    return found
 
 
-def _narrow_share(path: Path, row: Row) -> float:
-    """Of all weights of layers, those stored in eight bits or fewer."""
-    from pumice.diagnose.pairing import pairs
+def chosen(
+    case_id: str, variant: str, quantizer: Mapping[str, Any], step: Mapping[str, Any], limit: float, folder: Path
+) -> Record:
+    """A row, and the share of the weights in few bits."""
+    make = functools.partial(_make, quantizer, step)
+    row = attempted(case_id, f"{variant}, choice", make, limit, folder)
+    return {"row": attrs.asdict(row), "narrow": _narrow_share(case_id, file_of(folder, case_id, f"{variant}, choice"))}
+
+
+def _make(quantizer: Mapping[str, Any], step: Mapping[str, Any], found: Case, target: Path) -> str:
+    return compressed(found, quantizer, target, **step)
+
+
+def _narrow_share(case_id: str, path: Path) -> float | None:
+    """Of all weights of layers, those stored as integers of eight bits or fewer; vectors are zero points."""
     from pumice.model import load
     from pumice.quantize.weight_matrices import weight_matrices
 
-    if row.path is None:
-        return float("nan")
-    original = load(path)
-    every = sum(int(np.prod(m.shape)) for m in weight_matrices(iter(original.graph)))
-    narrow = [p.weights_after for p in pairs(original, load(row.path))]
-    return sum(w.values.size for w in narrow if w.nbytes < 1.5 * w.values.size) / every
+    if not path.exists():
+        return None
+    every = sum(int(np.prod(m.shape)) for m in weight_matrices(iter(load(case(case_id).path).graph)))
+    held = [value.const_value for value in load(path).graph.initializers.values() if value.const_value is not None]
+    return sum(t.size for t in held if t.dtype.is_integer() and t.dtype.bitwidth <= 8 and len(t.shape) > 1) / every
 
 
-def _cells(found: Case, row: Row, against: Row, share: float) -> list[str]:
-    if row.evaluation is None:
-        return [found.id, row.variant, "", "", "", "", row.note]
-    low, high = row.evaluation.interval()
+def shown(cases: Sequence[str], records: Mapping[str, Record]) -> list[Record]:
+    """Print both tables, and return what there is."""
+    table, found = Table(COLUMNS), []
+    for case_id in cases:
+        for name in QUANTIZERS:
+            record = records.get(f"{PART}/{case_id}/{name}")
+            if record is not None:
+                row = Row(**record["row"])
+                table.row(_cells(row, name, record["narrow"]))
+                found.append({**record["row"], "narrow_share": record["narrow"]})
+    return found + _every_choice_shown(records)
+
+
+def _cells(row: Row, name: str, narrow: float | None) -> list[str]:
+    if row.value is None or narrow is None:
+        return [row.case, name, "", "", "", "", row.note]
+    low, high = row.interval
     return [
-        found.id, row.variant, f"{row.evaluation.metric} {row.evaluation.value:.4f} [{low:.4f}, {high:.4f}]",
-        f"{points(row, against):+.2f}", f"{100 * share:.1f}%", f"{row.nbytes / 1000:.0f}", row.note,
+        row.case, name, f"{row.metric} {row.value:.4f} [{low:.4f}, {high:.4f}]",
+        f"{row.points:+.2f}", f"{100 * narrow:.1f}%", f"{row.file_bytes / 1000:.1f}", row.note,
     ]  # fmt: skip
 
 
@@ -94,8 +116,8 @@ class Tried:
     """Measured, of the outputs, relative to their signal."""
 
 
-def exhaustive(keep: Callable[..., None]) -> None:
-    """Print, for each point of the curve, the fewest bytes of any choice that is measured to be as exact."""
+def every_choice(_folder: Path) -> Record:
+    """For each point of the curve, the fewest bytes of any choice that is measured to be as exact."""
     from pumice.model import load
     from pumice_quant_mixed.choice import pareto
     from pumice_quant_mixed.formats import bytes_of
@@ -113,12 +135,23 @@ def exhaustive(keep: Callable[..., None]) -> None:
         formats = dict(zip(layers, choice, strict=True))
         nbytes = sum(bytes_of(f, m) for name, f in formats.items() for m in layers[name])
         tried[choice] = Tried(nbytes, _measured(model, formats, context))
-    table = Table({"bytes chosen": -12, "measured noise": -14, "fewest bytes as exact": -21, "above the optimum": -17})
+    points = []
     for point in curve:
         own = tried[tuple(point.formats[name] for name in layers)]
         best = min(t.nbytes for t in tried.values() if t.noise <= own.noise)
-        table.row([f"{own.nbytes:.0f}", f"{own.noise:.3g}", f"{best:.0f}", f"{100 * (own.nbytes / best - 1):.1f}%"])
-        keep([], [{"case": SMALL, "variant": "exhaustive", "bytes": own.nbytes, "noise": own.noise, "optimum": best}])
+        points.append({"bytes": own.nbytes, "noise": own.noise, "optimum": best})
+    return {"points": points}
+
+
+def _every_choice_shown(records: Mapping[str, Record]) -> list[Record]:
+    points = records.get(EVERY, {}).get("points", [])
+    if points:
+        print()
+        table = Table({"bytes chosen": -12, "noise": -14, "fewest bytes as exact": -21, "above the optimum": -17})
+    for point in points:
+        nbytes, best = point["bytes"], point["optimum"]
+        table.row([f"{nbytes:.0f}", f"{point['noise']:.3g}", f"{best:.0f}", f"{100 * (nbytes / best - 1):.1f}%"])
+    return [{"case": SMALL, "variant": "every choice", **point} for point in points]
 
 
 def _layers(model: Any) -> Mapping[str, Sequence[Any]]:

@@ -8,20 +8,21 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import Case, onnxruntime_run, reference
+from models import case, onnxruntime_run
+from runs import Record, Run
 from tables import Table
 
-from .attempts import tell
-from .techniques import compressor
+from .attempts import compressed, file_of, tell
 
+PART = "pairing"
 CASES = ("digits_cnn", "fashion_mobile", "ocr_cls")
 QUICK = ("digits_cnn",)
+EMULATOR = "qemu-x86_64"
 TARGETS = ("ort-cpu", "ort-cpu-no-vnni")
 COLUMNS = {
     "case": 14, "target": 16, "with VNNI": -9, "predicted without": -17, "onnxruntime on Haswell": -22,
@@ -40,30 +41,40 @@ while True:
 """
 
 
-def run(chosen: Sequence[Case], keep: Callable[..., None]) -> bool:
-    """Measure; `keep` is told a case's entries and details. Whether the prediction was wrong anywhere."""
-    emulator = shutil.which("qemu-x86_64")
-    if emulator is None:
-        tell("qemu-x86_64 is not installed: nothing to compare the prediction with")
-        return False
-    table, wrong = Table(COLUMNS), False
-    for found in chosen:
-        reference(found)
+def runs(cases: Sequence[str]) -> list[Run]:
+    """Of all cases and targets; none where there is no emulator."""
+    if shutil.which(EMULATOR) is None:
+        tell(f"{EMULATOR} is not installed: nothing to compare the prediction with")
+        return []
+    return [
+        Run(name=f"{PART}/{case_id}/{target}", function=predicted, arguments=(case_id, target))
+        for case_id in cases
+        for target in TARGETS
+    ]
+
+
+def predicted(case_id: str, target: str, folder: Path) -> Record:
+    """The accuracy here, as the simulation predicts it there, and there."""
+    found, path = case(case_id), file_of(folder, case_id, f"pairing {target}")
+    compressed(found, {"name": "int8"}, path, target=target)
+    here, simulated = found.evaluate(onnxruntime_run(path)), found.evaluate(_simulated(path))
+    there = _on_haswell(path, found.evaluate)
+    alike = found.agreement(simulated, there)
+    return {"vnni": here.value, "predicted": simulated.value, "haswell": there.value, "answers_alike": alike}
+
+
+def shown(cases: Sequence[str], records: Mapping[str, Record]) -> tuple[bool, list[Record]]:
+    """Print the table; whether a prediction was wrong, and what there is."""
+    table, found = Table(COLUMNS), []
+    for case_id in cases:
         for target in TARGETS:
-            tell(f"{found.id}: {target}")
-            with tempfile.TemporaryDirectory() as work:
-                path = Path(work) / "model.onnx"
-                feeds = [dict(feed) for feed in found.calibration()]
-                compressor(found, {"name": "int8"}, feeds, target=target)(path)
-                vnni, predicted = found.evaluate(onnxruntime_run(path)), found.evaluate(_simulated(path))
-                there = _on_haswell(emulator, path, found.evaluate)
-            alike = found.agreement(predicted, there)
-            wrong |= predicted.value != there.value
-            figures = [f"{evaluation.value:.4f}" for evaluation in (vnni, predicted, there)]
-            table.row([found.id, target, *figures, f"{alike:.4f}"])
-            keep([], [{"case": found.id, "variant": f"without VNNI, {target}", "vnni": vnni.value,
-                       "predicted": predicted.value, "haswell": there.value, "answers_alike": alike}])  # fmt: skip
-    return wrong
+            record = records.get(f"{PART}/{case_id}/{target}")
+            if record is None:
+                continue
+            figures = [f"{record[what]:.4f}" for what in ("vnni", "predicted", "haswell", "answers_alike")]
+            table.row([case_id, target, *figures])
+            found.append({"case": case_id, "variant": f"without VNNI, {target}", **record})
+    return any(record["predicted"] != record["haswell"] for record in found), found
 
 
 def _simulated(path: Path) -> Callable[[Any], dict[str, np.ndarray]]:
@@ -74,8 +85,8 @@ def _simulated(path: Path) -> Callable[[Any], dict[str, np.ndarray]]:
     return lambda feed: plan.run(dict(feed))
 
 
-def _on_haswell(emulator: str, path: Path, evaluate: Callable[[Any], Any]) -> Any:
-    command = [emulator, "-cpu", "Haswell", sys.executable, "-c", SERVE, str(path)]
+def _on_haswell(path: Path, evaluate: Callable[[Any], Any]) -> Any:
+    command = [EMULATOR, "-cpu", "Haswell", sys.executable, "-c", SERVE, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -5,82 +5,79 @@ scale for all weights of a matrix, and the projected input, the hidden and the c
 calibration fixed. `ort dynamic` is onnxruntime's `quantize_dynamic` with its LSTM, a scale an output.
 """
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from models import Case, Evaluation, reference
-from tables import Table
+from models import Case, case, reference
+from runs import Record, Run
 
 from pumice.model import load
 from pumice.ops.record import Kernel, Node
 from pumice.ops.recurrent import Cell, State, lstm_cells, run_cells
 
-from .attempts import (
-    COLUMNS,
-    Row,
-    TookTooLongError,
-    at_most,
-    attempt,
-    cells,
-    detail,
-    floating,
-    measurements,
-    tell,
-    timed,
-)
-from .techniques import compressor
+from .attempts import Row, TookTooLongError, at_most, attempted, compressed, judged, original, show, timing
 
-CASES = ("fashion_lstm", "char_lstm", "silero_vad", "resemblyzer", "easyocr_en_g2", "g2p")
+PART = "recurrent"
+CASES = ("char_lstm", "fashion_lstm", "g2p", "silero_vad", "resemblyzer", "easyocr_en_g2")
 QUICK = ("fashion_lstm",)
 OPS = ["MatMul", "Gemm", "LSTM"]
+TIMED = ("dynamic", "ort dynamic")
 
 
-def run(chosen: Sequence[Case], limit: float, seconds: float, keep: Callable[..., None]) -> bool:
-    """Measure; `keep` is told a case's entries and details. Whether something failed."""
-    table = Table(COLUMNS)
-    for found in chosen:
-        with tempfile.TemporaryDirectory() as work:
-            rows = timed(_rows(found, limit, Path(work)), found.feed, seconds)
-        for row in rows:
-            table.row(cells(found, row, rows[0]))
-        keep(measurements(found, rows), [detail(found, row, rows[0]) for row in rows])
-    return False
+def runs(cases: Sequence[str], limit: float, seconds: float) -> list[Run]:
+    """Of all cases; the most wanted first."""
+    found = []
+    for case_id in cases:
+        first = original(case_id)
+        ours, theirs, fixed = (
+            Run(name=f"{PART}/{case_id}/{name}", function=function, arguments=(case_id, limit), after=(first.name,))
+            for name, function in (("dynamic", dynamic), ("ort dynamic", theirs_dynamic), ("static", static))
+        )
+        found += [first, ours, theirs, timing(PART, case_id, [ours, theirs], TIMED, seconds), fixed]
+    return found
 
 
-def _rows(found: Case, limit: float, work: Path) -> list[Row]:
-    against, feeds = reference(found), [dict(feed) for feed in found.calibration()]
-    rows = [floating(found, against)]
-    ours = compressor(found, {"name": "dynamic"}, feeds)
-    rows.append(attempt(found, "dynamic", ours, against, work / "dynamic.onnx", limit))
-    rows.append(attempt(found, "ort dynamic", _onnxruntime(found), against, work / "theirs.onnx", limit))
+def shown(cases: Sequence[str], records: Mapping[str, Record]) -> list[Row]:
+    """Print the table."""
+    return show(PART, cases, (*TIMED, "static"), records)
+
+
+def dynamic(case_id: str, limit: float, folder: Path) -> Row:
+    """Ours."""
+    return attempted(case_id, "dynamic", _dynamic, limit, folder)
+
+
+def _dynamic(found: Case, target: Path) -> str:
+    return compressed(found, {"name": "dynamic"}, target)
+
+
+def theirs_dynamic(case_id: str, limit: float, folder: Path) -> Row:
+    """onnxruntime's."""
+    return attempted(case_id, "ort dynamic", _onnxruntime, limit, folder)
+
+
+def _onnxruntime(found: Case, target: Path) -> str:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(found.path, target, op_types_to_quantize=OPS, per_channel=True, weight_type=QuantType.QInt8)
+    return ""
+
+
+def static(case_id: str, limit: float, _folder: Path) -> Row:
+    """Fixed ranges."""
+    found = case(case_id)
     if "LSTM" not in {node.op_type for node in load(found.path).graph}:
-        return rows
-    return [*rows, _static(found, feeds, against, limit)]
-
-
-def _static(found: Case, feeds: Sequence[dict[str, np.ndarray]], against: Evaluation, limit: float) -> Row:
-    tell(f"{found.id}: static")
+        return Row(case=case_id, variant="static", note="it has no LSTM")
+    feeds = [dict(feed) for feed in found.calibration()]
     try:
         with at_most(limit):
             evaluation = found.evaluate(static_run(found, feeds))
     except TookTooLongError as error:
-        return Row(variant="static", note=str(error))
-    agreement = found.agreement(evaluation, against)
-    return Row(variant="static", evaluation=evaluation, agreement=agreement, note="ranges of the states are fixed")
-
-
-def _onnxruntime(found: Case) -> Callable[[Path], str]:
-    def make(target: Path) -> str:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(found.path, target, op_types_to_quantize=OPS, per_channel=True, weight_type=QuantType.QInt8)
-        return ""
-
-    return make
+        return Row(case=case_id, variant="static", note=str(error))
+    return judged(found, "static", evaluation, reference(found), "ranges of the states are fixed")
 
 
 # --- ranges that are fixed --------------------------------------------------------------------------------------------

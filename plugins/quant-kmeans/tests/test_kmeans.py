@@ -96,14 +96,14 @@ def test_tables_and_scales_take_no_more_than_their_share_of_the_codes(network, s
 
 
 def test_finer_codebooks_and_what_is_known_of_the_inputs_lose_less(network, samples):
-    exact = compile_plan(network).run(samples[0])["y"]
+    exact = [compile_plan(network).run(feeds)["y"] for feeds in samples]
 
     def noise(**knobs):
         plan = compile_plan(compress(network, samples, **{"centroids": 8, **knobs}).model)
-        return np.mean((plan.run(samples[0])["y"] - exact) ** 2)
+        return np.mean([np.mean((plan.run(feeds)["y"] - y) ** 2) for feeds, y in zip(samples, exact, strict=True)])
 
     assert noise(codebook="channel", **PLAIN) < noise(codebook="tensor", **PLAIN)
-    assert noise(codebook="scaled") < 0.9 * noise(codebook="scaled", **PLAIN)
+    assert noise(codebook="scaled") < 0.95 * noise(codebook="scaled", **PLAIN)
 
 
 def test_the_account_tells_the_size_by_huffmans_code(network, samples):

@@ -29,7 +29,8 @@ from pumice.quantize.weight_matrices import Move, WeightMatrix
 Form = Literal["auto", "dequantize", "nbits"]
 TableType = Literal["float32", "bfloat16", "int8"]
 MS = "com.microsoft"
-LARGEST_FLOAT8, LARGEST_CODE = 448.0, 0x7E
+LEVELS = 255
+"""Of scales in 8 bits."""
 FEWEST_NBITS = 16
 """Least block of MatMulNBits; blocks are powers of two."""
 
@@ -119,7 +120,7 @@ class Shelf:
     # -- codebooks --
 
     def codebook(self, grid: CodebookGrid, codes: NDArray[Any], table_type: TableType) -> None:
-        """As `affine`. Scales are of the table's type; those of an int8 table are float8 multiples of one unit."""
+        """As `affine`. Scales are of the table's type; those of an int8 table are levels, 1 to 255, of one unit."""
         rows, k = codes.shape[0] * codes.shape[1], codes.shape[2]
         table, shared = self._table(grid, table_type), grid.table.size == grid.entries
         if self.matrix.op == "Gather" and shared:
@@ -166,8 +167,8 @@ class Shelf:
             return self._stored("scale", single)
         if table_type == "bfloat16":
             return self._cast(self._stored("scale", single.astype(ml_dtypes.bfloat16)), ir.DataType.FLOAT)
-        multiples, unit = narrow_scales(scale)
-        real = self._cast(self._stored("scale", multiples), ir.DataType.FLOAT)
+        levels, unit = scale_levels(scale)
+        real = self._cast(self._stored("scale", levels), ir.DataType.FLOAT)
         return self._node("Mul", [real, self._stored("unit", unit)], "scales")
 
     # -- narrow floating point --
@@ -263,17 +264,10 @@ class Shelf:
         return made.outputs[0]
 
 
-def narrow_scales(scale: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Scales as float8 (E4M3) multiples of a unit, rounded up, so that no weight leaves its range.
-
-    Their steps are 6 to 12 % over fifteen octaves: an output far quieter than the others keeps its precision.
-    """
-    unit = np.asarray(scale.max() / LARGEST_FLOAT8, np.float32)
-    wanted = scale / unit * (1.0 - 1e-3)  # what is stored already is kept as it is
-    codes = wanted.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-    below = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64) < wanted
-    codes = np.clip(codes + below, 1, LARGEST_CODE).astype(np.uint8)
-    return codes.view(ml_dtypes.float8_e4m3fn), unit
+def scale_levels(scale: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Scales as multiples of a unit, 1 to 255, rounded up, so that no weight leaves its range."""
+    unit = np.asarray(scale.max() / LEVELS, np.float32)
+    return np.clip(np.ceil(scale / unit - 1e-3), 1, LEVELS).astype(np.uint8), unit
 
 
 def _rows_of(shape: Sequence[int], rows: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from pumice.quantize.error_feedback import codes_with_feedback, output_error
 from pumice.quantize.grids import CodebookGrid, in_blocks
 from pumice.quantize.output_gradients import output_gradients
 from pumice.quantize.parameters import SMALLEST_SCALE
-from pumice.quantize.storage import narrow_scales
+from pumice.quantize.storage import scale_levels
 from pumice.quantize.weight_matrices import WeightMatrix, moved, weight_matrices
 from pumice.quantize.weight_only import Rounded
 from pumice_quant_kmeans.clustering import clustered, exact_centroids
@@ -182,8 +182,8 @@ def _peaks(weights: Array) -> Array:
     """The largest magnitude of each row, as float32 holds it, (groups, outputs, 1); rows of zeros take the least."""
     peaks = np.abs(weights).max(axis=2, keepdims=True).astype(np.float32)
     usable = peaks >= SMALLEST_SCALE
-    least = peaks.min(where=usable, initial=peaks.max() if usable.any() else 1.0)
-    return np.where(usable, peaks, least).astype(np.float64)
+    least = float(peaks.min(where=usable, initial=peaks.max() if usable.any() else 1.0))
+    return np.where(usable, peaks.astype(np.float64), least)
 
 
 def _held(scale: Array, table_type: str) -> Array:
@@ -192,15 +192,15 @@ def _held(scale: Array, table_type: str) -> Array:
         return _as("float32", scale)
     if table_type != "int8":
         return _as(table_type, scale)
-    multiples, unit = narrow_scales(scale)
-    return multiples.astype(np.float64) * float(unit)
+    levels, unit = scale_levels(scale)
+    return levels * unit.astype(np.float64)
 
 
 def _as(table_type: str, numbers: Array) -> Array:
     import ml_dtypes
 
     dtype = np.float32 if table_type == "float32" else ml_dtypes.bfloat16
-    return numbers.astype(dtype).astype(np.float64)
+    return np.asarray(numbers.astype(dtype), np.float64)
 
 
 def _block_rows(normal: Array, loud: Array | None, block: int) -> tuple[Array, Array | None]:

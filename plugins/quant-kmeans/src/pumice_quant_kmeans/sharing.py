@@ -99,7 +99,7 @@ def _ways(matrix: WeightMatrix, entries: int, number: int, seed: int) -> list[Wa
 
 
 def _noise(rows: NDArray[Any], codebook: str, entries: int, seed: int) -> float:
-    """Of the nearest values, relative to each row's weights, on average."""
+    """Of the nearest values, relative to each row's weights, on average; a row that is lost counts 1."""
     power = np.square(rows).sum(axis=1)
     scale = np.ones((len(rows), 1)) if codebook == "tensor" else np.abs(rows).max(axis=1, keepdims=True)
     scale = np.where(scale > 0, scale, 1.0)
@@ -108,4 +108,4 @@ def _noise(rows: NDArray[Any], codebook: str, entries: int, seed: int) -> float:
     middles = (tables[:, 1:] + tables[:, :-1]) / 2.0
     codes = np.stack([np.searchsorted(middle, row) for middle, row in zip(middles, sets, strict=True)])
     lost = (sets - np.take_along_axis(tables, codes, axis=1)).reshape(rows.shape) * scale
-    return float(np.mean(np.square(lost).sum(axis=1) / np.where(power > 0, power, 1.0)))
+    return float(np.mean(np.minimum(np.square(lost).sum(axis=1) / np.where(power > 0, power, 1.0), 1.0)))
