@@ -1,7 +1,7 @@
 """The search against defaults: what `pumice auto` finds within some minutes, and what others make of the same model.
 
     python benchmarks/bench_search.py [--quick] [--json FILE] [--only ID;ID] [--minutes 20]
-        [--without PEER;PEER] [--keep FOLDER]
+        [--without PEER;PEER] [--keep FOLDER] [--studies FOLDER]
 
 Every question may lose one point of accuracy, or 1% of fidelity where the user has no labels (`search_cases`); some ask
 for a tenth of the size besides, with pruning allowed. A row is one file: the metric with its 95% interval on the case's
@@ -26,7 +26,7 @@ import numpy as np
 from measuring import Latency, interleaved_latency
 from models import Evaluation, onnxruntime_run, reference
 from search_cases import QUESTIONS, Data, Question, data_of
-from search_cases.peers import MAKERS, OLIVE, NotRunError, made
+from search_cases.peers import MAKERS, NotRunError, made
 from tables import Table, measurement, write_json
 
 from pumice.measure import interleaved_latency as calls_in_turn
@@ -91,13 +91,15 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="The search against defaults, onnxruntime and NNCF.")
+    parser = argparse.ArgumentParser(description="The search against defaults, onnxruntime, NNCF and Olive.")
     parser.add_argument("--quick", action="store_true", help="half a minute a question, few data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON, question by question")
     parser.add_argument("--only", type=_names, metavar="ID;ID", help="these questions only")
     parser.add_argument("--minutes", type=float, help="for each search")
     parser.add_argument("--without", type=_names, default=[], metavar="PEER;PEER", help="rivals to leave out")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep models, recipes and reports there")
+    resumable = "keep the trials there: a search that was stopped goes on"
+    parser.add_argument("--studies", type=Path, metavar="FOLDER", help=resumable)
     return parser
 
 
@@ -116,26 +118,29 @@ def _answer(
         folder = Path(temporary)
         np.savez(folder / "data.npz", **data)
         _tell(f"{question.id}: search")
-        limits = {**question.limits, "budget": minutes, "study": str(folder / "study")}
-        found = search(question.case.path, data, limits)
+        study = (arguments.studies or folder) / _slug(question)
+        found = search(question.case.path, data, {**question.limits, "budget": minutes, "study": str(study)})
         _tell(f"{question.id}: peers")
-        files = [Row(variant=FLOAT, path=question.case.path), _won(found, folder)]
+        files = [Row(variant=FLOAT, path=question.case.path), _won(found, study)]
         for name, maker in MAKERS.items():
             if name not in arguments.without:
                 files.append(_made(name, maker, question, data, folder))
         _tell(f"{question.id}: judging")
         rows = _timed([_judged(question, row) for row in files], question, arguments.quick)
-        rows.append(Row(variant="Olive", note=OLIVE))
         _show(question, found, rows, table, record)
         if arguments.keep:
             _keep(question, found, arguments.keep)
 
 
-def _won(found: Found, folder: Path) -> Row:
+def _slug(question: Question) -> str:
+    return question.id.replace(", ", "-").replace(" ", "-")
+
+
+def _won(found: Found, study: Path) -> Row:
     winner = found.verdict.winner
     if winner is None:
         return Row(variant=WINNER, note=found.verdict.sentence())
-    return Row(variant=WINNER, path=folder / "study" / "models" / winner.trial.model, note=winner.trial.shape)
+    return Row(variant=WINNER, path=study / "models" / winner.trial.model, note=winner.trial.shape)
 
 
 def _made(name: str, maker: Any, question: Question, data: Data, folder: Path) -> Row:
@@ -281,7 +286,7 @@ def _keep(question: Question, found: Found, folder: Path) -> None:
     """The winner's recipe, run once more with its whole account, as `pumice auto` does."""
     import pumice
 
-    name = question.id.replace(", ", "-").replace(" ", "-")
+    name = _slug(question)
     folder.mkdir(parents=True, exist_ok=True)
     if found.recipe is None:
         (folder / f"{name}.txt").write_text(found.summary())

@@ -91,7 +91,8 @@ class Float:
     def check(self, value: Any) -> str | None:
         if isinstance(value, float) and math.isfinite(value) and self.low <= value <= self.high:
             return None
-        return f"must be a number from {self.low:g} to {self.high:g}"
+        units = f", alone or with {' or '.join(unit for unit, _ in self.units)} behind it" if self.units else ""
+        return f"must be a number from {self.low:g} to {self.high:g}{units}"
 
     def parse(self, text: str) -> Any:
         for unit, factor in self.units:

@@ -10,10 +10,13 @@ import pytest
 from pumice.errors import PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
+from pumice.registry import registry
 from pumice.search import application, laboratory, search
 from pumice.search.laboratory import Evidence, Laboratory
+from pumice.search.openings import singles
 from pumice.search.study import Study
 from pumice.steps import Auto, Quantize
+from pumice.strategy import Searcher
 from pumice.testing.models import random_feeds, tiny_cnn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -99,6 +102,8 @@ def test_a_search_that_was_stopped_goes_on(problem, tmp_path):
     assert [t.recipe for t in second.trials[:2]] == [t.recipe for t in first.trials]
     assert [t.figures for t in second.trials[:2]] == [t.figures for t in first.trials]
     assert len(second.trials) == 3
+    assert second.earlier == 2
+    assert second.overhead == pytest.approx(1.0 - second.trials[2].seconds / second.seconds)
 
 
 def test_two_workers_search_as_one_does(problem):
@@ -111,6 +116,11 @@ def test_data_in_memory_cannot_travel_to_workers(problem):
     samples = [FeedsThatStay(feed) for feed in random_feeds(300, size=1)]
     with pytest.raises(PumiceError, match="cannot travel to other workers"):
         search(problem[0], samples, {**LIMITS, "workers": 2})
+
+
+def test_an_executor_that_there_is_not_is_refused(problem):
+    with pytest.raises(PumiceError, match="no executor 'cluster': write processes, or dask://HOST:PORT"):
+        search(*problem, {**LIMITS, "executor": "cluster"})
 
 
 def test_a_search_without_an_end_is_refused(problem):
@@ -126,7 +136,21 @@ def test_a_plugin_that_breaks_costs_its_trial_and_no_more(problem, monkeypatch):
     found = search(*problem, {**LIMITS, "trials": 2})
     assert {t.state for t in found.trials} == {"failed"}
     assert "ZeroDivisionError: a plugin's defect" in found.trials[0].reason
-    assert found.verdict.sentence() == "no recipe meets the limits: none could be measured"
+    assert found.verdict.sentence().startswith("no recipe meets the limits: none could be measured; trial 1 (quantize")
+    assert found.verdict.sentence().endswith("ZeroDivisionError: a plugin's defect")
+    assert "front" not in found.summary()
+
+
+def test_a_searcher_that_breaks_ends_the_search_and_costs_nothing_that_was_found(problem, monkeypatch):
+    def broken(self, space, history):
+        raise ModuleNotFoundError("No module named 'optuna'")
+
+    monkeypatch.setattr(application, "singles", lambda space: singles(space)[:1])
+    monkeypatch.setattr(application.Ladder, "of", lambda *_: None)
+    monkeypatch.setattr(registry().get(Searcher, "random"), "propose", broken)
+    found = search(*problem, LIMITS)
+    assert found.verdict.winner.trial.number == len(found.trials) == 1
+    assert "searcher 'random' broke and proposed no more: ModuleNotFoundError" in found.summary()
 
 
 def slow(self, model, context):
@@ -163,6 +187,21 @@ def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(prob
     assert first.recipe == second.recipe
 
 
+def test_noise_of_the_timings_does_not_choose_the_winner(problem, monkeypatch):
+    timed = Laboratory._timed
+
+    def noisy(self, path, data):
+        figures, noise = timed(self, path, data), rng.uniform(0.985, 1.015)
+        return attrs.evolve(figures, speedup=noise, latency=1.0 / noise)
+
+    winners = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        monkeypatch.setattr(Laboratory, "_timed", noisy)
+        winners.append(search(*problem, LIMITS).recipe)
+    assert winners[0] == winners[1] == winners[2]
+
+
 def test_what_is_plainly_too_inaccurate_is_stopped_before_it_is_timed(problem, monkeypatch):
     monkeypatch.setattr(Laboratory, "_drop", lambda self, model, limit, progress: (0.5, 0.4, 0.6, limit))
     monkeypatch.setattr(Laboratory, "_timed", None)
@@ -190,6 +229,19 @@ def test_every_limit_is_a_flag_that_takes_its_unit():
         "budget": 30.0,
         "memory": 1500.0,
     } == attrs.asdict(Auto(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "said"),
+    [
+        ("latency", "5 apples", "alone or with ms or s behind it"),
+        ("max_drop", "1 point", "alone or with % behind it"),
+        ("budget", "soon", "alone or with min or h or s behind it"),
+    ],
+)
+def test_a_unit_that_there_is_not_names_those_that_there_are(name, typed, said):
+    knob = Auto.knobs()[name]
+    assert said in knob.domain.check(knob.parse(typed))
 
 
 def test_a_verdict_on_few_samples_does_not_claim_that_they_were_unseen(problem):

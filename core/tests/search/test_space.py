@@ -47,6 +47,14 @@ def test_what_the_limits_set_is_not_asked_for():
     assert found.recipe["step"][0]["ratio"] == 0.25
 
 
+def test_a_narrowed_knob_is_asked_for_in_less_than_it_declares():
+    asked = {}
+    space = attrs.evolve(small_space(), narrowed={("prune", "ratio"): Float(0.1, 0.2)})
+    space.walk(lambda name, domain: asked.setdefault(name, domain) and space.default(("prune",)).values[name])
+    assert asked["prune.ratio"] == Float(0.1, 0.2)
+    assert 0.1 <= space.default(("prune",)).values["prune.ratio"] <= 0.2
+
+
 def test_the_space_holds_whatever_is_installed_and_says_what_it_leaves_out_and_why():
     space = Space.of(tiny_cnn(), HAS, {}, {})
     assert ("quantize",) in space.pipelines

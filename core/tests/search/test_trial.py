@@ -81,6 +81,12 @@ def test_nothing_beats_a_trial_of_the_front_and_something_of_it_beats_every_othe
         assert other in best or any(beats(one, other) or one.figures == other.figures for one in best)
 
 
+def test_what_became_slower_or_larger_is_called_so():
+    worse = attrs.evolve(trial(1).figures, speedup=0.5, compression=0.25)
+    assert worse.gains == "2.00x slower, 4.00x larger"
+    assert attrs.evolve(worse, speedup=2.0, compression=1.0).gains == "2.00x faster, 1.00x smaller"
+
+
 def test_a_trial_survives_being_written_down():
     one = trial(3)
     assert Trial.from_json(one.to_json()) == one

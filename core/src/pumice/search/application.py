@@ -23,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pumice.errors import BudgetExceeded, PumiceError
+from pumice.knobs import Int
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.laboratory import Evidence, Laboratory, number_of
 from pumice.search.machine import computing
-from pumice.search.openings import ORIGIN, Ladder, Opening, singles
+from pumice.search.openings import ORIGIN, Ladder, Opening, most_epochs, singles
+from pumice.search.passes import seconds_of_a_pass
 from pumice.search.space import Proposal, Space
 from pumice.search.study import Study
 from pumice.search.trial import Trial, front
 from pumice.search.verdict import Verdict, judge
 from pumice.search.workers import Workers, workers
-from pumice.steps import Auto, default_searcher
+from pumice.steps import STEPS, Auto, Train, default_searcher
 from pumice.strategy import Need
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 REPEATS = 25
 """Proposals in a row that were tried before: after them the space counts as exhausted."""
-SPARED = 0.05
+SPARED = 0.04
 """Share of the time that is kept for the verdict."""
 SHARE, GENEROUS = 0.5, 4
 """A trial may take this share of the time that is left, or that many times what the quickest took."""
@@ -63,6 +65,8 @@ class Found:
     """What the analysis of the model says."""
     notes: tuple[str, ...]
     seconds: float
+    earlier: int = 0
+    """How many of the trials are of courses before this one."""
 
     @property
     def recipe(self) -> Recipe | None:
@@ -77,7 +81,7 @@ class Found:
     @property
     def overhead(self) -> float:
         """Share of the time that was not spent on trials; above 0 also where trials ran at once."""
-        spent = sum(trial.seconds for trial in self.trials) / self.limits.workers
+        spent = sum(trial.seconds for trial in self.trials[self.earlier :]) / self.limits.workers
         return max(0.0, 1.0 - spent / self.seconds) if self.seconds else 0.0
 
     @property
@@ -91,9 +95,8 @@ class Found:
         shown = [f"  trial {t.number}: {t.told}: {t.shape}" for t in self.front]
         out = [f"left out: {one.kind} '{one.name}': {one.reason}" for one in self.space.left_out]
         verdict = self.verdict.sentence()
-        return "\n".join(
-            [f"{verdict[:1].upper()}{verdict[1:]}", f"trials: {self.tally}", "front:", *shown, *self.notes, *out]
-        )
+        front = ["front:", *shown] if shown else []
+        return "\n".join([f"{verdict[:1].upper()}{verdict[1:]}", f"trials: {self.tally}", *front, *self.notes, *out])
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines."""
@@ -169,17 +172,20 @@ def search(
         chosen = choose_metrics(original, evidence.search, metrics)
         told = tuple({"name": metric.name, **metric.settings()} for metric in chosen.metrics)
         laboratory = attrs.evolve(laboratory, metrics=told)
-        space = _space(original, evidence, limits)
+        pass_seconds, untrained = _training_speed(original, evidence)
+        space = _space(original, evidence, limits, pass_seconds, untrained)
         if not space.pipelines:
             reasons = "; ".join(f"{one.kind} '{one.name}': {one.reason}" for one in space.left_out)
             raise PumiceError(f"nothing that is installed can compress this model: {reasons}")
         study = Study.open(folder, _question(laboratory))
         analysis = analyse(original, next(iter(evidence.search.samples([0]))).feeds)
-        ladder = Ladder.of(space, original, limits, evidence.training.count(), analysis.macs)
-        deadline = began + 60.0 * limits.budget * (1.0 - SPARED) if limits.budget else float("inf")
+        ladder = Ladder.of(space, original, limits, evidence.training.count(), pass_seconds)
+        end = began + 60.0 * limits.budget if limits.budget else float("inf")
+        deadline = end - 60.0 * limits.budget * SPARED
         with workers(laboratory) as pool:
-            trials = _Loop(limits, space, study, pool, ladder, deadline, began, progress).run()
-        verdict = judge(trials, laboratory)
+            loop = _Loop(limits, space, study, pool, ladder, deadline, began, progress)
+            trials = loop.run()
+        verdict = judge(trials, laboratory, end)
         _forget_models(folder, verdict, trials)
     return Found(
         limits=limits,
@@ -187,8 +193,9 @@ def search(
         trials=tuple(trials),
         space=space,
         advice=analysis.advice,
-        notes=(*evidence.notes, *chosen.notes),
+        notes=(*evidence.notes, *chosen.notes, *loop.trouble),
         seconds=time.perf_counter() - began,
+        earlier=loop.earlier,
     )
 
 
@@ -260,15 +267,33 @@ def _folder(limits: Auto) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _space(model: ir.Model, evidence: Evidence, limits: Auto) -> Space:
+def _training_speed(model: ir.Model, evidence: Evidence) -> tuple[float, str]:
+    """Seconds of training on all samples once; infinite, and why, where the model cannot be trained."""
+    try:
+        return seconds_of_a_pass(model, evidence.training), ""
+    except PumiceError as error:
+        return float("inf"), str(error)
+
+
+def _space(model: ir.Model, evidence: Evidence, limits: Auto, pass_seconds: float, untrained: str) -> Space:
+    """What can be tried; trainings with as many passes as the budget has room for."""
     has = {Need.CALIBRATION, Need.GRADIENTS, Need.TEACHER, Need.TRAINING}
-    refuse = {}
+    trainings = {name: step for name, step in STEPS.items() if issubclass(step, Train)}
+    epochs = most_epochs(limits, evidence.training.count(), pass_seconds)
+    refuse, narrowed = {}, {}
+    for name, step in trainings.items():
+        domain = step.knobs()["epochs"].searched(step)
+        assert isinstance(domain, Int)
+        if untrained or not epochs:
+            told = f"one pass over the data takes {pass_seconds:.0f} s, too long for a budget of {limits.budget:g} min"
+            refuse[name] = untrained or told
+        narrowed[name, "epochs"] = attrs.evolve(domain, high=max(domain.low, min(domain.high, epochs)))
     if evidence.training.labelled:
         has.add(Need.LABELS)
     else:
         refuse["train"] = "it needs labels"
     fixed = {("quantize", "max_drop"): limits.max_drop}
-    return Space.of(model, frozenset(has), fixed, refuse)
+    return Space.of(model, frozenset(has), fixed, refuse, narrowed)
 
 
 def _question(laboratory: Laboratory) -> dict[str, Any]:
@@ -307,10 +332,14 @@ class _Loop:
     history: list[Trial] = attrs.field(factory=list)
     tried: dict[str, Trial] = attrs.field(factory=dict)
     repeats: int = 0
+    earlier: int = 0
+    trouble: set[str] = attrs.field(factory=set)
+    """Why there were no more proposals, where a searcher broke."""
 
     def run(self) -> list[Trial]:
         """All trials, those of an earlier course included."""
         self.history.extend(self.study.trials())
+        self.earlier = len(self.history)
         self.tried.update({_key(trial): trial for trial in self.history if trial.state not in ("late", "repeated")})
         waiting = deque(singles(self.space))
         pending: dict[Future[Trial], Trial] = {}
@@ -358,8 +387,12 @@ class _Loop:
             return f"{ORIGIN}{opening.reason}", opening.proposal
         searcher = self.limits.searcher
         assert searcher is not None
-        with computing():
-            return searcher.name, searcher.propose(self.space, trials)
+        try:
+            with computing():
+                return searcher.name, searcher.propose(self.space, trials)
+        except Exception as error:  # a plugin's defect must not cost what has been found
+            self.trouble.add(f"searcher '{searcher.name}' broke and proposed no more: {type(error).__name__}: {error}")
+            return searcher.name, None
 
     def opening(self, waiting: deque[Opening], trials: Sequence[Trial]) -> Opening | None:
         """The next one that is new, from the two courses in turn."""

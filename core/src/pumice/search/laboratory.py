@@ -340,7 +340,7 @@ class Evidence:
         if unseen.count() >= FEWEST_TO_HALVE:
             search, held_out = unseen.split(unseen.count() // 2)
         else:
-            notes.append(f"only {unseen.count()} samples measure accuracy: the verdict is on those of the search")
+            notes.append(f"too few samples ({unseen.count()}) to hold any back: the verdict is on those of the search")
         return cls(
             calibration={False: plain, True: trained.calibration},
             training=trained.training,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -60,6 +61,8 @@ class Space:
     """Those that take part, by kind, in the order of their names."""
     fixed: Mapping[tuple[str, str], Any]
     """Knobs of steps that the search sets and does not vary, by step and name."""
+    narrowed: Mapping[tuple[str, str], Domain] = attrs.field(factory=dict)
+    """Domains of knobs of steps that the search varies over less than they declare."""
     left_out: tuple[LeftOut, ...] = ()
 
     @classmethod
@@ -69,6 +72,7 @@ class Space:
         has: frozenset[Need],
         fixed: Mapping[tuple[str, str], Any],
         refuse: Mapping[str, str],
+        narrowed: Mapping[tuple[str, str], Domain] = MappingProxyType({}),
     ) -> Space:
         """The space for a model.
 
@@ -77,6 +81,7 @@ class Space:
             has: what the run can give to a strategy.
             fixed: values of knobs of steps that do not vary.
             refuse: steps that take no part, and why.
+            narrowed: domains of knobs of steps that vary over less than they declare.
         """
         left_out = [LeftOut(kind="step", name=name, reason=reason) for name, reason in refuse.items()]
         strategies: dict[str, tuple[type[Strategy], ...]] = {}
@@ -96,7 +101,13 @@ class Space:
             else:
                 steps.append(name)
         pipelines = tuple(_pipelines(steps))
-        return cls(pipelines=pipelines, strategies=strategies, fixed=fixed, left_out=tuple(left_out))
+        return cls(
+            pipelines=pipelines,
+            strategies=strategies,
+            fixed=fixed,
+            narrowed=narrowed,
+            left_out=tuple(left_out),
+        )
 
     def walk(self, choose: Choose) -> Proposal:
         """The proposal to which the answers of `choose(name, domain)` lead."""
@@ -120,7 +131,7 @@ class Space:
             if (strategy.name, name) in self.fixed and issubclass(strategy, Step):
                 found[name] = self.fixed[strategy.name, name]
                 continue
-            domain = knob.searched(strategy)
+            domain = self.narrowed.get((path, name), knob.searched(strategy))
             if isinstance(domain, Use):
                 found[name] = self._strategy(domain.kind, f"{path}.{name}", path, ask)
             elif domain is not None and _matters(knob, strategy, found):
@@ -142,12 +153,12 @@ class Space:
         return self.walk(choose)
 
     def alternatives(self, step: str) -> list[dict[str, str]]:
-        """What a step may put to work: one choice for each of its strategies, by the walk's names."""
+        """What a step may put to work, the undemanding first: one choice for each strategy, by the walk's names."""
         found: list[dict[str, str]] = [{}]
         for name, knob in STEPS[step].knobs().items():
             domain = knob.searched(STEPS[step])
             if isinstance(domain, Use):
-                takers = self.strategies[domain.kind]
+                takers = sorted(self.strategies[domain.kind], key=lambda strategy: len(strategy.needs))
                 found = [{**one, f"{step}.{name}": taker.name} for one in found for taker in takers]
         return found
 

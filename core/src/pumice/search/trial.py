@@ -43,6 +43,16 @@ class Figures:
     """Peak bytes, where there is a limit on them."""
     samples: int = 0
 
+    @property
+    def cautious_drop(self) -> float:
+        """The drop and one standard error."""
+        return self.drop + (self.high - self.drop) / 1.96
+
+    @property
+    def gains(self) -> str:
+        """Speed and size in words."""
+        return f"{_times(self.speedup, 'faster', 'slower')}, {_times(self.compression, 'smaller', 'larger')}"
+
 
 @attrs.frozen(kw_only=True)
 class Trial:
@@ -83,7 +93,7 @@ class Trial:
         if self.figures is None:
             return self.reason
         found = self.figures
-        return f"loses {found.drop:.4f}, {found.speedup:.2f}x faster, {found.compression:.2f}x smaller"
+        return f"loses {found.drop:.4f}, {found.gains}"
 
     @property
     def feasible(self) -> bool:
@@ -132,12 +142,17 @@ def broken_limits(limits: Auto, figures: Figures) -> list[str]:
     if limits.latency and figures.latency > limits.latency:
         said.append(f"takes {figures.latency:.3g} ms where {limits.latency:g} ms is allowed")
     if limits.speedup and figures.speedup < limits.speedup:
-        said.append(f"is {figures.speedup:.2f}x faster where {limits.speedup:g}x is asked")
+        said.append(f"is {_times(figures.speedup, 'faster', 'slower')} where {limits.speedup:g}x is asked")
     if limits.size and figures.compression < limits.size:
-        said.append(f"is {figures.compression:.2f}x smaller where {limits.size:g}x is asked")
+        said.append(f"is {_times(figures.compression, 'smaller', 'larger')} where {limits.size:g}x is asked")
     if limits.memory and (figures.memory or 0) > limits.memory * 1e6:
         said.append(f"needs {(figures.memory or 0) / 1e6:.3g} MB where {limits.memory:g} MB is allowed")
     return said
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    """A ratio in words: 2.00x faster, or, below 1, 2.00x slower."""
+    return f"{ratio:.2f}x {more}" if ratio >= 1.0 else f"{1.0 / ratio:.2f}x {less}"
 
 
 def front(trials: Iterable[Trial]) -> list[Trial]:

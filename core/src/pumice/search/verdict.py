@@ -4,16 +4,30 @@ A search that tries many recipes finds some that do well on its data by chance. 
 scored on held-out samples; the p values of McNemar's test against the original are corrected for their number (Holm,
 1979); and the winner is the best of those that keep every limit there. If none does, that is the answer, with the
 nearest.
+
+A drop is an estimate, and a search climbs to where it just keeps its limit; half of what it finds there would break it
+on other data. So half of the candidates keep the limit with a standard error to spare, and if any of them does so on
+the held-out samples too, the winner is one of these.
+
+What is close in cost is settled by what no clock has a part in: of all that keep the limits and come within
+`RESOLUTION` of the least cost, the smallest file wins, then the recipe that was tried first. So a timing that falls
+out a little otherwise leads to the same winner.
+
+The verdict has a time. Once it is over, and something keeps the limits, the candidates that are left are not measured;
+and where none does, those that kept them in the search follow until one does here.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
-from pumice.search.trial import Figures, Trial, broken_limits, cost, front, violation
+from pumice.search.trial import RESOLUTION, Figures, Trial, broken_limits, cost, front, violation
 
 if TYPE_CHECKING:
     from pumice.search.laboratory import Laboratory
@@ -32,6 +46,11 @@ class Verified:
     broken: tuple[str, ...]
     """The limits it does not keep there."""
     rank: tuple[float, float, int]
+    """Violation of the limits, cost, and number of the trial."""
+
+    @property
+    def cost(self) -> float:
+        return self.rank[1]
 
 
 @attrs.frozen(kw_only=True)
@@ -44,6 +63,8 @@ class Verdict:
     verified: tuple[Verified, ...]
     unseen: bool
     """Whether they were measured on data that the search did not see; few data are not divided."""
+    trouble: str = ""
+    """Why nothing could be measured: what the first trial says."""
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
@@ -51,57 +72,79 @@ class Verdict:
             figures = self.winner.figures
             seen = "that the search did not see" if self.unseen else "that the search saw too"
             return (
-                f"the winner is trial {self.winner.trial.number}: {figures.speedup:.2f}x faster, "
-                f"{figures.compression:.2f}x smaller, loses {figures.drop:.4f} "
-                f"[{figures.low:.4f}, {figures.high:.4f}] on {figures.samples} samples {seen} "
+                f"the winner is trial {self.winner.trial.number}: {figures.gains}, loses {figures.drop:.4f} "
+                f"[{figures.low:.4f}, {figures.high:.4f}] on {_counted(figures.samples)} {seen} "
                 f"(p = {self.winner.p:.2g}, corrected for {len(self.verified)} candidates)"
             )
         if self.nearest is None:
-            return "no recipe meets the limits: none could be measured"
+            return f"no recipe meets the limits: none could be measured{self.trouble}"
         return (
             f"no recipe meets the limits; the nearest, trial {self.nearest.trial.number}, "
             f"{' and '.join(self.nearest.broken)}"
         )
 
 
-def judge(trials: Sequence[Trial], laboratory: Laboratory) -> Verdict:
-    """Measure the best candidates again and choose."""
+def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.inf) -> Verdict:
+    """Measure the best candidates again and choose.
+
+    Args:
+        trials: all of the search.
+        laboratory: where they were measured.
+        until: when to be done (`time.perf_counter`).
+    """
     verified: list[Verified] = []
-    ps: list[float] = []
-    for trial in candidates(trials):
-        figures, p = laboratory.verify(trial)
-        limits = laboratory.limits
-        ps.append(p)
-        verified.append(
-            Verified(
-                trial=trial,
-                figures=figures,
-                p=p,
-                broken=tuple(broken_limits(limits, figures)),
-                rank=(violation(limits, figures), cost(limits, figures), trial.number),
-            )
-        )
-    corrected = [attrs.evolve(one, p=p) for one, p in zip(verified, holm(ps), strict=True)]
-    ranked = sorted(corrected, key=lambda one: one.rank)
-    best = ranked[0] if ranked else None
-    kept = best is not None and not best.broken
+    for trial in candidates(trials, laboratory.limits.max_drop):
+        enough = len(verified) >= CANDIDATES or time.perf_counter() > until
+        if enough and verified and (not trial.feasible or any(not one.broken for one in verified)):
+            break
+        verified.append(_verified(trial, laboratory))
+    ps = holm([one.p for one in verified])
+    ranked = sorted((attrs.evolve(one, p=p) for one, p in zip(verified, ps, strict=True)), key=lambda one: one.rank)
+    kept = [one for one in ranked if not one.broken]
+    certain = [one for one in kept if one.figures.cautious_drop <= laboratory.limits.max_drop]
+    winner = best_of(certain or kept)
     return Verdict(
-        winner=best if kept else None,
-        nearest=None if kept else best,
+        winner=winner,
+        nearest=ranked[0] if ranked and winner is None else None,
         verified=tuple(ranked),
         unseen=laboratory.evidence.held_out is not laboratory.evidence.search,
+        trouble="" if verified else _trouble(trials),
     )
 
 
-def candidates(trials: Sequence[Trial]) -> list[Trial]:
-    """The best by rank, and the most accurate of the front, each model once."""
+def best_of(kept: Sequence[Verified]) -> Verified | None:
+    """The winner among candidates that keep every limit."""
+    least = min((one.cost for one in kept), default=0.0)
+    equals = [one for one in kept if one.cost <= least + RESOLUTION]
+    return min(equals, key=lambda one: (one.figures.file_bytes, one.trial.number), default=None)
+
+
+def _trouble(trials: Sequence[Trial]) -> str:
+    return next((f"; trial {one.number} ({one.shape}): {one.reason}" for one in trials if one.reason), "")
+
+
+def _counted(samples: int) -> str:
+    return f"{samples} sample{'' if samples == 1 else 's'}"
+
+
+def _verified(trial: Trial, laboratory: Laboratory) -> Verified:
+    figures, p = laboratory.verify(trial)
+    limits = laboratory.limits
+    broken = tuple(broken_limits(limits, figures))
+    rank = violation(limits, figures), cost(limits, figures), trial.number
+    return Verified(trial=trial, figures=figures, p=p, broken=broken, rank=rank)
+
+
+def candidates(trials: Sequence[Trial], max_drop: float) -> list[Trial]:
+    """Each model once: the best that keep the limits and are certain of it, in turn with the best of all.
+
+    Among the first `CANDIDATES` is the most accurate of the front.
+    """
     measured = sorted((t for t in trials if t.state == "measured"), key=lambda t: t.rank)
-    safe = front(measured)[:1]
-    chosen: dict[str, Trial] = {}
-    for trial in [*measured[: CANDIDATES - 1], *safe, *measured[CANDIDATES - 1 :]]:
-        if len(chosen) < CANDIDATES:
-            chosen.setdefault(trial.model, trial)
-    return list(chosen.values())
+    certain = [t for t in measured if t.feasible and t.figures and t.figures.cautious_drop <= max_drop]
+    in_turn = {t.model: t for pair in itertools.zip_longest(certain, measured) for t in pair if t is not None}
+    first, others = itertools.islice(in_turn.values(), CANDIDATES - 1), in_turn.values()
+    return list({t.model: t for t in [*first, *front(measured)[:1], *others]}.values())
 
 
 def holm(ps: Sequence[float]) -> list[float]:

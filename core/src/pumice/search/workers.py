@@ -28,7 +28,7 @@ from pumice.search.trial import Trial
 if TYPE_CHECKING:
     from distributed import Client
 
-DASK = "dask://"
+HERE, DASK = "processes", "dask://"
 ANSWERS_WITHIN = 10
 """Seconds in which a scheduler must answer."""
 
@@ -71,6 +71,8 @@ def workers(laboratory: Laboratory) -> Iterator[Workers]:
         PumiceError: there is no such executor, or the data cannot travel to it.
     """
     asked, count = laboratory.limits.executor, laboratory.limits.workers
+    if asked != HERE and not asked.startswith(DASK):
+        raise PumiceError(f"there is no executor '{asked}': write {HERE}, or {DASK}HOST:PORT")
     if asked.startswith(DASK):
         with _cluster(laboratory, asked.removeprefix(DASK)) as client:
             run = _travelling(laboratory)

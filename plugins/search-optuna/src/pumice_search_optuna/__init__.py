@@ -94,7 +94,7 @@ def _asked(space: Space, history: Sequence[Trial], sampler: Any, objectives: int
 def _tell(study: optuna.Study, trial: Trial, domains: dict[str, Domain], objectives: int) -> None:
     from optuna.trial import TrialState, create_trial
 
-    values = {name: value for name, value in trial.values.items() if name in domains}
+    values = {n: value for n, value in trial.values.items() if n in domains and domains[n].check(value) is None}
     if not values:
         return
     running = trial.state == "running"
