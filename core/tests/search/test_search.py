@@ -11,7 +11,7 @@ from pumice.errors import PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
 from pumice.registry import registry
-from pumice.search import application, laboratory, search
+from pumice.search import application, laboratory, openings, passes, search
 from pumice.search.laboratory import Evidence, Laboratory
 from pumice.search.openings import singles
 from pumice.search.study import Study
@@ -179,7 +179,10 @@ def test_what_was_too_late_is_tried_again_when_there_is_more_time(problem, tmp_p
     assert ("measured", first.values) in [(trial.state, trial.values) for trial in others]
 
 
-def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem):
+def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem, monkeypatch):
+    monkeypatch.setattr(application, "singles", lambda space: singles(space)[:2])
+    monkeypatch.setattr(openings, "CLOSE", 1.0)  # a ladder of few rungs
+    monkeypatch.setattr(passes, "REPAIR_STEPS", 20)
     limits = {**LIMITS, "trials": 11, "goal": "size", "searcher": "tpe"}
     first, second = (search(*problem, limits) for _ in range(2))
     assert [trial.recipe for trial in first.trials] == [trial.recipe for trial in second.trials]
