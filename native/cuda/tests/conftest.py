@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pumice.ops.matmul import MULTIPLIERS
-from pumice.train.optimizers import FUSED
+from pumice.ops.updates import FUSED
 from pumice_cuda import device
 
 collect_ignore = [] if device.unavailable() is None else ["gpu"]

@@ -13,7 +13,7 @@ are in place. Gradients may first be clipped to a common Euclidean norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -21,16 +21,12 @@ import numpy as np
 
 from pumice.ops.dtypes import wide
 from pumice.ops.gradient import namespace, zeros
+from pumice.ops.updates import FINITE, FUSED
 from pumice.train.parameters import Parameters
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lamb")
 _EPSILON = 1e-8
 _BLOCK = 1 << 16
-FUSED: dict[str, Callable[..., object]] = {}
-"""By namespace, what moves w, p and q in place by adam or adamw in one pass: `fused(w, g, p, q, **numbers)`, which
-returns NotImplemented for arrays that it does not take."""
-FINITE: dict[str, Callable[[Any], bool]] = {}
-"""By namespace, a quicker way to tell whether all elements of an array are finite."""
 PATIENCE = 1000
 """Good steps after which the loss scale is doubled."""
 

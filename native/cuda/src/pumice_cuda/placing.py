@@ -25,7 +25,7 @@ import numpy as np
 from pumice.errors import DataError
 from pumice.ops.matmul import MULTIPLIERS
 from pumice.ops.record import Array, Forward, Node, Op, Outputs, Vjp
-from pumice.train.optimizers import FUSED
+from pumice.ops.updates import FUSED
 from pumice_cuda import blas, device, updates
 from pumice_cuda.transfers import RecordedCopy, is_movable, on_device, to_device, to_host
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pumice.ops.record import Array, Kernel, Node, Outputs
+from pumice.ops.updates import FINITE, FUSED
 from pumice.ops.window import Window
 
 SMALL = 2048
@@ -258,8 +259,6 @@ def _gemm_vjp(node: Node, inputs: Any, outputs: Any, grads: Any, wanted: Any) ->
 
 def updates() -> None:
     """Let the optimizers of core move NumPy arrays in C."""
-    from pumice.train.optimizers import FINITE, FUSED
-
     FUSED["numpy"], FINITE["numpy"] = _adaptive, _is_finite
 
 
