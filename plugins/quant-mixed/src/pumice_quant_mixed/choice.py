@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -178,14 +179,13 @@ def _cheapest_within_budget(
     context: QuantizeContext,
 ) -> Point:
     """By measurement: bisection on the curve, along which noise falls; the last point needs none."""
-    low, high = 0, len(curve) - 1
-    while low < high:
-        middle = (low + high) // 2
-        changed = _tried(model, layers, curve[middle], knobs, context)
+
+    def fits(point: Point) -> bool:
+        changed = _tried(model, layers, point, knobs, context)
         samples = context.samples_with_labels(JUDGED)
-        verdict = judge(model, changed, samples, context.metrics, context.runtime, context.max_drop)
-        low, high = (middle + 1, high) if verdict.exceeded else (low, middle)
-    return curve[low]
+        return not judge(model, changed, samples, context.metrics, context.runtime, context.max_drop).exceeded
+
+    return curve[bisect_left(curve[:-1], True, key=fits)]
 
 
 def _most_exact_in_time(
@@ -196,13 +196,12 @@ def _most_exact_in_time(
     context: QuantizeContext,
 ) -> Point:
     """By measurement: bisection on the curve, along which time grows; the first point if none is quick enough."""
-    low, high = 0, len(curve) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        changed = _tried(model, layers, curve[middle], knobs, context)
-        ours, original = stopwatch(model, changed, context)
-        low, high = (middle, high) if ours <= knobs.latency * original else (low, middle - 1)
-    return curve[low]
+
+    def too_slow(point: Point) -> bool:
+        ours, original = stopwatch(model, _tried(model, layers, point, knobs, context), context)
+        return ours > knobs.latency * original
+
+    return curve[bisect_left(curve[1:], True, key=too_slow)]
 
 
 def _tried(
