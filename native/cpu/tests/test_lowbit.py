@@ -12,7 +12,8 @@ S8_LEVELS = ("scalar", "avx2", "avx512_vnni", "amx", "neon", "neon_dotprod")
 F32_LEVELS = ("scalar", "avx2", "avx512", "neon")
 ROW_LEVELS = ("scalar", "avx2", "avx512", "neon")
 CASES = [(128, 4, 1, 128), (300, 7, 3, 128), (300, 7, 3, None), (64, 1, 1, None), (1000, 33, 9, 32), (1000, 33, 2, 64),
-         (1024, 35, 17, 256), (257, 18, 70, None), (640, 16, 5, 128), (1, 1, 1, None), (129, 17, 4, 128)]  # fmt: skip
+         (1024, 35, 17, 256), (257, 18, 70, None), (640, 16, 5, 128), (1, 1, 1, None), (129, 17, 4, 128),
+         (520, 37, 50, 128)]  # fmt: skip
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 tables = pytest.mark.parametrize("per", ["matrix", "column", "group"])
 

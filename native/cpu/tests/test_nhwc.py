@@ -18,6 +18,8 @@ GEOMETRIES = {
     "strided, odd sizes": (40, 33, 15, 13, 3, 2, 1, 1, 1),
     "strided pointwise": (64, 64, 9, 9, 1, 2, 0, 1, 1),
     "pointwise": (70, 35, 5, 7, 1, 1, 0, 1, 1),
+    "windows overlap": (12, 9, 13, 17, 3, 1, 1, 1, 1),
+    "windows overlap, two panels": (20, 40, 8, 9, 5, 1, 2, 1, 1),
     "dilated": (20, 30, 12, 12, 3, 1, 2, 2, 1),
     "dilated and strided, few channels": (5, 4, 12, 11, 3, 3, 2, 2, 1),
     "depthwise": (33, 33, 9, 10, 3, 1, 1, 1, 33),

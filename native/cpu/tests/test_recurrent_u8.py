@@ -43,7 +43,7 @@ def agree(arrays, **attributes):
 @pytest.mark.parametrize("batch", [1, 4, 17])
 def test_layers_of_any_width(level, gave, rng, hidden, batch):
     agree(inputs(rng, hidden=hidden, batch=batch))
-    gave("lowbit_gates", *LEVELS)
+    gave("recurrent_lstm_u8", *LEVELS)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

@@ -1,4 +1,4 @@
-/* The public matrix products: packing, the split into chunks, the loops around the tile kernels.
+/* The matrix product: the split into chunks, the loops around the tile kernels.
  *
  *   for each chunk (rows x panels)        shared out among the threads
  *     for each block of rows              its part of A stays in the second-level cache, gathered or in place
@@ -8,14 +8,12 @@
  *
  * Where the second-level cache holds B and the kernel is made for it, the two innermost loops are exchanged: a slice of
  * a tile of rows stays in the first-level cache, the panels pass, and results are written row by row. */
-#include "gemm/gemm.h"
-
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "base/numbers.h"
 #include "gemm/pack.h"
+#include "gemm/packed.h"
 #include "pool/pool.h"
 
 enum {
@@ -25,17 +23,7 @@ enum {
     CHUNKS_PER_THREAD = 4,
     TILES_PER_CHUNK = 8,
 };
-static const double LEAST_MACS[] = {1.5e6, 2e6, 6e6}; /* of a chunk, by product: about 20 us */
 static const double LEAST_BYTES = 256 << 10; /* of packed B, of a chunk */
-
-struct pumice_packed {
-    const struct level *level;
-    const struct gemm_kernel *kernel;
-    int product, b_type;
-    int64_t k, n, panels, panel_bytes;
-    int32_t *sums; /* of each column as packed, integer products only */
-    char *data;
-};
 
 struct job {
     const struct pumice_packed *b;
@@ -54,103 +42,6 @@ struct job {
     } gathered[PUMICE_MOST_THREADS]; /* of A, by the last chunk of a worker, whose next one often has the same rows */
     int failed;
 };
-
-const struct gemm_kernel *gemm_kernel_of(const struct level *level, int product) {
-    switch (product) {
-    case PUMICE_FLOAT: return RUN(level, gemm_float)();
-    case PUMICE_BFLOAT: return RUN(level, gemm_bfloat)();
-    default: return RUN(level, gemm_integer)();
-    }
-}
-
-/* --- packing ------------------------------------------------------------------------------------------------------ */
-
-struct packing {
-    struct pumice_packed *packed;
-    const struct pumice_matrix *b;
-};
-
-static void pack_chunk(void *context, int64_t panel, int worker) {
-    const struct packing *p = context;
-    struct pumice_packed *packed = p->packed;
-    int32_t *sums = packed->sums ? packed->sums + panel * packed->kernel->columns : NULL;
-    gemm_pack_panel(packed->kernel, p->b, panel, packed->data + panel * packed->panel_bytes, sums);
-}
-
-static int fits(int product, int type) {
-    int bytes = type == PUMICE_U8 || type == PUMICE_S8;
-    return product == PUMICE_INTEGER ? bytes : type == PUMICE_F32 || type == PUMICE_BF16;
-}
-
-static void describe(struct pumice_packed *packed, const struct level *level, int product,
-                     const struct pumice_matrix *b) {
-    packed->level = level, packed->kernel = gemm_kernel_of(level, product);
-    packed->product = product, packed->b_type = b->type;
-    packed->k = b->rows, packed->n = b->columns;
-    packed->panels = (b->columns + packed->kernel->columns - 1) / packed->kernel->columns;
-    packed->panel_bytes = gemm_panel_bytes(packed->kernel, b->rows);
-}
-
-static size_t bytes_of_sums(const struct pumice_packed *packed) {
-    if (packed->product != PUMICE_INTEGER) return 0;
-    return (size_t)round_up(packed->panels * packed->kernel->columns * 4, 64);
-}
-
-static void place(struct pumice_packed *packed, char *memory) {
-    size_t sums = bytes_of_sums(packed);
-    packed->sums = sums ? (int32_t *)memory : NULL;
-    packed->data = memory + sums;
-}
-
-static size_t bytes_to_place(const struct pumice_packed *packed) {
-    return bytes_of_sums(packed) + (size_t)(packed->panels * packed->panel_bytes);
-}
-
-int pumice_pack(struct pumice_packed **result, int product, const struct pumice_matrix *b, int threads) {
-    *result = NULL;
-    if (product < PUMICE_FLOAT || product > PUMICE_INTEGER || !fits(product, b->type)) return PUMICE_BAD_ARGUMENT;
-    struct pumice_packed *packed = calloc(1, sizeof *packed);
-    if (!packed) return PUMICE_NO_MEMORY;
-    describe(packed, pumice_level(), product, b);
-    char *memory = pumice_alloc(bytes_to_place(packed));
-    if (!memory) {
-        free(packed);
-        return PUMICE_NO_MEMORY;
-    }
-    place(packed, memory);
-    struct packing packing = {packed, b};
-    pumice_parallel((double)b->rows * (double)b->columns < 1e5 ? 1 : threads, packed->panels, pack_chunk, &packing);
-    *result = packed;
-    return PUMICE_OK;
-}
-
-void pumice_packed_free(struct pumice_packed *packed) {
-    if (!packed) return;
-    pumice_free(packed->sums ? (char *)packed->sums : packed->data);
-    free(packed);
-}
-
-struct gemm_description gemm_describe(const struct pumice_packed *packed, const struct level **level) {
-    *level = packed->level;
-    return (struct gemm_description){packed->product, packed->b_type, packed->k, packed->n};
-}
-
-const void *gemm_packed_memory(const struct pumice_packed *packed) {
-    return packed->sums ? (const void *)packed->sums : packed->data;
-}
-
-struct pumice_packed *gemm_map(const struct gemm_description *description, const struct level *level, const void *memory) {
-    const struct pumice_matrix b = {NULL, (int)description->b_type, description->k, description->n, 0, 0};
-    const int product = (int)description->product;
-    if (product < PUMICE_FLOAT || product > PUMICE_INTEGER || b.rows < 0 || b.columns < 0) return NULL;
-    struct pumice_packed *packed = calloc(1, sizeof *packed);
-    if (!packed) return NULL;
-    describe(packed, level, product, &b);
-    place(packed, (char *)memory);
-    return packed;
-}
-
-int64_t pumice_packed_bytes(const struct pumice_packed *packed) { return (int64_t)bytes_to_place(packed); }
 
 /* --- one chunk ---------------------------------------------------------------------------------------------------- */
 
@@ -187,6 +78,7 @@ struct block {
     int split; /* whether this is not all of k */
     const char *a;
     int64_t a_stride; /* bytes */
+    int gathered;     /* so that its rows are padded with zeros, as panels are */
     char *sums;       /* of `kept` tiles in turn */
     int64_t tile_bytes, kept;
 };
@@ -238,7 +130,8 @@ static void run_tile(const struct job *job, const struct block *block, int64_t t
     const char *a = block->a + from * block->a_stride + (s.k - block->k) * pumice_type_size(kernel->a_type);
     const char *b = panel_at(job, panel, s.k);
     char *sums = sums_of(job, block, panel, tile);
-    (job->holds_rows ? kernel->held : kernel->tile)((int)rows, s.depth, a, block->a_stride, b, sums, s.k > 0, fetch);
+    const int64_t depth = block->gathered ? round_up(s.depth, kernel->k_align) : s.depth;
+    (job->holds_rows ? kernel->held : kernel->tile)((int)rows, depth, a, block->a_stride, b, sums, s.k > 0, fetch);
     settle(job, pending);
     const int live = (int)smaller(rows, block->rows - from);
     if (s.k + s.depth >= job->b->k)
@@ -285,6 +178,7 @@ static int64_t gathered_stride(const struct gemm_kernel *kernel, int64_t k) {
 static void place_a(struct job *job, struct block *block, char *gathered, int64_t stride, int worker) {
     const struct gemm_kernel *kernel = job->kernel;
     const int64_t size = pumice_type_size(kernel->a_type);
+    block->gathered = gathered != NULL;
     if (!gathered) {
         block->a_stride = job->a->row_stride * size;
         block->a = (const char *)job->a->data + (block->m * job->a->row_stride + block->k) * size;
@@ -400,7 +294,7 @@ static int run(struct job *job, int threads) {
     double macs = (double)job->a->rows * (double)job->b->n * (double)larger(job->b->k, 1);
     double streamed =
         (double)(job->b->panels * job->b->panel_bytes) / LEAST_BYTES; /* what bounds products of few rows */
-    double worthwhile = macs / LEAST_MACS[job->b->product];
+    double worthwhile = macs / gemm_least_macs(job->b->product);
     if (streamed > worthwhile) worthwhile = streamed;
     int64_t most = team * CHUNKS_PER_THREAD;
     if (team > 1) make_grid(job, worthwhile < 3 ? 1 : worthwhile < (double)most ? (int64_t)worthwhile : most);
@@ -469,7 +363,7 @@ static int fold_zeros(struct zeros *zeros, struct pumice_epilogue *epilogue, con
 
 int pumice_gemm(const struct pumice_packed *b, const struct pumice_matrix *a, int32_t a_zero, const int32_t *b_zero,
                 const struct pumice_epilogue *epilogue, void *out, int64_t out_stride, int threads) {
-    if (a->columns != b->k || !fits(b->product, a->type)) return PUMICE_BAD_ARGUMENT;
+    if (a->columns != b->k || !gemm_fits(b->product, a->type)) return PUMICE_BAD_ARGUMENT;
     if (a->rows == 0 || b->n == 0) return PUMICE_OK;
     struct job job = {0};
     struct zeros zeros = {0};
@@ -484,68 +378,4 @@ int pumice_gemm(const struct pumice_packed *b, const struct pumice_matrix *a, in
     }
     if (zeros.memory) pumice_free(zeros.memory);
     return status;
-}
-
-struct batch {
-    int product;
-    const struct pumice_matrix *a, *b;
-    const int64_t *a_offsets, *b_offsets, *out_offsets;
-    int32_t a_zero;
-    const int32_t *b_zero;
-    const struct pumice_epilogue *epilogue;
-    char *out;
-    int64_t out_stride;
-    const struct level *level;
-    _Atomic int status;
-};
-
-static struct pumice_matrix moved(const struct pumice_matrix *matrix, int64_t offset) {
-    struct pumice_matrix result = *matrix;
-    result.data = (const char *)matrix->data + offset * pumice_type_size(matrix->type);
-    return result;
-}
-
-static void run_item(struct batch *batch, int64_t i, int threads) {
-    struct pumice_matrix a = moved(batch->a, batch->a_offsets[i]), b = moved(batch->b, batch->b_offsets[i]);
-    struct pumice_packed packed;
-    describe(&packed, batch->level, batch->product, &b);
-    char *memory = pumice_scratch(SCRATCH_GEMM_B, bytes_to_place(&packed));
-    if (!memory) {
-        batch->status = PUMICE_NO_MEMORY;
-        return;
-    }
-    place(&packed, memory);
-    struct packing packing = {&packed, &b};
-    pumice_parallel(threads, packed.panels, pack_chunk, &packing);
-    char *out = batch->out + batch->out_offsets[i] * pumice_type_size(batch->epilogue->output);
-    int status =
-        pumice_gemm(&packed, &a, batch->a_zero, batch->b_zero, batch->epilogue, out, batch->out_stride, threads);
-    if (status != PUMICE_OK) batch->status = status;
-}
-
-static void run_item_alone(void *context, int64_t i, int worker) { run_item(context, i, 1); }
-
-int pumice_gemm_batch(int product, int64_t count, const struct pumice_matrix *a, const int64_t *a_offsets,
-                      const struct pumice_matrix *b, const int64_t *b_offsets, int32_t a_zero, int32_t b_zero,
-                      const struct pumice_epilogue *epilogue, void *out, const int64_t *out_offsets, int64_t out_stride,
-                      int threads) {
-    if (a->columns != b->rows || !fits(product, a->type) || !fits(product, b->type)) return PUMICE_BAD_ARGUMENT;
-    int32_t *zeros = NULL;
-    if (b_zero) {
-        zeros = pumice_alloc((size_t)b->columns * 4);
-        if (!zeros) return PUMICE_NO_MEMORY;
-        for (int64_t n = 0; n < b->columns; n++) zeros[n] = b_zero;
-    }
-    struct batch batch = {.product = product, .a = a, .b = b, .a_zero = a_zero, .b_zero = zeros};
-    batch.a_offsets = a_offsets, batch.b_offsets = b_offsets, batch.out_offsets = out_offsets;
-    batch.epilogue = epilogue, batch.out = out, batch.out_stride = out_stride, batch.level = pumice_level();
-    int team = pumice_team(threads);
-    double macs = (double)a->rows * (double)b->columns * (double)b->rows * (double)count;
-    if (macs < 3 * LEAST_MACS[product]) team = 1;
-    if (count >= team)
-        pumice_parallel(team, count, run_item_alone, &batch);
-    else
-        for (int64_t i = 0; i < count; i++) run_item(&batch, i, team);
-    if (zeros) pumice_free(zeros);
-    return batch.status;
 }

@@ -27,8 +27,10 @@ struct gemm_description {
 };
 struct gemm_description gemm_describe(const struct pumice_packed *packed, const struct level **level);
 const void *gemm_packed_memory(const struct pumice_packed *packed);
-/* The weights over memory that must outlive them, freed by free(); NULL where there is no memory, or they make no sense. */
-struct pumice_packed *gemm_map(const struct gemm_description *description, const struct level *level, const void *memory);
+/* The weights over memory that must outlive them, freed by free(); NULL where there is no memory, or they make no
+ * sense. */
+struct pumice_packed *gemm_map(const struct gemm_description *description, const struct level *level,
+                               const void *memory);
 
 /* The level's kernel for a product. */
 const struct gemm_kernel *gemm_kernel_of(const struct level *level, int product);

@@ -47,33 +47,4 @@ int pumice_dynamic_matmul(const struct pumice_packed *b, const float *a, int64_t
                           int per_row, const float *scale, int64_t n, int scale_step, const int32_t *b_zero,
                           const float *bias, int activation, float *out, int64_t out_stride, int threads);
 
-/* The recurrent weights of an LSTM (gates i, o, f, c) or a GRU (z, r, h) in 8 bits, packed so that the sums of all gates
- * of some units come together. `r` is [hidden][gates * hidden], s8 or u8; its columns have a scale each (scale_step 1)
- * or share one (0), and zero points or NULL. */
-struct pumice_matrix;
-struct pumice_gates;
-int pumice_gates_pack(struct pumice_gates **packed, const struct pumice_matrix *r, int gates, const float *scale,
-                      int scale_step, const int32_t *zero);
-void pumice_gates_free(struct pumice_gates *packed);
-int64_t pumice_gates_bytes(const struct pumice_gates *packed);
-
-/* One direction of such a layer, with sigmoid and tanh as ONNX's defaults have them; a GRU resets after its product
- * (linear_before_reset). At every step the hidden state becomes levels: by_row, symmetric with a scale for each row;
- * else by ONNX's DynamicQuantizeLinear, one scale and zero point for the batch. Cell and hidden state stay f32.
- *
- * `projected` [time][batch][gates * hidden] is W x + b for all steps. h [batch][hidden] and c hold the state before and
- * after; y [time][batch][hidden] with y_stride elements from step to step. Rows that are shorter by `lengths` (or NULL)
- * keep their last state, and their outputs beyond it are zero. */
-struct pumice_recurrence_u8 {
-    const struct pumice_gates *recurrent;
-    int32_t reverse, by_row;
-    int64_t time, batch, y_stride;
-    const float *projected;
-    const float *inner_bias; /* GRU: Rb of the candidate, [hidden], or NULL */
-    const float *peepholes;  /* LSTM: [3][hidden] for i, o, f, or NULL */
-    const int32_t *lengths;
-    float *h, *c, *y;
-};
-int pumice_recurrent_u8(const struct pumice_recurrence_u8 *recurrence, int threads);
-
 #endif

@@ -8,8 +8,9 @@
 #include "lowbit/api.h"
 #include "pool/pool.h"
 
-enum { BLOCK = 128, BYTES = 64, ENTRIES = 16, COLUMN_STEP = 32, CHUNKS_PER_THREAD = 4, ROWS_AT_ONCE = 256 };
-static const int64_t LEAST_WEIGHTS = 500000; /* of a chunk: about 20 us */
+enum { BLOCK = 128, BYTES = 64, ENTRIES = 16, CHUNKS_PER_THREAD = 4 };
+static const int64_t LEAST_WEIGHTS = 500000;  /* of a chunk: about 20 us */
+static const int64_t LEAST_PREPARED = 100000; /* numbers of A that are worth another thread */
 
 struct pumice_lowbit {
     const struct level *level;
@@ -51,12 +52,14 @@ static void shape(struct lowbit_weights *w, const struct pumice_codebook *book) 
 
 static struct layout lay_out(const struct lowbit_weights *w, const struct pumice_codebook *book) {
     struct layout l = {.total = 0};
-    const int64_t tables = book->table_group ? w->groups : 1;
-    l.table_entries = ENTRIES * tables * (book->table_column ? w->n : 1);
-    l.codes = place(&l.total, w->n * w->blocks, BYTES);
-    l.table = place(&l.total, l.table_entries, book->type == PUMICE_TABLE_S8 ? 1 : sizeof(float));
-    l.scale = place(&l.total, w->n * w->groups, sizeof(float));
-    l.offset = place(&l.total, book->offset ? w->n * w->groups : 0, sizeof(float));
+    const int64_t columns = round_up(w->n, LOWBIT_PANEL_COLUMNS);
+    const int64_t entries = ENTRIES * (book->table_group ? w->groups : 1);
+    l.table_entries = entries * (book->table_column ? w->n : 1);
+    l.codes = place(&l.total, columns * w->blocks, BYTES);
+    l.table = place(&l.total, entries * (book->table_column ? columns : 1),
+                    book->type == PUMICE_TABLE_S8 ? 1 : sizeof(float));
+    l.scale = place(&l.total, columns * w->groups, sizeof(float));
+    l.offset = place(&l.total, book->offset ? columns * w->groups : 0, sizeof(float));
     return l;
 }
 
@@ -157,6 +160,7 @@ struct preparing {
     int64_t a_stride, padded;
     void *rows;
     float *scale, *sums;
+    int8_t *tiles;
 };
 
 static float group_sum(const struct preparing *p, const void *row, int64_t from, int64_t to) {
@@ -200,6 +204,16 @@ static void prepare_row(void *context, int64_t m, int worker) {
         p->sums[m * w->groups + g] = group_sum(p, row, g * step, smaller((g + 1) * step, p->padded));
 }
 
+/* Sixteen s8 rows as the level wants them besides; see types.h. */
+static void arrange_tile(void *context, int64_t tile, int worker) {
+    const struct preparing *p = context;
+    const int64_t bytes = LOWBIT_TILE_ROWS * p->padded, step = p->padded / 4;
+    const uint32_t *from = (const uint32_t *)(const void *)((const int8_t *)p->rows + tile * bytes);
+    uint32_t *to = (uint32_t *)(void *)(p->tiles + tile * bytes);
+    for (int64_t i = 0; i < step; i += LOWBIT_TILE_ROWS, to += LOWBIT_TILE_ROWS * LOWBIT_TILE_ROWS)
+        p->b->level->table.rows_transpose_tile(from + i, step, to, LOWBIT_TILE_ROWS);
+}
+
 /* --- products ----------------------------------------------------------------------------------------------------- */
 
 typedef void (*kernel)(const struct lowbit_weights *w, const struct lowbit_rows *rows, int64_t n0, int64_t n1,
@@ -233,21 +247,32 @@ static int64_t chunk_columns(const struct lowbit_weights *w, int64_t m, int thre
     const int team = pumice_team(threads);
     const int64_t least = LEAST_WEIGHTS / larger(1, w->k * ((m + 7) / 8));
     int64_t step = team == 1 ? w->n : w->n / (team * CHUNKS_PER_THREAD);
-    return round_up(larger(larger(step, least), 1), COLUMN_STEP);
+    return round_up(larger(larger(step, least), 1), LOWBIT_PANEL_COLUMNS);
+}
+
+/* How many tiles of rows the level wants, of s8 rows. */
+static int64_t tiles_of(const struct pumice_lowbit *b, int64_t m) {
+    if (b->type != PUMICE_TABLE_S8 || !b->level->table.lowbit_wants_tiles(&b->w, m)) return 0;
+    return (m + LOWBIT_TILE_ROWS - 1) / LOWBIT_TILE_ROWS;
 }
 
 static int multiply(const struct pumice_lowbit *b, const float *a, int64_t m, int64_t a_stride, const float *bias,
                     float *out, int64_t out_stride, int threads) {
     const int64_t padded = b->w.blocks * BLOCK, size = b->type == PUMICE_TABLE_S8 ? 1 : sizeof(float);
-    const int64_t row_bytes = round_up(m * padded * size, 64), sums = b->w.offset ? m * b->w.groups : 0;
-    char *memory = pumice_scratch(SCRATCH_ROWS, (size_t)(row_bytes + (m + sums) * (int64_t)sizeof(float)));
+    const int64_t tiles = tiles_of(b, m), tile_bytes = tiles * LOWBIT_TILE_ROWS * padded;
+    const int64_t row_bytes = larger(tile_bytes, m * padded * size), sums = b->w.offset ? m * b->w.groups : 0;
+    char *memory =
+        pumice_scratch(SCRATCH_ROWS, (size_t)(row_bytes + tile_bytes + (m + sums) * (int64_t)sizeof(float)));
     if (!memory) return PUMICE_NO_MEMORY;
-    struct preparing p = {
-        b, a, a_stride, padded, memory, (float *)(memory + row_bytes), (float *)(memory + row_bytes) + m};
-    const int several = m * b->w.k > 100000;
-    pumice_parallel(several ? threads : 1, m, prepare_row, &p);
+    float *scale = (float *)(memory + row_bytes + tile_bytes);
+    struct preparing p = {.b = b, .a = a, .a_stride = a_stride, .padded = padded, .rows = memory, .scale = scale,
+                          .sums = scale + m, .tiles = (int8_t *)memory + row_bytes};
+    const int preparers = m * b->w.k > LEAST_PREPARED ? threads : 1;
+    pumice_parallel(preparers, m, prepare_row, &p);
+    memset(memory + m * padded * size, 0, (size_t)(row_bytes - m * padded * size)); /* rows that fill the last tile */
+    pumice_parallel(preparers, tiles, arrange_tile, &p);
     struct job job = {.w = &b->w,
-                      .rows = {m, memory, padded, p.scale, p.sums, bias},
+                      .rows = {m, memory, padded, tiles ? p.tiles : NULL, scale, p.sums, bias},
                       .run = kernel_of(b),
                       .step = chunk_columns(&b->w, m, threads),
                       .out = out,
@@ -259,8 +284,8 @@ static int multiply(const struct pumice_lowbit *b, const float *a, int64_t m, in
 int pumice_lowbit_matmul(const struct pumice_lowbit *b, const float *a, int64_t m, int64_t a_stride, const float *bias,
                          float *out, int64_t out_stride, int threads) {
     if (!b || m < 0 || a_stride < b->w.k || out_stride < b->w.n) return PUMICE_BAD_ARGUMENT;
-    for (int64_t row = 0; row < m && b->w.n; row += ROWS_AT_ONCE) {
-        int status = multiply(b, a + row * a_stride, smaller(ROWS_AT_ONCE, m - row), a_stride, bias,
+    for (int64_t row = 0; row < m && b->w.n; row += LOWBIT_ROWS_AT_ONCE) {
+        int status = multiply(b, a + row * a_stride, smaller(LOWBIT_ROWS_AT_ONCE, m - row), a_stride, bias,
                               out + row * out_stride, out_stride, threads);
         if (status) return status;
     }

@@ -76,8 +76,11 @@ static float quantize_row(int8_t *q, const float *a, int64_t k, int64_t padded) 
     return most / 127;
 }
 
+static int wants_tiles(const struct lowbit_weights *w, int64_t m) { return 0; }
+
 OVERRIDES(lowbit, scalar) {
     table->lowbit_s8 = products_s8;
+    table->lowbit_wants_tiles = wants_tiles;
     table->lowbit_f32 = products_f32;
     table->lowbit_bf16 = products_f32;
     table->lowbit_quantize_row = quantize_row;

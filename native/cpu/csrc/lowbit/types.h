@@ -28,23 +28,16 @@ struct lowbit_weights {
 struct lowbit_rows {
     int64_t m;
     const void *a;
-    int64_t stride;     /* elements from row to row: 128 * blocks */
-    const float *scale; /* of s8 rows, [m] */
-    const float *sums;  /* [m][groups]: what the group's a add up to; only where there are offsets */
-    const float *bias;  /* [n] or NULL */
+    int64_t stride;      /* elements from row to row: 128 * blocks */
+    const int8_t *tiles; /* NULL, or s8 rows once more, for levels that want them so: [m / 16][k / 4][16 rows][4] */
+    const float *scale;  /* of s8 rows, [m] */
+    const float *sums;   /* [m][groups]: what the group's a add up to; only where there are offsets */
+    const float *bias;   /* [n] or NULL */
 };
 
-/* What becomes of integer sums of a recurrent product: columns of the weights, and the row of the state. */
-struct lowbit_columns {
-    const int32_t *sums;  /* of each column's weights */
-    const int32_t *zeros; /* of each column, or NULL */
-    const float *scale;
-};
-struct lowbit_state {
-    float scale;
-    int32_t zero;
-    int32_t sum; /* of the row's levels less their zero point; where columns have zeros */
-};
+/* Rows of a tile and of a call of the kernels; and columns taken together at most: memory of weights reaches to a whole
+ * number of them. */
+enum { LOWBIT_TILE_ROWS = 16, LOWBIT_ROWS_AT_ONCE = 256, LOWBIT_PANEL_COLUMNS = 32 };
 
 static inline int64_t lowbit_order(int64_t k) {
     int64_t within = k % 128, j = within % 64 / 4, t = within % 4 * 2 + within / 64;

@@ -29,20 +29,6 @@ static struct gemm_fetch fetch(struct ahead *ahead, int64_t depth) {
     return some;
 }
 
-/* Steps [from, from + steps) of a tile's sum. */
-static void multiply(const struct pumice_nhwc *conv, int pixels, const char *a, int64_t pixel_bytes,
-                     const int64_t *offset, int64_t from, int64_t steps, const char *panel, float *tile,
-                     struct ahead *ahead) {
-    const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float);
-    if (conv->product) {
-        conv->product->tile(pixels, a, pixel_bytes, offset + from, steps, panel + from * step_bytes, tile, from > 0);
-        return;
-    }
-    for (int64_t s = from; s < from + steps; s++)
-        conv->plain->tile(pixels, conv->step, a + offset[s], pixel_bytes, panel + s * step_bytes, tile, s > 0,
-                          fetch(ahead, conv->step));
-}
-
 /* `count` pixels of a tile from pixel `at` of the result on, filters from `filter` on; whether any is NaN. */
 static int store(const struct nhwc_run *run, float *tile, int64_t at, int64_t count, int64_t filter, int64_t columns) {
     const struct pumice_nhwc *conv = run->conv;
@@ -69,6 +55,7 @@ struct chunk {
     const struct nhwc_run *run;
     const char *frame;
     int64_t pixel_bytes;    /* from one pixel there to the next */
+    int64_t part;           /* and from its first parts to the second ones */
     const int64_t *offset;
     float *sums;            /* of all tiles of a panel */
     int64_t first;          /* pixel of the result */
@@ -77,6 +64,23 @@ struct chunk {
     int64_t tile;           /* pixels of one */
     int by_rows;            /* tiles end with the outputs of a row, else they go on through the padding */
 };
+
+/* Steps [from, from + steps) of the sum of a tile from pixel p on, of whose filters `columns` are wanted. */
+static void multiply(const struct chunk *chunk, int64_t p, int count, int64_t from, int64_t steps, const char *panel,
+                     int64_t columns, float *tile, struct ahead *ahead) {
+    const struct pumice_nhwc *conv = chunk->run->conv;
+    const char *a = chunk->frame + p * chunk->pixel_bytes;
+    const int64_t step_bytes = conv->step * conv->filters * (int64_t)sizeof(float);
+    if (conv->product) {
+        (2 * columns <= conv->filters ? conv->product->half : conv->product->tile)(
+            count, a, chunk->pixel_bytes, chunk->part, chunk->offset + from, steps, panel + from * step_bytes, tile,
+            from > 0);
+        return;
+    }
+    for (int64_t s = from; s < from + steps; s++)
+        conv->plain->tile(count, conv->step, a + chunk->offset[s], chunk->pixel_bytes, panel + s * step_bytes, tile,
+                          s > 0, fetch(ahead, conv->step));
+}
 
 /* The runs of outputs in pixels [p, p + count) of the frame. */
 static int store_runs(const struct chunk *chunk, float *tile, int64_t p, int64_t count, int64_t filter,
@@ -123,8 +127,7 @@ static int multiply_panel(const struct chunk *chunk, int64_t panel, int is_last)
         for (int64_t p = 0, count; p < chunk->pixels; p = next_tile(chunk, p, count)) {
             count = pixels_of_tile(chunk, p);
             float *tile = chunk->sums + (conv->slice < conv->steps ? p * conv->filters : 0);
-            multiply(conv, (int)count, chunk->frame + p * chunk->pixel_bytes, chunk->pixel_bytes, chunk->offset, from,
-                     steps, weights, tile, &ahead);
+            multiply(chunk, p, (int)count, from, steps, weights, columns, tile, &ahead);
             if (last) undefined |= store_runs(chunk, tile, p, count, filter, columns);
         }
     }
@@ -152,8 +155,8 @@ static void run_chunk(void *context, int64_t number, int worker) {
                   rows = smaller(run->block, all - row);
     const struct frame frame = nhwc_frame(conv, run->block);
     const size_t bytes = conv->pointwise ? (size_t)((run->block + conv->pixels) * conv->pixel_bytes) : frame.bytes;
-    const size_t sums =
-        (size_t)(conv->filters * (int64_t)sizeof(float)) * (bytes / (size_t)conv->pixel_bytes + (size_t)conv->pixels);
+    const int64_t flat = run->block * (conv->pointwise ? 1 : frame.columns) + conv->pixels;
+    const size_t sums = (size_t)(flat * conv->filters) * sizeof(float);
     char *memory = pumice_scratch(SCRATCH_CONV, bytes + sums + (size_t)conv->steps * sizeof(int64_t) +
                                                     (size_t)nhwc_staged(conv) * sizeof(float));
     if (!memory) {
@@ -163,7 +166,7 @@ static void run_chunk(void *context, int64_t number, int worker) {
     int64_t *offset = (int64_t *)(void *)(memory + bytes + sums);
     float *pixel = (float *)(void *)(offset + conv->steps);
     struct chunk chunk = {
-        .run = run, .frame = memory, .pixel_bytes = conv->pixel_bytes, .offset = offset,
+        .run = run, .frame = memory, .pixel_bytes = conv->pixel_bytes, .part = frame.part, .offset = offset,
         .sums = (float *)(void *)(memory + bytes),
     };
     if (conv->pointwise) {

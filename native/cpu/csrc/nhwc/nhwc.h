@@ -19,6 +19,7 @@ struct pumice_nhwc {
     int splits;    /* there is a product */
     int pointwise; /* outputs are pixels of the input, one for one */
     int folded;    /* rows of a window are channels of one pixel: few channels fill no tile */
+    int overlapping; /* folded windows that lie over each other in the frame: rows of numbers, first parts and second */
     int64_t pixels, filters; /* of a tile */
     int64_t folded_rows;     /* of a window in a pixel: one, or all of a small one */
     int64_t columns[3];      /* taps of a tile's sum along an axis: the kernel's, or 1 where folded */
@@ -56,6 +57,7 @@ static inline int64_t nhwc_y_step(const struct nhwc_run *run) {
 struct frame {
     int64_t rows, columns; /* of a plane */
     int64_t phases[3];
+    int64_t part; /* bytes from first parts to second ones */
     size_t bytes;
 };
 struct frame nhwc_frame(const struct pumice_nhwc *conv, int64_t output_rows);

@@ -37,26 +37,33 @@ static inline __m512 in_range(__m512 x) {
 }
 
 /* 32 numbers as two rows of bfloat16; with `bound` also those that bfloat16 has not the range for. */
-static inline __attribute__((always_inline)) void split(char *to, __m512 low, __m512 high, const int bound) {
+static inline __attribute__((always_inline)) void split(char *to, char *rests, __m512 low, __m512 high,
+                                                        const int bound) {
     const __m512i first =
         (__m512i)(bound ? _mm512_cvtne2ps_pbh(in_range(high), in_range(low)) : _mm512_cvtne2ps_pbh(high, low));
     const __m512 low_rest = rest(low, _mm512_castsi512_si256(first));
     const __m512 high_rest = rest(high, _mm512_extracti64x4_epi64(first, 1));
     _mm512_storeu_si512(to, first);
-    _mm512_storeu_si512(to + PART, (__m512i)_mm512_cvtne2ps_pbh(high_rest, low_rest));
+    _mm512_storeu_si512(rests, (__m512i)_mm512_cvtne2ps_pbh(high_rest, low_rest));
 }
 
-static inline void convert_pixel(char *to, const float *from, int64_t count) {
-    for (; count >= CHANNELS; count -= CHANNELS, from += CHANNELS, to += BOTH)
-        split(to, _mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), 0);
+/* Numbers side by side; what a step of 32 gives lies `to_step` after that of the one before. */
+static inline __attribute__((always_inline)) void split_all(char *to, char *rests, const int to_step, const float *from,
+                                                            int64_t count) {
+    for (; count >= CHANNELS; count -= CHANNELS, from += CHANNELS, to += to_step, rests += to_step)
+        split(to, rests, _mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), 0);
     if (count <= 0) return;
     const uint32_t mask = (1u << count) - 1;
-    split(to, _mm512_maskz_loadu_ps((__mmask16)mask, from), _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), from + 16),
-          0);
+    split(to, rests, _mm512_maskz_loadu_ps((__mmask16)mask, from),
+          _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), from + 16), 0);
+}
+
+static void split_row(char *first, char *second, const float *from, int64_t count) {
+    split_all(first, second, PART, from, count);
 }
 
 static void convert(char *to, int64_t to_step, const float *from, int64_t from_step, int64_t pixels, int64_t count) {
-    for (int64_t i = 0; i < pixels; i++) convert_pixel(to + i * to_step, from + i * from_step, count);
+    for (int64_t i = 0; i < pixels; i++) split_all(to + i * to_step, to + i * to_step + PART, BOTH, from + i * from_step, count);
 }
 
 /* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. Of 16 filters
@@ -67,7 +74,7 @@ static void pack(char *panel, const float *rows, int64_t depth) {
     char parts[BOTH];
     for (int64_t k = 0; k < depth; k += 2, rows += 2 * FILTERS)
         for (int half = 0; half < 2; half++) {
-            split(parts, _mm512_loadu_ps(rows + 16 * half), _mm512_loadu_ps(rows + FILTERS + 16 * half), 1);
+            split(parts, parts + PART, _mm512_loadu_ps(rows + 16 * half), _mm512_loadu_ps(rows + FILTERS + 16 * half), 1);
             char *to = panel + (k / CHANNELS * 4 + half) * TILE_BYTES + k % CHANNELS / 2 * PART;
             for (int part = 0; part < 2; part++, to += 2 * TILE_BYTES)
                 _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, _mm512_loadu_si512(parts + part * PART)));
@@ -92,21 +99,24 @@ static void unpack(float *rows, const char *panel, int64_t depth) {
     }
 }
 
-#define LOAD_PIXELS(number, from)                            \
-    do {                                                     \
-        if (held) _tile_loadd(number, from, a_step);         \
-        else _tile_stream_loadd(number, from, a_step);       \
+enum passing { PIXELS_PASS, PANELS_PASS, NOTHING_PASSES };
+
+#define LOAD_PIXELS(number, from)                                                \
+    do {                                                                         \
+        if (passing == PIXELS_PASS) _tile_stream_loadd(number, from, a_step);    \
+        else _tile_loadd(number, from, a_step);                                  \
     } while (0)
-#define LOAD_FILTERS(number, from)                           \
-    do {                                                     \
-        if (held) _tile_stream_loadd(number, from, 64);      \
-        else _tile_loadd(number, from, 64);                  \
+#define LOAD_FILTERS(number, from)                                               \
+    do {                                                                         \
+        if (passing == PANELS_PASS) _tile_stream_loadd(number, from, 64);        \
+        else _tile_loadd(number, from, 64);                                      \
     } while (0)
 
 /* Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 filters; the small products come first. Either the panel's slice stays in
- * the first-level cache and pixels pass by, or these are `held` (and their steps follow each other) and panels pass: the
- * streaming load keeps what passes from pushing out what stays. */
-static inline __attribute__((always_inline)) void dots(const int two, const int held, const char *a, int64_t a_step,
+ * the first-level cache and pixels pass by, or these stay (and their steps follow each other) and panels pass: the
+ * streaming load keeps what passes from pushing out what stays. Where pixels share their numbers, both stay. */
+static inline __attribute__((always_inline)) void dots(const int two, const enum passing passing,
+                                                       const char *a, int64_t a_step, int64_t part,
                                                        const int64_t *offset, int64_t steps, const char *panel,
                                                        float *tile, int accumulate) {
     if (accumulate) {
@@ -121,11 +131,11 @@ static inline __attribute__((always_inline)) void dots(const int two, const int 
         if (two) _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s++, panel += 4 * TILE_BYTES) {
-        const char *upper = a + (held ? s * BOTH : offset[s]), *lower = upper + 16 * a_step;
+        const char *upper = a + (passing == PANELS_PASS ? s * BOTH : offset[s]), *lower = upper + 16 * a_step;
         LOAD_FILTERS(6, panel);
-        LOAD_PIXELS(4, upper + PART);
+        LOAD_PIXELS(4, upper + part);
         LOAD_FILTERS(7, panel + TILE_BYTES);
-        if (two) LOAD_PIXELS(5, lower + PART);
+        if (two) LOAD_PIXELS(5, lower + part);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (two) _tile_dpbf16ps(2, 5, 6);
@@ -149,19 +159,82 @@ static inline __attribute__((always_inline)) void dots(const int two, const int 
     if (two) _tile_stored(3, tile + 16 * FILTERS + 16, TILE_ROW);
 }
 
-static __attribute__((noipa)) void tile_32(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
-                                           const char *panel, float *tile, int accumulate) {
-    dots(1, 0, a, a_step, offset, steps, panel, tile, accumulate);
+static __attribute__((noipa)) void tile_32(const char *a, int64_t a_step, int64_t part, const int64_t *offset,
+                                           int64_t steps, const char *panel, float *tile, int accumulate) {
+    dots(1, PIXELS_PASS, a, a_step, part, offset, steps, panel, tile, accumulate);
 }
 
-static __attribute__((noipa)) void tile_16(const char *a, int64_t a_step, const int64_t *offset, int64_t steps,
-                                           const char *panel, float *tile, int accumulate) {
-    dots(0, 0, a, a_step, offset, steps, panel, tile, accumulate);
+static __attribute__((noipa)) void tile_16(const char *a, int64_t a_step, int64_t part, const int64_t *offset,
+                                           int64_t steps, const char *panel, float *tile, int accumulate) {
+    dots(0, PIXELS_PASS, a, a_step, part, offset, steps, panel, tile, accumulate);
 }
 
-static void tile(int pixels, const char *a, int64_t a_step, const int64_t *offset, int64_t steps, const char *panel,
-                 float *tile, int accumulate) {
-    (pixels > 16 ? tile_32 : tile_16)(a, a_step, offset, steps, panel, tile, accumulate);
+static __attribute__((noipa)) void overlapping_32(const char *a, int64_t a_step, int64_t part, const int64_t *offset,
+                                                  int64_t steps, const char *panel, float *tile, int accumulate) {
+    dots(1, NOTHING_PASSES, a, a_step, part, offset, steps, panel, tile, accumulate);
+}
+
+static void tile(int pixels, const char *a, int64_t a_step, int64_t part, const int64_t *offset, int64_t steps,
+                 const char *panel, float *tile, int accumulate) {
+    (pixels <= 16 ? tile_16 : a_step < BOTH ? overlapping_32 : tile_32)(a, a_step, part, offset, steps, panel, tile, accumulate);
+}
+
+/* Two tiles of 16 pixels each, from the one of number `sum` on, whose sums take turns. */
+#define TAKE_PAIR(sum, next)                                                         \
+    do {                                                                             \
+        const char *upper = a + offset[s] + 16 * sum * a_step, *lower = upper + 16 * a_step; \
+        _tile_loadd(4, upper + part, a_step);                                        \
+        if (tiles > next) _tile_loadd(5, lower + part, a_step);                      \
+        _tile_dpbf16ps(sum, 4, 6);                                                   \
+        if (tiles > next) _tile_dpbf16ps(next, 5, 6);                                \
+        _tile_loadd(4, upper, a_step);                                               \
+        if (tiles > next) _tile_loadd(5, lower, a_step);                             \
+        _tile_dpbf16ps(sum, 4, 6);                                                   \
+        if (tiles > next) _tile_dpbf16ps(next, 5, 6);                                \
+        _tile_dpbf16ps(sum, 4, 7);                                                   \
+        if (tiles > next) _tile_dpbf16ps(next, 5, 7);                                \
+    } while (0)
+
+/* The first half of a panel's filters by `tiles` times 16 pixels, whose sums are tiles 0 to 3. */
+static inline __attribute__((always_inline)) void half_dots(const int tiles, const char *a, int64_t a_step, int64_t part,
+                                                            const int64_t *offset, int64_t steps, const char *panel,
+                                                            float *tile, int accumulate) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (accumulate) {
+        _tile_loadd(0, tile, TILE_ROW);
+        if (tiles > 1) _tile_loadd(1, tile + 16 * FILTERS, TILE_ROW);
+        if (tiles > 2) _tile_loadd(2, tile + 32 * FILTERS, TILE_ROW);
+        if (tiles > 3) _tile_loadd(3, tile + 48 * FILTERS, TILE_ROW);
+    }
+    for (int64_t s = 0; s < steps; s++, panel += 4 * TILE_BYTES) {
+        _tile_loadd(6, panel, 64);
+        _tile_loadd(7, panel + 2 * TILE_BYTES, 64);
+        TAKE_PAIR(0, 1);
+        if (tiles > 2) TAKE_PAIR(2, 3);
+    }
+    _tile_stored(0, tile, TILE_ROW);
+    if (tiles > 1) _tile_stored(1, tile + 16 * FILTERS, TILE_ROW);
+    if (tiles > 2) _tile_stored(2, tile + 32 * FILTERS, TILE_ROW);
+    if (tiles > 3) _tile_stored(3, tile + 48 * FILTERS, TILE_ROW);
+}
+
+#define HALF(tiles)                                                                                                 \
+    static __attribute__((noipa)) void half_##tiles(const char *a, int64_t a_step, int64_t part, const int64_t *offset, \
+                                                    int64_t steps, const char *panel, float *tile, int accumulate) {    \
+        half_dots(tiles, a, a_step, part, offset, steps, panel, tile, accumulate);                                  \
+    }
+HALF(1)
+HALF(2)
+HALF(3)
+HALF(4)
+
+static void half_tile(int pixels, const char *a, int64_t a_step, int64_t part, const int64_t *offset, int64_t steps,
+                      const char *panel, float *tile, int accumulate) {
+    (pixels > 48 ? half_4 : pixels > 32 ? half_3 : pixels > 16 ? half_2 : half_1)(a, a_step, part, offset, steps, panel,
+                                                                                  tile, accumulate);
 }
 
 /* As many as 16 pixels x two panels: a tile of one panel has but two sums, each of which waits for itself. The order of a
@@ -204,7 +277,7 @@ static __attribute__((noipa)) void two_panels(const char *a, int64_t a_step, int
 }
 
 static __attribute__((noipa)) void one_panel(const char *a, int64_t a_step, int64_t steps, const char *panel, float *tile) {
-    dots(1, 1, a, a_step, NULL, steps, panel, tile, 0);
+    dots(1, PANELS_PASS, a, a_step, PART, NULL, steps, panel, tile, 0);
 }
 
 static void held(int pixels, const char *a, int64_t a_step, int64_t steps, const char *panel, int64_t panel_bytes, int panels,
@@ -224,12 +297,16 @@ static const struct nhwc_product *product(void) {
     static const struct nhwc_product split_product = {
         .pixels = PIXELS,
         .filters = FILTERS,
+        .half_pixels = 2 * PIXELS,
         .channel_step = CHANNELS,
         .slice = SLICE,
+        .part = PART,
         .convert = convert,
+        .split = split_row,
         .pack = pack,
         .unpack = unpack,
         .tile = tile,
+        .half = half_tile,
         .held = held,
         .start = start,
         .finish = finish,

@@ -4,7 +4,10 @@
 #include "base/numbers.h"
 #include "nhwc/nhwc.h"
 
-enum { SET_BYTES = 1024 }; /* pixels a multiple of this apart would fight for a few sets of the first-level cache */
+enum { LINE = 64, SET_BYTES = 1024 }; /* pixels a multiple of this apart would fight for a few sets of the first-level cache */
+
+/* Bytes that the last window may take behind its own numbers, and must not find anything in. */
+static int64_t window_slack(const struct pumice_nhwc *conv) { return conv->depth * (int64_t)sizeof(float) / 2; }
 
 struct frame nhwc_frame(const struct pumice_nhwc *conv, int64_t output_rows) {
     const struct pumice_conv_shape *s = &conv->shape;
@@ -13,8 +16,12 @@ struct frame nhwc_frame(const struct pumice_nhwc *conv, int64_t output_rows) {
         frame.phases[a] = smaller(s->stride[a], (conv->columns[a] - 1) * s->dilation[a] + 1);
     frame.rows = output_rows + (conv->columns[DOWN] - 1) * s->dilation[DOWN] / s->stride[DOWN];
     frame.columns = s->output[ACROSS] + (conv->columns[ACROSS] - 1) * s->dilation[ACROSS] / s->stride[ACROSS];
+    if (conv->overlapping) frame.columns = s->output[ACROSS] + s->kernel[ACROSS] - 1;
     const int64_t pixels = frame.phases[DOWN] * frame.phases[ACROSS] * frame.rows * frame.columns;
-    frame.bytes = (size_t)((pixels + conv->pixels) * conv->pixel_bytes); /* the last tile may reach beyond */
+    const int64_t bytes = (pixels + conv->pixels) * conv->pixel_bytes; /* the last tile may reach beyond */
+    frame.part = conv->product ? conv->product->part : 0;
+    if (conv->overlapping) frame.part = round_up(bytes + window_slack(conv), LINE);
+    frame.bytes = (size_t)(conv->overlapping ? 2 * frame.part : bytes);
     return frame;
 }
 
@@ -27,12 +34,14 @@ static int64_t spanned(const struct pumice_nhwc *conv) {
 int64_t nhwc_staged(const struct pumice_nhwc *conv) {
     const struct pumice_conv_shape *s = &conv->shape;
     if (!conv->folded) return conv->channels;
+    if (conv->overlapping) return reach(s, ACROSS) * s->channels;
     const int64_t rows = spanned(conv) * reach(s, ACROSS) * s->channels;
     return s->output[ACROSS] * conv->channels + rows + 2 * FOLDED_SLACK;
 }
 
 void nhwc_step_offsets(const struct pumice_nhwc *conv, const struct frame *frame, int64_t *offset) {
     const struct pumice_conv_shape *s = &conv->shape;
+    const int64_t channel_bytes = (int64_t)sizeof(float) / (conv->overlapping ? 2 : 1);
     for (int64_t i = 0; i < conv->columns[DOWN]; i++)
         for (int64_t j = 0; j < conv->columns[ACROSS]; j++) {
             const int64_t down = i * s->dilation[DOWN], across = j * s->dilation[ACROSS];
@@ -40,7 +49,7 @@ void nhwc_step_offsets(const struct pumice_nhwc *conv, const struct frame *frame
             const int64_t row = plane * frame->rows + down / s->stride[DOWN];
             const int64_t pixel = row * frame->columns + across / s->stride[ACROSS];
             for (int64_t k = 0; k < conv->depth; k += conv->step)
-                *offset++ = pixel * conv->pixel_bytes + k * (int64_t)sizeof(float);
+                *offset++ = pixel * conv->pixel_bytes + k * channel_bytes;
         }
 }
 
@@ -76,6 +85,10 @@ static void pad_row(const struct nhwc_run *run, float *to, const float *row) {
     const int64_t width = reach(s, ACROSS), first = smaller(width, s->before[ACROSS]),
                   last = smaller(width, s->before[ACROSS] + s->size[ACROSS]);
     memset(to, 0, (size_t)(width * s->channels) * sizeof *to);
+    if (row && run->x_steps[3] == s->channels && (run->x_steps[1] == 1 || s->channels == 1)) {
+        memcpy(to + first * s->channels, row, (size_t)((last - first) * s->channels) * sizeof *to);
+        return;
+    }
     for (int64_t c = 0; row && c < s->channels; c++) {
         const float *from = row + c * run->x_steps[1];
         for (int64_t i = first; i < last; i++, from += run->x_steps[3]) to[i * s->channels + c] = *from;
@@ -114,6 +127,19 @@ static void fill_folded(const struct nhwc_run *run, char *to, const float *x, in
     }
 }
 
+/* Padded rows of the image, from `row` on, as numbers in two parts; `padded` has room for one. */
+static void fill_overlapping(const struct nhwc_run *run, const struct frame *frame, char *to, const float *x,
+                             int64_t row, float *padded) {
+    const struct pumice_conv_shape *s = &run->conv->shape;
+    for (int64_t r = 0; r < frame->rows; r++, to += frame->columns * run->conv->pixel_bytes) {
+        const int64_t at = row + r - s->before[DOWN];
+        pad_row(run, padded, at < 0 || at >= s->size[DOWN] ? NULL : x + at * run->x_steps[2]);
+        run->conv->product->split(to, to + frame->part, padded, frame->columns * s->channels);
+    }
+    memset(to, 0, (size_t)window_slack(run->conv));
+    memset(to + frame->part, 0, (size_t)window_slack(run->conv));
+}
+
 /* --- pixels ------------------------------------------------------------------------------------------------------- */
 
 /* One row of a plane: pixels of one phase. */
@@ -137,6 +163,10 @@ void nhwc_fill_frame(const struct nhwc_run *run, const struct frame *frame, char
     const struct pumice_conv_shape *s = &conv->shape;
     const float *x = run->x + image * run->x_steps[0];
     const int64_t row_bytes = frame->columns * conv->pixel_bytes;
+    if (conv->overlapping) {
+        fill_overlapping(run, frame, to, x, row, staged);
+        return;
+    }
     for (int64_t p = 0; conv->folded && p < frame->phases[DOWN]; p++, to += frame->rows * row_bytes)
         fill_folded(run, to, x, row * s->stride[DOWN] + p, s->stride[DOWN], frame->rows, staged);
     for (int64_t p = 0; !conv->folded && p < frame->phases[DOWN]; p++)

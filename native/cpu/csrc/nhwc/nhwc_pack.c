@@ -53,17 +53,29 @@ static void pack_depthwise(const struct packing *p) {
             *to++ = p->weights[f * p->steps[0] + t * p->steps[2]] * (p->scale ? p->scale[f] : 1);
 }
 
+/* Whether the windows of a row take fewer steps than their pixels one by one, by a sixth at least: their rows of a tile
+ * cross the lines of the cache. */
+static int overlaps(const struct pumice_conv_shape *s, const struct nhwc_product *product) {
+    if (!product || s->groups > 1 || volume(s->stride) > 1 || s->dilation[ACROSS] > 1) return 0;
+    const int64_t step = product->channel_step, taps = s->kernel[ACROSS];
+    return 6 * round_up(taps * s->channels, step) <= 5 * taps * round_up(s->channels, step);
+}
+
 static void lay_out(struct pumice_nhwc *conv) {
     const struct pumice_conv_shape *s = &conv->shape;
     conv->pointwise = volume(s->kernel) == 1 && volume(s->stride) == 1 && inside(s);
-    conv->folded = s->channels < FEW_CHANNELS && s->kernel[ACROSS] > 1 && s->dilation[ACROSS] == 1;
-    conv->folded_rows = !conv->folded ? 0 : s->channels * volume(s->kernel) <= MOST_FOLDED ? s->kernel[DOWN] : 1;
+    conv->overlapping = overlaps(s, conv->product);
+    conv->folded = conv->overlapping ||
+                   (s->channels < FEW_CHANNELS && s->kernel[ACROSS] > 1 && s->dilation[ACROSS] == 1);
+    const int whole = !conv->overlapping && s->channels * volume(s->kernel) <= MOST_FOLDED;
+    conv->folded_rows = !conv->folded ? 0 : whole ? s->kernel[DOWN] : 1;
     conv->columns[DOWN] = conv->folded_rows > 1 ? 1 : s->kernel[DOWN];
     conv->columns[ACROSS] = conv->folded ? 1 : s->kernel[ACROSS];
     conv->taps = conv->columns[DOWN] * conv->columns[ACROSS];
     conv->channels = conv->folded ? s->channels * s->kernel[ACROSS] * conv->folded_rows : s->channels;
-    conv->pixels = conv->product ? conv->product->pixels : conv->plain->rows;
     conv->filters = conv->product ? conv->product->filters : conv->plain->columns;
+    conv->pixels = conv->product ? conv->product->pixels : conv->plain->rows;
+    if (conv->product && 2 * s->filters <= conv->filters) conv->pixels = conv->product->half_pixels;
     conv->depth = round_up(conv->channels, conv->product ? conv->product->channel_step : 1);
     conv->step = conv->product ? conv->product->channel_step : conv->depth;
     conv->steps = conv->taps * (conv->depth / conv->step);
@@ -72,6 +84,7 @@ static void lay_out(struct pumice_nhwc *conv) {
     conv->panel_bytes = conv->taps * conv->depth * conv->filters * (int64_t)sizeof(float);
     const int64_t lines = (conv->depth * (int64_t)sizeof(float) + LINE - 1) / LINE;
     conv->pixel_bytes = (lines | 1) * LINE; /* pixels an odd number of lines apart share no cache sets */
+    if (conv->overlapping) conv->pixel_bytes = s->channels * (int64_t)sizeof(float) / 2;
 }
 
 int64_t nhwc_weight_bytes(const struct pumice_nhwc *conv) {

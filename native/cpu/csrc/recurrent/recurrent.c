@@ -61,9 +61,13 @@ static void multiply(const struct part *p, const char *states, int from, int unt
         w->product->held((int)p->rows, a, step, w->depth / w->product->channel_step, panel, w->panel_bytes, until - from, sums);
         return;
     }
+    const recurrent_row row = p->rows == 1 && until - from > 2 ? p->table->recurrent_row_f32() : NULL;
+    if (row) {
+        row(a, w->hidden, panel, w->panel_bytes, until - from, sums, tile_size(w) * (int64_t)sizeof *sums);
+        return;
+    }
     for (int gate = from; gate < until; gate++, panel += w->panel_bytes, sums += tile_size(w)) {
-        const struct gemm_fetch next = {panel + w->panel_bytes, w->units * (int64_t)sizeof(float)};
-        w->plain->tile((int)p->rows, w->hidden, a, step, panel, sums, 0, next);
+        w->plain->tile((int)p->rows, w->hidden, a, step, panel, sums, 0, (struct gemm_fetch){panel, 0});
     }
 }
 
@@ -191,8 +195,9 @@ static void run_chunk(void *context, int64_t phase, int64_t number) {
 static void run_block(void *context, int64_t only, int64_t number) {
     const struct layer *layer = context;
     const struct direction *d = layer->directions + number / layer->blocks;
+    const int64_t chunks = d->w->chunks;
     for (int64_t phase = 0; phase < layer->steps * layer->phases; phase++)
-        for (int64_t chunk = 0; chunk < d->w->chunks; chunk++) run_part(layer, d, phase, chunk, number % layer->blocks);
+        for (int64_t i = 0; i < chunks; i++) run_part(layer, d, phase, phase % 2 ? chunks - 1 - i : i, number % layer->blocks);
 }
 
 /* --- the layer ---------------------------------------------------------------------------------------------------- */
@@ -215,7 +220,8 @@ static void cut_rows(struct layer *layer, int count, int team) {
 /* Whether blocks are worth more than chunks. */
 static int goes_apart(const struct layer *layer, int count, int team) {
     const int64_t macs = weight_bytes(layer) / (int64_t)sizeof(float) * layer->directions->r->batch * layer->steps;
-    return team > 1 && count * layer->blocks >= team && macs > team * LEAST_MACS &&
+    if (team == 1 && layer->blocks == 1) return 1;
+    return count * layer->blocks >= team && (team == 1 || macs > team * LEAST_MACS) &&
            weight_bytes(layer) <= (int64_t)pumice_cache_bytes();
 }
 

@@ -15,6 +15,15 @@
 
 /* Included after one of vector_<level>.h. */
 
+/* A whole vector, or its first lanes. */
+INLINE vf part(const float *p, int64_t some) { return some == LANES ? load(p) : load_some(p, some); }
+INLINE void put(float *p, vf v, int64_t some) {
+    if (some == LANES)
+        store(p, v);
+    else
+        store_some(p, v, some);
+}
+
 INLINE vf magnitude(vf x) { return from_bits(and_i(bits(x), all_i(0x7fffffff))); }
 INLINE vf with_sign_of(vf size, vf sign) { return from_bits(or_i(bits(size), and_i(bits(sign), all_i(INT32_MIN)))); }
 
@@ -94,10 +103,15 @@ INLINE vf sigmoid_of(vf x) {
     return mul(choose(below(x, all(0)), e, all(1)), reciprocal(add(all(1), e)));
 }
 
-/* exp(-x) for sums of gates: with a relative error of |x| 2^-24, and never beyond 2^60, so that the product of two is finite. */
+/* exp(-x) for sums of gates: with a relative error of 1.5e-7 + |x| 2^-24, and never beyond 2^60, so that the product of two
+ * is finite. The polynomial is the best of its degree that is 1 at 0. */
 INLINE vf decay_of(vf x) {
-    const vf y = least(all(60), most(all(-60), mul(x, all(-1.44269502f)))), n = nearest(y);
-    return scale_by(exp2_near_zero(sub(y, n)), n);
+    const vf y = least(all(60), most(all(-60), mul(x, all(-1.44269502f)))), n = nearest(y), r = sub(y, n);
+    vf p = fma_(all(1.32647296e-3f), r, all(9.67151299e-3f));
+    p = fma_(p, r, all(5.55073358e-2f));
+    p = fma_(p, r, all(2.40222424e-1f));
+    p = fma_(p, r, all(6.93147004e-1f));
+    return scale_by(fma_(p, r, all(1)), n);
 }
 
 /* sigmoid(x) tanh(y), by one division. */

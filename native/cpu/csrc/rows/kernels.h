@@ -391,14 +391,6 @@ static void nearest_centroid(const float *points, int64_t count, int64_t width, 
 
 /* --- recurrence --------------------------------------------------------------------------------------------------- */
 
-INLINE vf part(const float *p, int64_t some) { return some == LANES ? load(p) : load_some(p, some); }
-INLINE void put(float *p, vf v, int64_t some) {
-    if (some == LANES)
-        store(p, v);
-    else
-        store_some(p, v, some);
-}
-
 INLINE vf gate(const struct rows_gates *gates, int number, int64_t i, int64_t some) {
     const vf sum = part(gates->sums + number * gates->sums_step + i, some);
     return gates->added ? add(sum, part(gates->added + number * gates->added_step + i, some)) : sum;

@@ -84,6 +84,7 @@ INLINE void store_8(void *p, vi v) {
     const __m256i order = _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0);
     _mm_storel_epi64((__m128i *)p, _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(low, order)));
 }
+INLINE vi load_i(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE void store_i(int32_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 #endif

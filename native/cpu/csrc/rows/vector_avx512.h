@@ -109,6 +109,7 @@ INLINE void store_8(void *p, vi v) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v.a));
     _mm_storeu_si128((__m128i *)p + 1, _mm512_cvtepi32_epi8(v.b));
 }
+INLINE vi load_i(const int32_t *p) { return INTEGERS(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 16)); }
 INLINE void store_i(int32_t *p, vi v) {
     _mm512_storeu_si512(p, v.a);
     _mm512_storeu_si512(p + 16, v.b);

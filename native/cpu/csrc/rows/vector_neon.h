@@ -86,6 +86,7 @@ INLINE void store_8(void *p, vi v) {
     const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(pairs, pairs))), 0);
     memcpy(p, &four, sizeof four);
 }
+INLINE vi load_i(const int32_t *p) { return vld1q_s32(p); }
 INLINE void store_i(int32_t *p, vi v) { vst1q_s32(p, v); }
 
 #endif

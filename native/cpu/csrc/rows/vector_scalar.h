@@ -77,6 +77,7 @@ INLINE float least_of(vf a) { return a; }
 INLINE vi load_u8(const uint8_t *p) { return *p; }
 INLINE vi load_s8(const int8_t *p) { return *p; }
 INLINE void store_8(void *p, vi v) { *(uint8_t *)p = (uint8_t)v; } /* the low byte of each lane */
+INLINE vi load_i(const int32_t *p) { return *p; }
 INLINE void store_i(int32_t *p, vi v) { *p = v; }
 
 #endif

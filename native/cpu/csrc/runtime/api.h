@@ -113,6 +113,11 @@ struct pumice_recurrent_u8_step { /* y, projected, h, c, lengths */
     struct pumice_recurrence_u8 recurrence;
 };
 
+/* The same over levels of the input and their parameters, as those of pumice_dynamic_step. */
+struct pumice_recurrent_levels_step { /* y, levels, h, c, lengths, scale, zero */
+    struct pumice_recurrence_u8 recurrence;
+};
+
 struct pumice_map_step { /* y, x */
     int32_t function;
     int64_t count;
@@ -139,6 +144,12 @@ struct pumice_layer_norm_step { /* y, x */
 struct pumice_reduce_step { /* y, x */
     int32_t reduction;
     int64_t outer, reduced, inner;
+};
+
+/* The index, of 64 bits, of the least or the greatest along the axis: the first or the last of equals; NaN before all. */
+struct pumice_extreme_index_step { /* y, x */
+    int64_t outer, size, inner;
+    int32_t least, last;
 };
 
 struct pumice_batch_norm_step { /* y, x */

@@ -5,7 +5,7 @@
 
 #include "runtime/steps.h"
 
-enum { MOST_OPERANDS = 5 };
+enum { MOST_OPERANDS = 7 };
 
 struct kind {
     const char *name;

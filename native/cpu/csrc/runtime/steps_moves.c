@@ -20,15 +20,22 @@ STEP_FUNCTION(fill, pumice_fill_step) {
     return PUMICE_OK;
 }
 
+/* Element i's bytes, or NULL. */
+static inline const char *slice_at(const struct pumice_gather_step *a, const char *x, const void *indices, int64_t i) {
+    int64_t index = a->wide ? ((const int64_t *)indices)[i] : ((const int32_t *)indices)[i];
+    if (index < 0) index += a->size;
+    return index < 0 || index >= a->size ? NULL : x + index * a->bytes;
+}
+
 STEP_FUNCTION(gather, pumice_gather_step) {
     char *to = operands[0];
     for (int64_t o = 0; o < a->outer; o++) {
-        const char *from = (const char *)operands[1] + o * a->size * a->bytes;
+        const char *x = (const char *)operands[1] + o * a->size * a->bytes;
         for (int64_t i = 0; i < a->count; i++, to += a->bytes) {
-            int64_t index = a->wide ? ((const int64_t *)operands[2])[i] : ((const int32_t *)operands[2])[i];
-            if (index < 0) index += a->size;
-            if (index < 0 || index >= a->size) return PUMICE_BAD_ARGUMENT;
-            memcpy(to, from + index * a->bytes, (size_t)a->bytes);
+            const char *from = slice_at(a, x, operands[2], i);
+            if (!from) return PUMICE_BAD_ARGUMENT;
+            if (a->bytes == 4) memcpy(to, from, 4); /* a move, not a call */
+            else memcpy(to, from, (size_t)a->bytes);
         }
     }
     return PUMICE_OK;

@@ -71,3 +71,11 @@ STEP_FUNCTION(recurrent_u8, pumice_recurrent_u8_step) {
     recurrence.h = operands[2], recurrence.c = operands[3], recurrence.lengths = operands[4];
     return pumice_recurrent_u8(&recurrence, threads);
 }
+
+STEP_FUNCTION(recurrent_levels, pumice_recurrent_levels_step) {
+    struct pumice_recurrence_u8 recurrence = a->recurrence;
+    recurrence.y = operands[0], recurrence.input.levels = operands[1];
+    recurrence.h = operands[2], recurrence.c = operands[3], recurrence.lengths = operands[4];
+    recurrence.input.scale = operands[5], recurrence.input.zero = operands[6];
+    return pumice_recurrent_u8(&recurrence, threads);
+}

@@ -1,4 +1,6 @@
 /* Steps over real numbers, element by element and row by row. */
+#include <string.h>
+
 #include "base/memory.h"
 #include "pooling/api.h"
 #include "runtime/steps.h"
@@ -20,6 +22,23 @@ STEP_FUNCTION(layer_norm, pumice_layer_norm_step) {
 
 STEP_FUNCTION(reduce, pumice_reduce_step) {
     return pumice_reduce(a->reduction, operands[1], operands[0], a->outer, a->reduced, a->inner, threads);
+}
+
+static int is_ahead(const struct pumice_extreme_index_step *a, float x, float best) {
+    if (x != x || best != best) return x != x && (best == best || a->last);
+    return (a->least ? x < best : x > best) || (a->last && x == best);
+}
+
+STEP_FUNCTION(extreme_index, pumice_extreme_index_step) {
+    const float *x = operands[1];
+    int64_t *y = operands[0];
+    for (int64_t o = 0; o < a->outer; o++, x += a->size * a->inner, y += a->inner) {
+        memset(y, 0, (size_t)a->inner * sizeof *y);
+        for (int64_t k = 1; k < a->size; k++)
+            for (int64_t i = 0; i < a->inner; i++)
+                if (is_ahead(a, x[k * a->inner + i], x[y[i] * a->inner + i])) y[i] = k;
+    }
+    return PUMICE_OK;
 }
 
 STEP_FUNCTION(batch_norm, pumice_batch_norm_step) {

@@ -12,14 +12,6 @@
 
 enum { BLOCK = 2048 };
 
-INLINE vf part(const float *p, int64_t some) { return some == LANES ? load(p) : load_some(p, some); }
-INLINE void put(float *p, vf v, int64_t some) {
-    if (some == LANES)
-        store(p, v);
-    else
-        store_some(p, v, some);
-}
-
 /* --- pointwise ---------------------------------------------------------------------------------------------------- */
 
 #define SLOPE(name, result)                                                                                \

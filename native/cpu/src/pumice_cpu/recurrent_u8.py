@@ -20,25 +20,26 @@ from pumice_cpu.recurrent import GATES, Cell, biases
 
 
 class Gates:
-    """R, packed so that all gates of a unit come together; freed with the last reference."""
+    """R or W, packed so that all gates of a unit come together; freed with the last reference."""
 
     def __init__(self, cell: Cell, r: Array, scale: Array, zero: Array | None = None) -> None:
-        """R (hidden, gates * hidden) of int8 or uint8; a scale a column or one; zero points a column.
+        """R (hidden, gates * hidden) or W (inputs, gates * hidden) of int8 or uint8; a scale a column or one; zero
+        points a column.
 
         Raises:
             NativeError: shapes or types do not fit.
         """
-        self.cell, self.hidden = cell, r.shape[0]
         scales = np.ascontiguousarray(scale, np.float32).reshape(-1)
-        width = GATES[cell] * self.hidden
-        if r.shape[1:] != (width,) or str(r.dtype) not in {"int8", "uint8"} or scales.size not in {1, width}:
+        rows, width = r.shape
+        self.cell, self.hidden = cell, width // GATES[cell]
+        if width % GATES[cell] or str(r.dtype) not in {"int8", "uint8"} or scales.size not in {1, width}:
             raise NativeError(
                 f"{cell} weights {r.dtype}{list(r.shape)} with {scales.size} scales do not fit each other"
             )
         zeros = None if zero is None else np.ascontiguousarray(np.broadcast_to(zero, (width,)), np.int32)
         matrix, handle = ffi().new("struct pumice_matrix *"), ffi().new("struct pumice_gates **")
         given = np.ascontiguousarray(r)
-        matrix.data, matrix.type, matrix.rows, matrix.columns = pointer(given), TYPES[str(r.dtype)], self.hidden, width
+        matrix.data, matrix.type, matrix.rows, matrix.columns = pointer(given), TYPES[str(r.dtype)], rows, width
         matrix.row_stride, matrix.column_stride = width, 1
         status = library().pumice_gates_pack(
             handle, matrix, GATES[cell], pointer(scales), int(scales.size > 1), pointer(zeros)

@@ -21,6 +21,7 @@ static const double SPLIT = 1.0 / 65536; /* of the sum of |x w| */
 static struct pumice_conv_shape shapes[] = {
     SHAPE(3, 17, 1, 19, 19, 7, 2, 1, 3), SHAPE(40, 33, 1, 9, 9, 3, 1, 1, 1),    SHAPE(37, 9, 1, 7, 7, 1, 2, 1, 0),
     SHAPE(5, 7, 1, 6, 7, 3, 1, 2, 2),    SHAPE(16, 33, 1, 8, 8, 1, 1, 1, 0),    SHAPE(20, 3, 1, 9, 11, 3, 2, 2, 1),
+    SHAPE(12, 9, 1, 13, 17, 3, 1, 1, 1), SHAPE(20, 40, 1, 8, 9, 5, 1, 1, 2),    SHAPE(1, 16, 1, 28, 28, 3, 1, 1, 1),
     SHAPE(70, 70, 70, 9, 8, 3, 1, 1, 1), SHAPE(33, 33, 33, 12, 19, 5, 2, 1, 2), SHAPE(64, 200, 1, 14, 14, 1, 1, 1, 0),
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };

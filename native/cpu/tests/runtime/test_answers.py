@@ -259,6 +259,34 @@ def test_parts_side_by_side_need_no_copies(rng):
     assert kinds(session, feeds) == ["map", "map", "map", "copy"]
 
 
+def single(node, ranks):
+    """A model of one node."""
+    sizes = ", ".join("ABC"[:ranks])
+    return parsed(f'<ir_version: 8, opset_import: ["": 18]> net (float[{sizes}] x) => ({node}')
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("last", [0, 1])
+def test_the_place_of_an_extreme_is_numpys_among_equals_and_nan(op, axis, last, rng):
+    model = single(f"int64[D, E, F] y) {{ y = {op} <axis = {axis}, select_last_index = {last}> (x) }}", 3)
+    x = rng.integers(0, 3, (4, 5, 6)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    session = opened(model)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], compile_plan(model, kernels=()).run({"x": x})["y"])
+    assert kinds(session, {"x": x}) == ["extreme_index"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+@pytest.mark.parametrize("pads", [[0, 2, 0, 3], [3, 0, 1, 0], [0, -1, 0, 2]])
+def test_an_axis_padded_with_its_own_elements_is_gathered(mode, pads, rng):
+    text = f"float[D, E] y) {{ p = Constant <value_ints = {pads}> () y = Pad <mode = '{mode}'> (x, p) }}"
+    model, feeds = single(text.replace("'", '"'), 2), {"x": rng.standard_normal((5, 6)).astype(np.float32)}
+    session = opened(model)
+    np.testing.assert_array_equal(session.run(feeds)["y"], compile_plan(model, kernels=()).run(feeds)["y"])
+    assert kinds(session, feeds) == ["gather"]
+
+
 def test_the_example_agrees_with_the_reference(quantized_cnn, given_images):
     """Integers through the whole of core's own definition, too."""
     from pumice.quantize.fusion import fused

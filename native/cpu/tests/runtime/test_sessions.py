@@ -134,3 +134,11 @@ def test_an_output_asked_for_twice_is_given_once(quantized_cnn, given_images):
     found = NativeRuntime().open(quantized_cnn, outputs=["y", "y"]).run(given_images(1))
     assert list(found) == ["y"]
     np.testing.assert_array_equal(found["y"], NativeRuntime().open(quantized_cnn).run(given_images(1))["y"])
+
+
+def test_an_input_can_be_an_output_as_well(quantized_cnn, given_images):
+    feed = given_images(1)
+    (name,) = feed
+    found = NativeRuntime().open(quantized_cnn, outputs=["y", name]).run(feed)
+    np.testing.assert_array_equal(found[name], feed[name])
+    np.testing.assert_array_equal(found["y"], NativeRuntime().open(quantized_cnn).run(feed)["y"])

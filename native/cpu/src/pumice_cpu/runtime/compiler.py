@@ -72,6 +72,8 @@ class Compiler:
         self.program, self.steps, self.trace, self.packer, self.exact = program, steps, trace, packer, exact
         self.instructions: list[Instruction] = []
         self.views: dict[int, View] = {}
+        self.given: dict[int, View] = {}
+        """The graph's inputs; one that is an output as well has another view in `views`, that of its copy."""
         self.copies: dict[tuple[View, tuple[int, ...]], View] = {}
         self.levels: dict[View, Levels] = {}
         """Of real numbers that were quantized while running."""
@@ -89,7 +91,8 @@ class Compiler:
         """Instructions in order, and a view for every output that does not vary."""
         for slot in self.program.inputs:
             if slot in self.trace.shapes and not self.trace.is_known(slot):
-                self.views[slot] = views.fresh(self.trace.shapes[slot], self.trace.dtypes[slot], home="outside")
+                self.given[slot] = views.fresh(self.trace.shapes[slot], self.trace.dtypes[slot], home="outside")
+        self.views.update(self.given)
         for i, step in enumerate(self.steps):
             if i in self.absorbed or all(s == ABSENT or self.trace.is_known(s) for s in step.outputs):
                 continue

@@ -128,7 +128,7 @@ class NativeSession:
         compiler = Compiler(program, self.steps, seen, self.packer, exact=self.exact)
         executable = assemble(compiler.compile(table()))
         inputs = {
-            i.name: (slot, compiler.views.get(slot))
+            i.name: (slot, compiler.given.get(slot))
             for i, slot in zip(self.plan.inputs, program.inputs, strict=True)
             if slot in filled
         }

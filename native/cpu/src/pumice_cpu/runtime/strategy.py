@@ -26,6 +26,7 @@ class NativeRuntime(Runtime):
 
     name = "native"
     rank = 50
+    channel_multiple = 8  # vectors of 8 and 16 floats; pixels of other sizes lie across the lines of the cache
 
     mode: str = knob(
         "exact",

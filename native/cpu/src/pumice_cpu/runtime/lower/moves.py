@@ -11,7 +11,7 @@ import numpy as np
 from pumice.ops.record import Array
 from pumice.program import ABSENT, Step
 from pumice_cpu.runtime.compiler import Compiler
-from pumice_cpu.runtime.views import View, channels_last, within
+from pumice_cpu.runtime.views import View, channels_last, constant, within
 
 NUMBERS = {"bool": 0, "uint8": 1, "int8": 2, "int32": 3, "int64": 4, "float32": 5}
 SIZES = frozenset({1, 2, 4, 8})
@@ -70,6 +70,29 @@ def gather(c: Compiler, step: Step) -> bool:
     return True
 
 
+def pad(c: Compiler, step: Step) -> bool:
+    """Elements that repeat others, along one axis, by index; the operator itself says which."""
+    x, *rest = step.inputs
+    known = [None if slot == ABSENT else c.known(slot) for slot in rest]
+    before, after = c.shape(x), c.shape(step.outputs[0])
+    axes = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    if step.node.get("mode", "constant") == "constant" or len(axes) != 1 or c.dtype(x).hasobject:
+        return False
+    if any(value is None for value, slot in zip(known, rest, strict=True) if slot != ABSENT):
+        return False
+    assert step.op.forward is not None
+    (axis,) = axes
+    along = np.arange(before[axis]).reshape([-1 if i == axis else 1 for i in range(len(before))])
+    (index,) = step.op.forward(step.node, np.broadcast_to(along, before), *known)
+    source, count = c.plain(x), after[axis]
+    places = constant(np.ascontiguousarray(index.swapaxes(axis, -1).reshape(-1, count)[0], np.int64))
+    c.emit(
+        "gather", c.result(step.outputs[0]), source, places, outer=math.prod(before[:axis]), size=before[axis],
+        count=count, bytes=math.prod(before[axis + 1 :]) * source.dtype.itemsize, wide=1,
+    )  # fmt: skip
+    return True
+
+
 def concat(c: Compiler, step: Step) -> bool:
     """Copies of rows, in whatever order the operands lie in."""
     operands = [slot for slot in step.inputs if slot != ABSENT]
@@ -121,4 +144,9 @@ def cast(c: Compiler, step: Step) -> bool:
 
 
 VIEWS = "Transpose Reshape Flatten Squeeze Unsqueeze Identity Slice Split Expand".split()
-LOWERS = {("", name): look for name in VIEWS} | {("", "Gather"): gather, ("", "Concat"): concat, ("", "Cast"): cast}
+LOWERS = {("", name): look for name in VIEWS} | {
+    ("", "Gather"): gather,
+    ("", "Pad"): pad,
+    ("", "Concat"): concat,
+    ("", "Cast"): cast,
+}

@@ -15,7 +15,7 @@ from pumice.program import ABSENT, Step
 from pumice_cpu.gemm import TYPES
 from pumice_cpu.recurrent import SPLIT_BATCH, splits
 from pumice_cpu.runtime import packing
-from pumice_cpu.runtime.compiler import Compiler, Lower
+from pumice_cpu.runtime.compiler import Compiler, Levels as Quantized, Lower
 from pumice_cpu.runtime.lower.products import quantized
 from pumice_cpu.runtime.views import View, fresh
 
@@ -152,6 +152,9 @@ def _part(view: View, index: Any) -> View:
 
 # --- 8-bit weights ----------------------------------------------------------------------------------------------------
 
+JOINT_BATCH = 8
+"""Rows of a step from which its input is multiplied along with the state: sums of all steps would leave the caches."""
+
 
 @attrs.frozen(eq=False)
 class Levels:
@@ -221,21 +224,28 @@ class _IntegerLayer(_Layer):
         self.directions, self.hidden, self.width = r.values.shape
 
     def _run(self, direction: int, x: View, y: View, h: View, cell: View) -> None:
-        c, projected = self.c, fresh((self.time * self.batch, self.width), np.float32)
         outer, inner = self._biases(direction)
-        self._project(direction, x, projected, outer)
-        c.emit(
-            "recurrent_u8", _part(y, (slice(None), direction)), projected, _part(h, direction),
-            _part(cell, direction) if self.cell == "lstm" else None, self._lengths(), writes=(0, 2, 3),
-            recurrence={
-                "recurrent": self._gates(direction), "by_row": int(not c.exact), "inner_bias": inner,
-                **self._geometry(direction),
-            },
+        levels = quantized(self.c, self.x, by_row=not self.c.exact)
+        states = (_part(h, direction), _part(cell, direction) if self.cell == "lstm" else None, self._lengths())
+        recurrence = {
+            "recurrent": self._gates(self.state_levels, direction), "by_row": int(not self.c.exact),
+            "inner_bias": inner, **self._geometry(direction),
+        }  # fmt: skip
+        out = _part(y, (slice(None), direction))
+        if self.batch < JOINT_BATCH:
+            projected = self._projected(direction, levels, outer)
+            self.c.emit("recurrent_u8", out, projected, *states, writes=(0, 2, 3), recurrence=recurrence)
+            return
+        recurrence["input"] = {"weights": self._gates(self.input_levels, direction), "bias": outer}
+        self.c.emit(
+            "recurrent_levels", out, levels.values, *states, levels.scale, levels.zero, writes=(0, 2, 3),
+            recurrence=recurrence,
         )  # fmt: skip
 
-    def _project(self, direction: int, x: View, projected: View, bias: Array | None) -> None:
+    def _projected(self, direction: int, levels: Quantized, bias: Array | None) -> View:
+        """W x + b of all steps."""
         c, (scale, zero) = self.c, self.input_levels.parameters(direction)
-        levels = quantized(c, self.x, by_row=not c.exact)
+        projected = fresh((self.time * self.batch, self.width), np.float32)
 
         def make() -> packing.Packed:
             return packing.matrix(self.input_levels.values[direction], "integer")
@@ -246,13 +256,13 @@ class _IntegerLayer(_Layer):
             rows=self.time * self.batch, depth=self.depth, columns=self.width, scale_step=int(scale.size > 1),
             epilogue={"output": TYPES["float32"], "bias": bias}, y_stride=self.width,
         )  # fmt: skip
+        return projected
 
-    def _gates(self, direction: int) -> packing.Packed:
+    def _gates(self, levels: Levels, direction: int) -> packing.Packed:
         def make() -> packing.Packed:
-            r = self.state_levels
-            return packing.gates(self.cell, r.values[direction], *r.parameters(direction))
+            return packing.gates(self.cell, levels.values[direction], *levels.parameters(direction))
 
-        return self.c.packer.get((self.state_levels.slot, direction, "gates"), make)
+        return self.c.packer.get((levels.slot, direction, "gates"), make)
 
 
 LOWERS: dict[tuple[str, str], Lower] = {

@@ -176,6 +176,22 @@ def _reduce(reduction: str, finish: Callable[[Compiler, int], None] | None = Non
     return lower
 
 
+def _extreme_index(least: bool) -> Lower:
+    def lower(c: Compiler, step: Step) -> bool:
+        if not c.is_float(step.inputs[0]):
+            return False
+        given = c.plain(step.inputs[0])
+        axis = step.node.get("axis", 0) % len(given.shape)
+        c.emit(
+            "extreme_index", c.result(step.outputs[0]), given, outer=math.prod(given.shape[:axis]),
+            size=given.shape[axis], inner=math.prod(given.shape[axis + 1 :]), least=int(least),
+            last=int(step.node.get("select_last_index", 0)),
+        )  # fmt: skip
+        return True
+
+    return lower
+
+
 def _axes(c: Compiler, step: Step) -> list[int] | None:
     """Neighbouring axes that are reduced, or None."""
     rank = len(c.shape(step.inputs[0]))
@@ -197,6 +213,8 @@ LOWERS: dict[tuple[str, str], Lower] = {
     **{("", name): _binary(name.lower()) for name in ("Add", "Sub", "Mul", "Div")},
     ("", "Pow"): _power,
     ("", "Where"): _where,
+    ("", "ArgMax"): _extreme_index(least=False),
+    ("", "ArgMin"): _extreme_index(least=True),
     ("", "Softmax"): _softmax(False),
     ("", "LogSoftmax"): _softmax(True),
     ("", "LayerNormalization"): _layer_norm,

@@ -1,4 +1,0 @@
-/* Sums of gates, with NEON. */
-#include "lowbit/gates.h"
-
-OVERRIDES(gates, neon) { table->lowbit_gates = gates; }
