@@ -20,10 +20,10 @@ def present(gpu, monkeypatch):
     return gpu
 
 
-def student(where, loss):
+def student(where, loss, **knobs):
     model = tiny_cnn()
     samples = {"x": np.concatenate([feeds["x"] for feeds in random_feeds(24)])}
-    step = {"use": "distil", "width": 0.5, "device": where, "epochs": 2, "batch": 8, "losses": [loss]}
+    step = {"use": "distil", "width": 0.5, "device": where, "epochs": 2, "batch": 8, "losses": [loss], **knobs}
     return pumice.compress(model, open_dataset(samples, model), {"step": [step]}, measure=False)
 
 
@@ -31,8 +31,28 @@ def weights(result):
     return {name: value.const_value.numpy() for name, value in result.model.graph.initializers.items()}
 
 
-def test_a_student_learns_on_the_gpu_what_it_learns_on_the_cpu(present):
-    loss = {"name": "reverse-kl", "scores": "logits"}
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "reverse-kl", "scores": "logits"},
+        *[
+            {"name": name}
+            for name in (
+                "sequence",
+                "feature-mse",
+                "feature-cosine",
+                "pkt",
+                "attention-transfer",
+                "relational-distance",
+                "relational-angle",
+                "attribution",
+            )
+        ],
+        {"name": "attribution", "method": "integrated", "over": "channels"},
+    ],
+    ids=lambda loss: loss["name"],
+)
+def test_a_student_learns_on_the_gpu_what_it_learns_on_the_cpu(present, loss):
     here = weights(student("cpu", loss))
     with counting() as moved:
         there = weights(student("cuda", loss))
@@ -42,5 +62,5 @@ def test_a_student_learns_on_the_gpu_what_it_learns_on_the_cpu(present):
 
 
 def test_what_only_the_cpu_can_do_is_done_there_with_a_note(present):
-    result = student("cuda", {"name": "feature-mse"})
-    assert any("trained on the CPU: the loss" in note for note in result.notes)
+    result = student("cuda", {"name": "soft-targets"}, stream=True)
+    assert any("trained on the CPU: the knob 'stream'" in note for note in result.notes)

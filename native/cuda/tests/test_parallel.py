@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import os
 import sys
 import types
 
@@ -25,7 +26,7 @@ def two(monkeypatch):
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda _: copies)
     monkeypatch.setattr(parallel, "_gpus", lambda: 2)
     monkeypatch.setattr(parallel, "_key", lambda: "key")
-    monkeypatch.setattr(parallel, "_peers", lambda rank, count, key: types.SimpleNamespace(rank=rank, count=count))
+    monkeypatch.setattr(parallel, "NcclPeers", lambda rank, count, key: types.SimpleNamespace(rank=rank, count=count))
 
 
 def test_one_gpu_works_alone(monkeypatch):
@@ -38,8 +39,21 @@ def test_the_result_is_that_of_the_first_process(two):
 
 
 def test_a_process_that_fails_ends_the_others(two):
-    with pytest.raises(RuntimeError, match="training on GPU 1 failed: ValueError: no path"):
+    with pytest.raises(RuntimeError, match="training on GPU 1 failed: ValueError: no path") as failure:
         parallel.in_parallel(work, None)
+    assert 'raise ValueError("no path")' in failure.value.__notes__[0]
+
+
+def seen(peers):
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize(("given", "first"), [("5, 3", "5"), (None, "0")])
+def test_a_process_sees_its_own_gpu_only(two, monkeypatch, given, first):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert parallel.in_parallel(seen) == first
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pumice_cuda import lowbit, rows
+from pumice_cuda import device, lowbit, rows
 from pumice_cuda.compiling import resources
 from pumice_cuda.teams import KEPT, contiguous, team_of
 
@@ -62,7 +62,32 @@ def test_tables_of_consecutive_integers_are_arithmetic():
     assert lowbit.arithmetic(np.arange(32, dtype=np.float32).reshape(2, 16)) is None
 
 
-@pytest.mark.parametrize("source", ["rows", "quantize", "lowbit_few", "lowbit_many", "recurrent_sm90"])
+def packed(n, decoder, parts):
+    """Without arrays: what decides how a product is launched."""
+    none = {"codes": None, "tables": None, "scale": None, "offset": None, "strides": (0, 0)}
+    return lowbit.Codebook(k=4096, n=n, group=4096, decoder=decoder, parts=parts, **none)
+
+
+@pytest.mark.parametrize(("capability", "calls"), [((9, 0), [8]), ((8, 0), [4, 4]), ((8, 9), [2, 2, 2, 2])])
+def test_rows_that_do_not_fit_into_shared_memory_come_in_parts(gpu, monkeypatch, capability, calls):
+    there = device.Gpu(name="", capability=capability, memory=1, multiprocessors=100)
+    monkeypatch.setattr(device, "gpu", lambda: there)
+    monkeypatch.setattr(lowbit, "kernel", lambda *_: None)
+    monkeypatch.setattr(lowbit, "aligned", lambda *_: True)
+    rows, shared = [], []
+
+    def launch(code, grid, block, a, *_, **how):
+        rows.append(len(a))
+        shared.append(how["shared"])
+
+    monkeypatch.setattr(lowbit, "launch", launch)
+    a = np.zeros((8, 4096), np.float32)
+    lowbit._few_rows(a, packed(64, "Pairs", 2), None, np.zeros((8, 64), np.float32))
+    assert rows == calls
+    assert max(shared) <= lowbit.ROOM.get(capability, lowbit.LEAST_ROOM)
+
+
+@pytest.mark.parametrize("source", ["rows", "quantize", "lowbit_few", "lowbit_some", "lowbit_many", "recurrent_sm90"])
 def test_no_kernel_runs_out_of_registers_on_hopper(source):
     spilling = {name: found.spills for name, found in resources(source, arch="sm_90a").items() if found.spills}
     assert not spilling

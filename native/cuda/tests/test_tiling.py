@@ -4,27 +4,28 @@ import numpy as np
 import pytest
 
 from pumice_cuda.compiling import resources
-from pumice_cuda.gemm import SHARED, Tiling, _tilings, readable, tiling
+from pumice_cuda.gemm import RESERVED, SHARED, Tiling, Work, _tilings, readable, tiling
 
 PROCESSORS = 132
 
 
 @pytest.mark.parametrize("steps", [1, 2, 64])
 def test_every_division_fits_the_shared_memory_and_has_buffers_to_overlap(steps):
-    for found in _tilings(steps):
-        assert found.shared <= SHARED, found
+    for found in _tilings(Work(m=1, n=1, steps=steps)):
+        assert found.together * (found.shared + RESERVED) <= SHARED, found
         assert found.stages >= 3, found
 
 
 def test_every_tile_is_covered_and_no_block_is_idle():
     for m, n in [(1, 1), (128, 4096), (1000, 528), (8192, 8192)]:
-        for found in _tilings(8):
+        for found in _tilings(Work(m=m, n=n, steps=8)):
             down, across = found.tiles(m, n)
             assert down * found.sharing * found.height >= m
             assert across * found.width >= n
             blocks = found.blocks(m, n, PROCESSORS)
             assert blocks % found.cluster == 0
             assert 0 < blocks <= down * across * found.cluster
+            assert blocks <= PROCESSORS * found.together or found.splits > 1
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,20 @@ def test_every_tile_is_covered_and_no_block_is_idle():
     ],
 )
 def test_the_model_takes_what_was_fastest_on_an_h200(shape, wanted):
-    assert tiling(*shape, PROCESSORS) == wanted
+    m, n, steps = shape
+    assert tiling(Work(m=m, n=n, steps=steps), PROCESSORS) == wanted
 
 
 @pytest.mark.parametrize("source", ["gemm_sm90", "conv_sm90"])
 @pytest.mark.parametrize("output", ["bf16", "s8"])
-def test_sums_stay_in_registers(source, output):
-    macros = Tiling(consumers=2, width=256, sharing=2).macros
-    options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=false", *macros)
+@pytest.mark.parametrize(
+    ("division", "parts"),
+    [(Tiling(consumers=2, width=256, sharing=2), 4), (Tiling(consumers=2, width=64, together=2), 2)],
+    ids=["large", "small"],
+)
+def test_sums_stay_in_registers(source, output, division, parts):
+    options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=false")
+    options = (*options, *division.macros, f"-DUSE_PARTS={parts}")
     (found,) = resources(source, arch="sm_90a", options=options).values()
     assert found.spills == found.stack == 0
 

@@ -25,16 +25,20 @@ from pumice_cuda.compiling import kernel
 from pumice_cuda.epilogue import PLAIN, Epilogue
 from pumice_cuda.gemm import (
     AMPERE,
+    AMPERE_NARROW,
     AMPERE_SHARED,
     AMPERE_THREADS,
     AMPERE_TILE,
     ELEMENTS,
     HOPPER,
+    PART_BYTES,
     STEP_BYTES,
     Precision,
     Tiling,
+    Work,
     element,
     gemm,
+    parts_of,
     tiling,
 )
 from pumice_cuda.launching import blocks, launch
@@ -73,7 +77,7 @@ _StemWindow = integers(
     long=("image_step", "channel_step", "line_step", "pixel_step"),
 )  # fmt: skip
 _DepthwiseWindow = integers(
-    "_DepthwiseWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_y", "taps_x", "channels", "images",
+    "_DepthwiseWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_y", "taps_x", "channels", "blocks",
     "padding",
 )  # fmt: skip
 
@@ -189,16 +193,18 @@ class Conv:
     def copied(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: Tiling | None = None) -> None:
         """By wgmma, windows fetched by the copy engine; `chosen` replaces what the model would take."""
         w, (m, n), processors = self.window, out.shape, device.gpu().multiprocessors
-        pieces = -(-images.shape[3] * images.itemsize // STEP_BYTES)
+        pixel_bytes = images.shape[3] * images.itemsize
+        pieces, parts = -(-pixel_bytes // STEP_BYTES), parts_of(pixel_bytes)
         steps = w.taps * pieces
-        t = chosen or tiling(m, n, steps, processors)
-        options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros)
+        work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
+        t = chosen or tiling(work, processors)
+        options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros, f"-DUSE_PARTS={parts}")
         weights = self.weights.reshape(n, w.taps, images.shape[3])
         down, across = t.tiles(m, n)
         launch(
             kernel("conv_sm90", "conv", options=options), t.blocks(m, n, processors), t.threads,
-            tensor_maps.windows(images, t.height, w.before, self._corner, w.strides),
-            tensor_maps.boxes(weights, t.width // t.sharing),
+            tensor_maps.windows(images, t.height, w.before, self._corner, w.strides, parts * PART_BYTES),
+            tensor_maps.boxes(weights, t.width // t.sharing, parts * PART_BYTES),
             _CopiedWindow(*w.output, *self._steps, w.kernel[1], pieces), epilogue.structure(out),
             np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
         )  # fmt: skip
@@ -218,10 +224,14 @@ class Conv:
         access = next(bytes_ for bytes_ in (16, 8, PIECE) if group_bytes % bytes_ == 0)
         arguments = epilogue.structure(out)
         arguments.wide &= outputs * out.itemsize % 16 == 0 or self.groups == 1
-        options = (f"-DUSE_ELEMENT={element(images, self.precision)}", *epilogue.macros, f"-DUSE_ACCESS={access}")
+        width = AMPERE_NARROW if outputs <= AMPERE_NARROW else AMPERE_TILE
+        options = (
+            f"-DUSE_ELEMENT={element(images, self.precision)}", *epilogue.macros, f"-DUSE_ACCESS={access}",
+            f"-DUSE_WIDTH={width}",
+        )  # fmt: skip
         launch(
             kernel("conv_sm80", "conv", options=options),
-            (-(-out.shape[0] // AMPERE_TILE), -(-outputs // AMPERE_TILE), self.groups), AMPERE_THREADS,
+            (-(-out.shape[0] // AMPERE_TILE), -(-outputs // width), self.groups), AMPERE_THREADS,
             images, weights, self._outside(images),
             _GatheredWindow(
                 *w.size, *w.output, *self._steps, w.kernel[1], w.taps, images.shape[3] * size, group_bytes, outputs
@@ -296,18 +306,32 @@ class Conv:
         """Every channel with its own window."""
         w, channels = self.window, images.shape[3]
         each = 4 if channels % 4 == 0 else 1
-        work = len(images) * w.output[0] * -(-w.output[1] // SPAN) * (channels // each)
-        taps = w.kernel[1] if w.dilations[1] == 1 and w.kernel[1] <= MOST_TOGETHER else 1
+        of_image = blocks(w.output[0] * -(-w.output[1] // SPAN) * (channels // each), THREADS)
+        taps = self._taps_together
         options = (
             f"-DUSE_ELEMENT={element(images, 'float32')}", *epilogue.macros, f"-DUSE_CHANNELS={each}",
             f"-DUSE_TAPS={taps}", f"-DUSE_STRIDE={w.strides[1]}",
         )  # fmt: skip
         launch(
-            kernel("conv_depthwise", "conv", options=options), blocks(work, THREADS), THREADS, images,
-            self._weights_by_tap,
-            _DepthwiseWindow(*w.size, *w.output, *self._steps, *w.kernel, channels, len(images), self.padding),
+            kernel("conv_depthwise", "conv", options=options), of_image * len(images), THREADS, images,
+            self._weights_by_word if each == 4 and images.itemsize == 1 else self._weights_by_tap,
+            _DepthwiseWindow(*w.size, *w.output, *self._steps, *w.kernel, channels, of_image, self.padding),
             epilogue.structure(out),
         )  # fmt: skip
+
+    @functools.cached_property
+    def _taps_together(self) -> int:
+        """Taps across that are neighbours, and not too many to keep their pixels."""
+        across = self.window.kernel[1]
+        return across if self.window.dilations[1] == 1 and across <= MOST_TOGETHER else 1
+
+    @functools.cached_property
+    def _weights_by_word(self) -> cupy.ndarray:
+        """Of bytes: (pieces of taps, words of a piece, channels, four taps), zero behind the last tap of a piece."""
+        channels, taps = len(self.weights), self._taps_together
+        pieces = self.weights.reshape(channels, -1, taps)
+        filled = _filled(pieces, -(-taps // 4) * 4)
+        return filled.reshape(channels, pieces.shape[1], -1, 4).transpose(1, 2, 0, 3).copy()
 
     @functools.cached_property
     def _weights_by_tap(self) -> cupy.ndarray:

@@ -1,9 +1,9 @@
 """What becomes of the sums of a product or a convolution before they are stored; `csrc/epilogue.cuh` computes it.
 
-    v = activation((sum + offset[n]) scale[n] row_scale[m] + bias[n] + residual[m, n])
+    v = activation((sum + offset[n]) scale[n] scale_by row_scale[m] + bias[n] + residual[m, n])
 
 Output `int32` is sum + offset[n] and nothing else. Outputs of 8 bits are levels, saturate(round_half_even(v) + zero); a
-residual of theirs is added to them by `LevelSum`.
+residual of theirs is added to them by `LevelSum`. Where `ranges` are asked for, v factor[n] is stored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     import cupy
 
 OUTPUTS = {"int32": "s32", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "s8", "uint8": "u8"}
-ARRAYS = ("residual", "scale", "row_scale", "bias", "offset", "offset_zero")
+ARRAYS = ("residual", "scale", "row_scale", "bias", "offset", "offset_zero", "scale_by", "factor", "ranges")
 """Fields of an epilogue that are pointers in the kernel's structure."""
+INSTRUCTIONS, INSTRUCTIONS_OF_LEVELS, INSTRUCTIONS_OF_GELU = 13, 22, 20
+"""For a sum that is stored in 16 bits, or in 8, and what GELU adds; measured on an H200."""
+RANGED_ROWS, RANGED_COLUMNS = 16, 64
+"""Of a result, that have a range together."""
 WIDE = 16
 """Bytes that a thread stores at once where every row of the output begins at a multiple of them."""
 
@@ -68,6 +72,12 @@ class Epilogue:
     """(n,) of int32, for integer sums: a bias in their units, the zero point of A times the sums of B's rows."""
     offset_zero: cupy.ndarray | None = None
     """One uint8, whose negative multiplies the offsets: a zero point of A that only the GPU knows."""
+    scale_by: cupy.ndarray | None = None
+    """One number on the GPU, by which the scales are multiplied."""
+    factor: cupy.ndarray | None = None
+    """(n,), with `ranges`."""
+    ranges: cupy.ndarray | None = None
+    """(ceil(m / 16), ceil(n / 64), 2), to hold the least and the greatest of what is stored there, and of zero."""
     residual: cupy.ndarray | None = None
     """(m, n) of the output's type."""
     level_sum: LevelSum | None = None
@@ -81,11 +91,20 @@ class Epilogue:
     @property
     def macros(self) -> tuple[str, ...]:
         """For what of it a kernel is compiled."""
-        present = {"RESIDUAL": self.residual is not None, "ROW_SCALE": self.row_scale is not None}
+        present = {
+            "RESIDUAL": self.residual is not None, "ROW_SCALE": self.row_scale is not None,
+            "RANGED": self.ranges is not None,
+        }  # fmt: skip
         return (
             f"-DUSE_OUTPUT={OUTPUTS[self.output]}", f"-DUSE_ACTIVATION={self.activation}",
             *(f"-DUSE_{name}={str(given).lower()}" for name, given in present.items()),
         )  # fmt: skip
+
+    @property
+    def instructions(self) -> float:
+        """That finish one of a thread's sums, about: cycles of its warp."""
+        of_levels = INSTRUCTIONS_OF_LEVELS if self.output in ("int8", "uint8") else INSTRUCTIONS
+        return of_levels + (INSTRUCTIONS_OF_GELU if self.activation == "gelu" else 0)
 
     def structure(self, out: cupy.ndarray) -> Structure:
         """The kernel's argument for an output (m, n) with contiguous rows.
@@ -110,7 +129,10 @@ class Epilogue:
         wanted = {
             "scale": ((columns,), "float32"), "row_scale": ((rows,), "float32"), "bias": ((columns,), "float32"),
             "offset": ((columns,), "int32"), "residual": ((rows, columns), self.output),
+            "factor": ((columns,), "float32"), "ranges": (ranges_shape(rows, columns), "float32"),
         }  # fmt: skip
+        if self.ranges is not None and self.output != "float32":
+            raise ValueError(f"the range of {self.output} is not found; store float32")
         for name, (shape, dtype) in wanted.items():
             array = getattr(self, name)
             if array is None or (name == "scale" and array.shape == (1,) and array.dtype.name == dtype):
@@ -120,6 +142,11 @@ class Epilogue:
 
 
 PLAIN = Epilogue()
+
+
+def ranges_shape(rows: int, columns: int) -> tuple[int, int, int]:
+    """Of `Epilogue.ranges` for a result (rows, columns)."""
+    return -(-rows // RANGED_ROWS), -(-columns // RANGED_COLUMNS), 2
 
 
 def _begins_wide(matrix: Any) -> bool:

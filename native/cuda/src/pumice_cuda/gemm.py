@@ -18,7 +18,7 @@ import numpy as np
 
 from pumice_cuda import device, tensor_maps
 from pumice_cuda.compiling import kernel
-from pumice_cuda.epilogue import PLAIN, Epilogue
+from pumice_cuda.epilogue import INSTRUCTIONS, PLAIN, Epilogue
 from pumice_cuda.launching import launch
 
 if TYPE_CHECKING:
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 ELEMENTS = {"int8": "s8", "uint8": "u8", "float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
 STEP_BYTES = 128
-SHARED = 227 << 10
-"""Bytes of shared memory of a block on Hopper."""
+SHARED, RESERVED = 228 << 10, 1 << 10
+"""Bytes of shared memory of a multiprocessor of Hopper, and what it keeps of them for itself with every block."""
+MOST_DIVIDED = 1 << 20
+"""Results of a product whose K is divided: few enough to leave multiprocessors idle otherwise."""
+PART_BYTES = 32
+"""Of K, that one matrix instruction takes; four make a step."""
 HOPPER, AMPERE = (9, 0), (8, 0)
-AMPERE_TILE, AMPERE_THREADS, AMPERE_SHARED = 128, 256, 64 << 10
+AMPERE_TILE, AMPERE_NARROW, AMPERE_THREADS = 128, 64, 256
+AMPERE_SHARED = 64 << 10
 TURING_TILE = 64
 Precision = Literal["tf32", "float32"]
 
@@ -46,6 +51,8 @@ class Tiling:
     """Blocks of a cluster that share their rows of B."""
     splits: int = 1
     """Blocks of a cluster that divide K."""
+    together: int = 1
+    """Blocks of a multiprocessor, which copy, multiply and finish at different times."""
 
     @property
     def height(self) -> int:
@@ -54,7 +61,7 @@ class Tiling:
     @property
     def stages(self) -> int:
         """Buffers that fit beside the sums that are exchanged."""
-        return min(8, (SHARED - 1024 - self._beside) // self._stage)
+        return min(8, (SHARED // self.together - RESERVED - 1024 - self._beside) // self._stage)
 
     @property
     def shared(self) -> int:
@@ -67,8 +74,8 @@ class Tiling:
 
     @property
     def _beside(self) -> int:
-        """Scale, bias and offset of the columns for each consumer."""
-        return 12 * self.consumers * self.width
+        """Scale, bias, offset and factor of the columns for each consumer."""
+        return 16 * self.consumers * self.width
 
     @property
     def threads(self) -> int:
@@ -80,7 +87,7 @@ class Tiling:
 
     @property
     def macros(self) -> tuple[str, ...]:
-        names = ("consumers", "width", "stages", "sharing", "splits")
+        names = ("consumers", "width", "stages", "sharing", "splits", "together")
         return tuple(f"-DUSE_{name.upper()}={getattr(self, name)}" for name in names)
 
     def tiles(self, m: int, n: int) -> tuple[int, int]:
@@ -91,38 +98,61 @@ class Tiling:
         """The grid: every block stays and walks over tiles, except where K is divided."""
         clusters = math.prod(self.tiles(m, n))
         if self.splits == 1:
-            clusters = min(clusters, multiprocessors // self.cluster)
+            clusters = min(clusters, multiprocessors * self.together // self.cluster)
         return clusters * self.cluster
 
 
-def tiling(m: int, n: int, steps: int, multiprocessors: int) -> Tiling:
-    """The division of a product (m, n) over `steps` times 128 bytes of K that should take least time."""
-    return min(_tilings(steps), key=lambda t: _cycles(t, m, n, steps, multiprocessors))
+@attrs.frozen(kw_only=True)
+class Work:
+    """What there is to divide: a product (m, n) over `steps` times `parts` times 32 bytes of K."""
+
+    m: int
+    n: int
+    steps: int
+    parts: int = STEP_BYTES // PART_BYTES
+    finishing: float = INSTRUCTIONS
+    """Cycles of a warp that finish one of its sums."""
 
 
-def _tilings(steps: int) -> Iterator[Tiling]:
+def tiling(work: Work, multiprocessors: int) -> Tiling:
+    """The division that should take least time."""
+    return min(_tilings(work), key=lambda t: _cycles(t, work, multiprocessors))
+
+
+def parts_of(row_bytes: int) -> int:
+    """How many 32 bytes a step has, of rows of K (of a window: of a tap) that are so long."""
+    return next(n // PART_BYTES for n in tensor_maps.SWIZZLED if n >= min(row_bytes, STEP_BYTES))
+
+
+def _tilings(work: Work) -> Iterator[Tiling]:
+    divisible = work.steps > 1 and work.parts * PART_BYTES == STEP_BYTES and work.m * work.n <= MOST_DIVIDED
     for width in (64, 128, 256):
         for consumers in (1, 2):
             yield Tiling(consumers=consumers, width=width)
-            if width > 64 and steps > 1:
+            if width > 64 and divisible:
                 yield Tiling(consumers=consumers, width=width, splits=2)
     yield Tiling(consumers=2, width=256, sharing=2)
+    yield Tiling(consumers=1, width=128, together=2)
+    yield Tiling(consumers=2, width=64, together=2)
 
 
-def _cycles(t: Tiling, m: int, n: int, steps: int, multiprocessors: int) -> float:
+def _cycles(t: Tiling, work: Work, multiprocessors: int) -> float:
     """A model of the loop, its figures measured on an H200.
 
     A multiprocessor multiplies 8,192 bytes' worth of pairs a cycle in two operations each; 47 bytes a cycle reach each
-    when all ask, and up to 72 when few do; 13 instructions finish a sum; clusters cost their meetings.
+    when all ask, and up to 72 when few do; finishing a tile takes another 1,200 cycles; clusters cost their meetings.
+    Of blocks together one multiplies while another finishes.
     """
-    down, across = t.tiles(m, n)
+    down, across = t.tiles(work.m, work.n)
     blocks = down * across * t.cluster
-    waves = -(-blocks // multiprocessors)
+    waves = -(-blocks // (multiprocessors * t.together))
     arriving = min(72, 47 * multiprocessors / min(blocks, multiprocessors))
-    step = max(t.height * t.width * STEP_BYTES / 4096, (t.height + t.width / t.sharing) * STEP_BYTES / arriving)
-    finish = 13 * t.width / t.splits / 2 * t.consumers + 1200
+    depth = work.parts * PART_BYTES
+    step = max(t.height * t.width * depth / 4096, (t.height + t.width / t.sharing) * depth / arriving)
+    multiplying = -(-work.steps // t.splits) * step
+    finishing = work.finishing * t.width / t.splits / 2 * t.consumers
     meetings = 1500 * (t.sharing > 1) + 4000 * (t.splits > 1)
-    return waves * (-(-steps // t.splits) * step + finish) + meetings
+    return waves * (max(multiplying + finishing, t.together * max(multiplying, finishing)) + 1200) + meetings
 
 
 def gemm(
@@ -168,14 +198,16 @@ def on_hopper(
 ) -> None:
     """`gemm` by wgmma, of matrices that the copy engine can read; `chosen` replaces what the model would take."""
     (m, k), n, processors = a.shape, b.shape[0], device.gpu().multiprocessors
-    steps = -(-k * a.itemsize // STEP_BYTES)
-    t = chosen or tiling(m, n, steps, processors)
-    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros)
+    steps, parts = -(-k * a.itemsize // STEP_BYTES), parts_of(k * a.itemsize)
+    work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
+    t = chosen or tiling(work, processors)
+    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros, f"-DUSE_PARTS={parts}")
     down, across = t.tiles(m, n)
+    step_bytes = parts * PART_BYTES
     launch(
         kernel("gemm_sm90", "gemm", options=options), t.blocks(m, n, processors), t.threads,
-        tensor_maps.boxes(a, t.height), tensor_maps.boxes(b, t.width // t.sharing), epilogue.structure(out),
-        np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
+        tensor_maps.boxes(a, t.height, step_bytes), tensor_maps.boxes(b, t.width // t.sharing, step_bytes),
+        epilogue.structure(out), np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _allowed: dict[Kernel, int] = {}
 
 def launch(
     kernel: Kernel, grid: Extent, block: Extent, *arguments: Any, shared: int = 0, cluster: Extent | None = None,
-    overlaps: bool = False,
+    overlaps: bool = False, meets: bool = False,
 ) -> None:  # fmt: skip
     """Queue a kernel.
 
@@ -41,6 +41,7 @@ def launch(
         shared: bytes of dynamic shared memory a block.
         cluster: blocks along each axis that share memory (compute capability 9.0 and later).
         overlaps: the kernel may start while the one before it ends, and itself waits where it must (the same GPUs).
+        meets: its blocks wait for each other, so all of them must fit on the GPU, and run at once or not at all.
 
     Raises:
         TypeError: an argument whose C type is not clear.
@@ -61,6 +62,7 @@ def launch(
         cluster=cluster,
         shmem_size=shared,
         programmatic_stream_serialization=overlaps,
+        is_cooperative=meets,
     )
     start(_stream(), config, kernel, *(_argument(a) for a in arguments))
 

@@ -32,15 +32,17 @@ TILE, STEP, WORD, EIGHT = 16, 128, 32, 8
 """Outputs of a tile, k of a step, k of the words that four threads have, codes of a word; as in csrc/lowbit.cuh."""
 CENTRE = 8
 """The code that decoding by arithmetic takes for zero."""
-WARPS, AHEAD = 8, 4
-"""Of a block, and steps whose codes are asked for early; as in csrc/lowbit.cuh."""
+WARPS, PIECE = 8, 4096
+"""Of a block with few rows, and the k of A that it has at a time; as in csrc/lowbit_few.cu."""
 HOPPER = (9, 0)
 FEW = 32
 """Rows of A up to which every weight is read once, by a kernel of its own."""
 ROWS, OUTPUTS, STAGES, STRIDE = 64, 64, 3, 160
-"""Of a block where there are more; as in csrc/lowbit.cuh."""
+"""Of a block where there are more; as in csrc/lowbit_many.cu."""
 PAIRS = 32 << 10
 """Bytes of shared memory that the values of all pairs of codes take."""
+ROOM, LEAST_ROOM = {(8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}, 99 << 10
+"""Bytes of shared memory that a block may have, by compute capability."""
 Arrays = Any
 """NumPy's or CuPy's."""
 
@@ -178,10 +180,10 @@ def decoded(weights: Codebook, dtype: Any = np.float32) -> cupy.ndarray:
     if weights.k % EIGHT:
         raise ValueError(f"weights of {weights.k} rows are not decoded; the kernel takes multiples of {EIGHT}")
     w = cupy.empty((weights.n, weights.k), dtype)
-    sizes = (weights.n, weights.tiles * TILE, weights.k, weights.steps, weights.span, weights.group_steps)
-    form = (*weights.strides, weights.parts, weights.decoder == "Levels")
-    code, grid = kernel("lowbit_many", f"decode<{type_name(w)}>"), blocks(weights.codes.size, 256)
-    launch(code, grid, 256, *_operands(weights), w, *map(np.int32, (*sizes, *form)))
+    code = kernel("lowbit_many", f"decode<{type_name(w)}, {_in_registers(weights)}, {weights.span}>")
+    sizes = map(np.int32, (weights.n, weights.tiles * TILE, weights.k))
+    grid = blocks(weights.codes.size // 4, 256)
+    launch(code, grid, 256, *_operands(weights), w, *sizes, *_extents(weights))
     return w
 
 
@@ -191,7 +193,7 @@ def decoded(weights: Codebook, dtype: Any = np.float32) -> cupy.ndarray:
 def _run(rows: int, a: cupy.ndarray) -> Callable[..., None]:
     """What multiplies so many rows of A."""
     if rows <= FEW:
-        return _few_rows
+        return _few_rows if rows <= EIGHT else _some_rows
     decodes = a.itemsize == 2 and a.shape[-1] % EIGHT == 0 and aligned(a) and device.gpu().capability >= HOPPER
     return _decoded_once if decodes else _many_rows
 
@@ -206,24 +208,67 @@ def _decoded_once(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None,
 
 
 def _few_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
-    import cupy
-
-    rows, depth = a.shape
-    if depth % EIGHT or not aligned(a):
-        a = cupy.pad(a, ((0, 0), (0, -depth % EIGHT)))
-    columns = next(c for c in (1, 2, 4) if rows <= c * EIGHT)
-    tiles = 2 if weights.tiles > device.gpu().multiprocessors else 1
+    """A single row, and types of four bytes, come through shared memory; then blocks may have two tiles."""
+    a = _readable(a)
+    (rows, depth), pairs = a.shape, _pairs(weights)
+    groups = weights.group_steps < weights.steps or weights.span < STEP // WORD
+    staged = rows == 1 or a.itemsize > 2
+    shared = pairs + rows * (PIECE * a.itemsize + 64) * staged
+    if shared > _room() and rows > 1:
+        _in_parts(-(-rows // 2), a, weights, bias, y)
+        return
+    tiles = 2 if staged and pairs and not groups and weights.tiles > device.gpu().multiprocessors else 1
+    form = (tiles, _cpp(weights.offset is not None), _cpp(staged))
     decoder = _decoder(weights, weights.decoder)
-    values = (type_name(a), decoder, _split(a), weights.span, columns, tiles, _has_offset(weights))
-    ahead = AHEAD * tiles * 2 * WARPS * 32 * ACCESS
-    shared = max(
-        ahead + PAIRS * weights.parts * (weights.decoder == "Pairs"), WARPS * columns * EIGHT * tiles * TILE * 4
-    )
+    values = (type_name(a), decoder, _split(a), weights.span if groups else 0, *form)
     launch(
         kernel("lowbit_few", f"few_rows<{', '.join(map(str, values))}>"), blocks(weights.tiles, tiles), WARPS * 32, a,
-        *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, a.shape[1])),
+        *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, depth)),
+        *_extents(weights), shared=max(shared, WARPS * EIGHT * TILE * 4), overlaps=device.gpu().capability >= HOPPER,
+    )  # fmt: skip
+
+
+def _some_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    a = _readable(a)
+    (rows, depth), pairs = a.shape, _pairs(weights)
+    columns = next(c for c in (2, 4) if rows <= c * EIGHT)
+    light = weights.parts * _split(a) == 1 and weights.tiles > device.gpu().multiprocessors
+    tiles, loads = 2 if light else 1, columns * a.itemsize // 2
+    slots = 1 if loads == EIGHT else 2
+    shared = max(pairs + slots * loads * WARPS * 32 * 4 * ACCESS, WARPS * columns * EIGHT * tiles * TILE * 4)
+    if shared > _room():
+        _in_parts(EIGHT, a, weights, bias, y)
+        return
+    decoder = _decoder(weights, weights.decoder)
+    values = (type_name(a), decoder, _split(a), weights.span, columns, tiles, _cpp(weights.offset is not None))
+    launch(
+        kernel("lowbit_some", f"some_rows<{', '.join(map(str, values))}>"), blocks(weights.tiles, tiles), WARPS * 32, a,
+        *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, depth)),
         *_extents(weights), shared=shared, overlaps=device.gpu().capability >= HOPPER,
     )  # fmt: skip
+
+
+def _in_parts(rows: int, a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    """So many rows at a time."""
+    for start in range(0, len(a), rows):
+        _few_rows(a[start : start + rows], weights, bias, y[start : start + rows])
+
+
+def _pairs(weights: Codebook) -> int:
+    """Bytes of shared memory that the decoder takes."""
+    return PAIRS * weights.parts * (weights.decoder == "Pairs")
+
+
+def _room() -> int:
+    return ROOM.get(device.gpu().capability, LEAST_ROOM)
+
+
+def _readable(a: cupy.ndarray) -> cupy.ndarray:
+    """With rows that are read 16 bytes at a time."""
+    import cupy
+
+    missing = -a.shape[1] % EIGHT
+    return a if not missing and aligned(a) else cupy.pad(a, ((0, 0), (0, missing)))
 
 
 def _many_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
@@ -238,8 +283,7 @@ def _many_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y:
         code = kernel("lowbit_many", f"split_rows<{type_name(a)}, {split}>")
         sizes = np.int64(rows), np.int32(depth), np.int32(padded)
         launch(code, blocks(rows * padded, 256), 256, a, parts, *sizes)
-    decoder = _decoder(weights, "Levels" if weights.decoder == "Levels" else "Tables")
-    values = (type_name(a), decoder, split, weights.span, _has_offset(weights))
+    values = (type_name(a), _in_registers(weights), split, weights.span, _cpp(weights.offset is not None))
     grid = blocks(weights.n, OUTPUTS), blocks(rows, ROWS)
     launch(
         kernel("lowbit_many", f"many_rows<{', '.join(map(str, values))}>"), grid, 256, parts, *_operands(weights), bias,
@@ -252,12 +296,17 @@ def _decoder(weights: Codebook, name: str) -> str:
     return name if name == "Levels" else f"{name}<{weights.parts}>"
 
 
+def _in_registers(weights: Codebook) -> str:
+    """The decoder that needs no shared memory."""
+    return _decoder(weights, "Levels" if weights.decoder == "Levels" else "Tables")
+
+
 def _split(a: cupy.ndarray) -> int:
     return 1 if a.dtype.name == "bfloat16" else 2
 
 
-def _has_offset(weights: Codebook) -> str:
-    return str(weights.offset is not None).lower()
+def _cpp(value: bool) -> str:
+    return str(value).lower()
 
 
 def _operands(weights: Codebook) -> tuple[Any, ...]:

@@ -7,16 +7,20 @@
 
     fit = in_parallel(work, path)
 
-With one GPU `work` runs here and gets None for peers. A process that fails ends the others, which would wait for it.
+With one GPU `work` runs here and gets None for peers. A process sees its own GPU only, and so do all of its threads.
+One that fails ends the others, which would wait for it; its traceback is a note of the error.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 TYPES = {
     "float16": "NCCL_FLOAT16", "bfloat16": "NCCL_BFLOAT16", "float32": "NCCL_FLOAT32", "float64": "NCCL_FLOAT64",
     "int32": "NCCL_INT32", "int64": "NCCL_INT64",
@@ -65,7 +69,8 @@ def in_parallel(work: Callable[..., Any], *arguments: Any, gpus: int | None = No
     processes = []
     for rank in range(count):
         here, there = context.Pipe(duplex=False)
-        processes.append(context.Process(target=_member, args=(there, work, rank, count, key, arguments)))
+        member = (there, work, rank, count, key, _visible(rank), arguments)
+        processes.append(context.Process(target=_member, args=member))
         processes[-1].start()
         there.close()
         ends[here] = rank
@@ -88,27 +93,31 @@ def _collected(ends: dict[Connection, int]) -> dict[int, Any]:
         for end in wait([end for end, rank in ends.items() if rank not in results]):
             assert isinstance(end, Connection)
             try:
-                error, results[ends[end]] = end.recv()
+                error, where, results[ends[end]] = end.recv()
             except EOFError:
-                error = "it ended without a word"
+                error, where = "it ended without a word", ""
             if error:
-                raise RuntimeError(f"training on GPU {ends[end]} failed: {error}")
+                failure = RuntimeError(f"training on GPU {ends[end]} failed: {error}")
+                failure.add_note(where)
+                raise failure
     return results
 
 
-def _member(end: Connection, work: Callable[..., Any], rank: int, count: int, key: Any, arguments: Any) -> None:
+def _member(
+    end: Connection, work: Callable[..., Any], rank: int, count: int, key: Any, gpu: str, arguments: Any
+) -> None:
     """One process."""
+    os.environ[VISIBLE] = gpu  # CUDA reads it at its first call, which is still to come
     try:
-        end.send((None, work(_peers(rank, count, key), *arguments)))
+        end.send((None, "", work(NcclPeers(rank, count, key), *arguments)))
     except Exception as error:  # whatever it is, the parent should hear of it
-        end.send((f"{type(error).__name__}: {error}", None))
+        end.send((f"{type(error).__name__}: {error}", traceback.format_exc(), None))
 
 
-def _peers(rank: int, count: int, key: Any) -> NcclPeers:
-    import cupy
-
-    cupy.cuda.Device(rank).use()
-    return NcclPeers(rank, count, key)
+def _visible(rank: int) -> str:
+    """The name of one of the GPUs that this process sees, for another."""
+    named = os.environ.get(VISIBLE)
+    return named.split(",")[rank].strip() if named else str(rank)
 
 
 def _key() -> Any:

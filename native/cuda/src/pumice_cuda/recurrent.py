@@ -1,7 +1,8 @@
 """Whole LSTM and GRU layers in float32, one direction a call, with sigmoid and tanh as ONNX's defaults have them.
 
-The input's products for all steps are one matrix product. On Hopper and later, up to 256 units, the loop over time of
-an LSTM is one kernel: eight blocks keep R in registers and hand each other the state. Otherwise every step is a matrix
+The input's products for all steps are one matrix product. The loop over time of an LSTM is one kernel: on Hopper and
+later, up to 256 units, eight blocks keep R in registers and hand each other the state; otherwise all blocks of the GPU
+keep R, if they can, and hand it over through its memory. For a GRU, and where R is too large, every step is a matrix
 product and a kernel. Gates stand in ONNX's order: i, o, f, c for an LSTM and z, r, h for a GRU.
 """
 
@@ -29,6 +30,14 @@ DEEPEST = 256
 CLUSTERS, MOST_ROWS = 12, 4
 """That fit side by side on the largest GPUs, over which a batch is spread; and rows of the batch that one can have."""
 THREADS = 256
+GRID_UNITS, GRID_WARPS, GRID_ROWS = (4, 8), 8, 32
+"""Units of a block of a whole GPU's, its warps, and rows of the batch that it takes at once; as in
+csrc/recurrent_grid.cu."""
+SHARED, MUCH_SHARED = 96 << 10, 160 << 10
+"""Bytes of shared memory that a block can have on any GPU, and on those with much."""
+WITH_MUCH_SHARED = {(8, 0), (9, 0), (10, 0)}
+Loop = Literal["cluster", "grid", "steps"]
+"""What runs over time: a cluster, all blocks of a GPU, or launches."""
 
 
 @attrs.frozen(eq=False)
@@ -41,21 +50,47 @@ class Weights:
     recurrent: Right | None
     """None where the whole loop is one kernel."""
     r: cupy.ndarray
+    loop: Loop
+    rounds: bool
 
 
-def prepare(cell: Cell, w: cupy.ndarray, r: cupy.ndarray) -> Weights:
+def prepare(cell: Cell, w: cupy.ndarray, r: cupy.ndarray, *, rounds: bool = False) -> Weights:
     """W (gates * hidden, input) and R (gates * hidden, hidden) of an LSTM, or of a GRU with linear_before_reset.
 
+    `rounds`: R is multiplied by what DynamicQuantizeLinear leaves of the state, at every step.
+
     Raises:
-        ValueError: shapes or types do not fit.
+        ValueError: shapes or types do not fit, or there is no kernel that rounds the state.
     """
     import cupy
 
     hidden = r.shape[1]
     if r.shape[0] != GATES[cell] * hidden or w.shape[0] != r.shape[0] or w.dtype != np.float32 or r.dtype != np.float32:
         raise ValueError(f"{cell} weights {w.dtype}{list(w.shape)} and {r.dtype}{list(r.shape)} do not fit each other")
-    at_once = cell == "lstm" and hidden <= DEEPEST and device.gpu().capability >= HOPPER
-    return Weights(cell, hidden, Right.of(w), None if at_once else Right.of(r), cupy.ascontiguousarray(r))
+    loop = _loop(cell, hidden, rounds)
+    if rounds and loop != "grid":
+        raise ValueError(f"{cell} of {hidden} units whose state is quantized has no kernel")
+    parts = Right.of(r) if loop == "steps" else None
+    return Weights(cell, hidden, Right.of(w), parts, cupy.ascontiguousarray(r), loop, rounds)
+
+
+def _loop(cell: Cell, hidden: int, rounds: bool) -> Loop:
+    if cell == "lstm" and hidden <= DEEPEST and device.gpu().capability >= HOPPER and not rounds:
+        return "cluster"
+    return "grid" if cell == "lstm" and units_of_block(hidden) is not None else "steps"
+
+
+def units_of_block(hidden: int) -> int | None:
+    """Of all blocks of a GPU, one a multiprocessor; None where they cannot keep R."""
+    gpu = device.gpu()
+    room = MUCH_SHARED if gpu.capability in WITH_MUCH_SHARED else SHARED
+    fitting = (u for u in GRID_UNITS if blocks(hidden, u) <= gpu.multiprocessors and _grid_shared(u, hidden) <= room)
+    return next(fitting, None)
+
+
+def _grid_shared(units: int, hidden: int) -> int:
+    """Bytes of R and of the sums of all warps."""
+    return 4 * 4 * units * (hidden + GRID_WARPS * GRID_ROWS)
 
 
 def run(
@@ -98,7 +133,8 @@ def run(
     outer, inner = _biases(weights.cell, bias, hidden)
     projected = product(cupy.ascontiguousarray(x).reshape(time * batch, -1), weights.input, outer)
     if weights.recurrent is None:
-        _at_once(projected, weights.r, peepholes, lengths, h, c, y, reverse)
+        together = _at_once if weights.loop == "cluster" else _on_all
+        together(weights, projected, peepholes, lengths, h, c, y, reverse)
         return
     extra = peepholes if weights.cell == "lstm" else inner
     projected, sums = projected.reshape(time, batch, -1), cupy.empty((batch, len(weights.r)), np.float32)
@@ -120,7 +156,7 @@ def _biases(cell: Cell, bias: cupy.ndarray | None, hidden: int) -> tuple[Any, An
 
 
 def _at_once(
-    projected: Any, r: Any, peepholes: Any, lengths: Any, h: Any, c: Any, y: cupy.ndarray, reverse: bool
+    weights: Weights, projected: Any, peepholes: Any, lengths: Any, h: Any, c: Any, y: cupy.ndarray, reverse: bool
 ) -> None:
     time, batch, hidden = y.shape
     vectors = next(v for v in (4, 8, 16) if hidden <= 16 * v)
@@ -128,8 +164,26 @@ def _at_once(
     threads = -(-(-(-hidden // BLOCKS) * UNIT_THREADS) // 32) * 32
     launch(
         kernel("recurrent_sm90", f"lstm_cluster<{vectors}, {rows}>"), BLOCKS * blocks(batch, rows), threads, projected,
-        r, peepholes, lengths, h, c, y, np.int32(time), np.int32(batch), np.int32(hidden),
+        weights.r, peepholes, lengths, h, c, y, np.int32(time), np.int32(batch), np.int32(hidden),
         np.int64(y.strides[0] // y.itemsize), np.int32(reverse), cluster=BLOCKS,
+    )  # fmt: skip
+
+
+def _on_all(
+    weights: Weights, projected: Any, peepholes: Any, lengths: Any, h: Any, c: Any, y: cupy.ndarray, reverse: bool
+) -> None:
+    import cupy
+
+    (time, batch, hidden), units = y.shape, units_of_block(weights.hidden)
+    assert units is not None
+    grid = blocks(hidden, units)
+    states = cupy.empty((2, hidden, blocks(batch, GRID_ROWS) * GRID_ROWS), np.float32)
+    ranges, count = cupy.empty((2, grid, 2), np.float32), cupy.zeros(1, np.uint32)
+    launch(
+        kernel("recurrent_grid", f"lstm_grid<{units}, {str(weights.rounds).lower()}>"), grid, GRID_WARPS * 32,
+        projected, weights.r, peepholes, lengths, h, c, y, states, ranges, count, np.int32(time), np.int32(batch),
+        np.int32(hidden), np.int64(y.strides[0] // y.itemsize), np.int32(reverse),
+        shared=_grid_shared(units, hidden), meets=True,
     )  # fmt: skip
 
 

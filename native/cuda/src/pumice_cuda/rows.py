@@ -100,7 +100,8 @@ def layer_norm(
     v = cupy.empty_like(x) if total else None
     if x.size:
         team = team_of(columns, x.itemsize, aligned=aligned(x, skip, *vectors))
-        name = f"layer_norm<{type_name(x)}, {team.arguments}, {_bool(rms)}>"
+        more = skip is not None or skip_bias is not None
+        name = f"layer_norm<{type_name(x)}, {team.arguments}, {_bool(rms)}, {_bool(more)}>"
         values = (x, skip, *vectors, np.float32(epsilon), y, v, mean, inverse)
         _launch_rows(name, team, rows, columns, *values)
     return y, mean, inverse, v

@@ -23,10 +23,11 @@ TYPES = {
 }  # fmt: skip
 FLOATS = ("float32", "float16", "bfloat16")
 KEPT = 32
-"""Elements of a row that a thread keeps in registers."""
+"""Elements of a row that a thread keeps in registers at most."""
 WARP, BLOCK = 32, 128
 """Threads of the smallest team, and of a block of such teams."""
-TEAMS = (WARP, 256, 1024)
+TEAMS = {WARP: 2 * ACCESS, 64: 2 * ACCESS, 128: 2 * ACCESS, 256: None, 1024: None}
+"""Threads, and the bytes that each reads at most: small teams leave long rows to larger ones."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,22 +47,22 @@ class Team:
 
     @property
     def block(self) -> int:
-        return max(self.threads, BLOCK)
+        return self.threads if self.threads > WARP else BLOCK
 
     def grid(self, rows: int) -> int:
         return blocks(rows, self.block // self.threads)
 
 
 def team_of(columns: int, itemsize: int, *, aligned: bool = True) -> Team:
-    """The smallest team that keeps a row of so many elements."""
+    """The smallest team that keeps a row of so many elements, each of its threads no more than it should."""
     widest = ACCESS // itemsize
     wide = widest if aligned and columns % widest == 0 else 1
     accesses = -(-columns // wide)
-    for threads in TEAMS:
+    for threads, most in TEAMS.items():
         vectors = 1 << (-(-accesses // threads) - 1).bit_length()
-        if vectors * wide <= KEPT:
+        if vectors * wide <= KEPT and (most is None or vectors * wide * itemsize <= most):
             return Team(wide=wide, threads=threads, vectors=vectors)
-    return Team(wide=wide, threads=TEAMS[-1], vectors=0)
+    return Team(wide=wide, threads=max(TEAMS), vectors=0)
 
 
 def aligned(*arrays: Any) -> bool:

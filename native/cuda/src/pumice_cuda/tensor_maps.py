@@ -1,7 +1,7 @@
 """Tensor maps: how Hopper's copy engine (TMA) finds boxes of a matrix, or windows of an image, in memory.
 
-Rows of a box are 128 bytes in shared memory, swizzled as the matrix instructions read them; what lies outside the array
-is filled with zeros. Maps hold addresses, so they are made for every call; the driver takes about a microsecond.
+Rows of a box are 32, 64 or 128 bytes in shared memory, swizzled as the matrix instructions read them; what lies outside
+the array is filled with zeros. Maps hold addresses, so they are made for every call; the driver takes a microsecond.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 16
 """Bytes: of the address and of every stride but the innermost."""
-ROW_BYTES = 128
+SWIZZLED = (32, 64, 128)
+"""Bytes that a row of a box may have."""
 
 
 def describable(array: cupy.ndarray) -> bool:
@@ -28,23 +29,24 @@ def describable(array: cupy.ndarray) -> bool:
     )
 
 
-def boxes(array: cupy.ndarray, rows: int) -> Any:
-    """Of an array (..., k) of any rank: boxes of `rows` of the first axis by 128 bytes of the last."""
+def boxes(array: cupy.ndarray, rows: int, row_bytes: int) -> Any:
+    """Of an array (..., k) of any rank: boxes of `rows` of the first axis by so many bytes of the last."""
     from cuda.bindings import driver
 
     extents = [1] * array.ndim
-    extents[0], extents[-1] = rows, ROW_BYTES // array.itemsize
+    extents[0], extents[-1] = rows, row_bytes // array.itemsize
     error, made = driver.cuTensorMapEncodeTiled(
         _type(array.dtype.name), array.ndim, array.data.ptr, *_geometry(array), _list("cuuint32_t", extents[::-1]),
-        _list("cuuint32_t", [1] * array.ndim), *_handling(),
+        _list("cuuint32_t", [1] * array.ndim), *_handling(row_bytes),
     )  # fmt: skip
     return _made(error, made, array)
 
 
 def windows(
-    images: cupy.ndarray, pixels: int, before: Sequence[int], after: Sequence[int], strides: Sequence[int]
-) -> Any:
-    """Of images (n, height, width, channels): `pixels` windows' values at one tap, 128 bytes of channels.
+    images: cupy.ndarray, pixels: int, before: Sequence[int], after: Sequence[int], strides: Sequence[int],
+    row_bytes: int,
+) -> Any:  # fmt: skip
+    """Of images (n, height, width, channels): `pixels` windows' values at one tap, so many bytes of channels.
 
     Windows begin at pixels -before .. size - 1 + after of each axis, `strides` apart.
     """
@@ -52,7 +54,8 @@ def windows(
 
     error, made = driver.cuTensorMapEncodeIm2col(
         _type(images.dtype.name), 4, images.data.ptr, *_geometry(images), [-b for b in before[::-1]], list(after[::-1]),
-        ROW_BYTES // images.itemsize, pixels, _list("cuuint32_t", [1, strides[1], strides[0], 1]), *_handling(),
+        row_bytes // images.itemsize, pixels, _list("cuuint32_t", [1, strides[1], strides[0], 1]),
+        *_handling(row_bytes),
     )  # fmt: skip
     return _made(error, made, images)
 
@@ -79,12 +82,12 @@ def _type(name: str) -> Any:
     return getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{types[name]}")
 
 
-def _handling() -> tuple[Any, ...]:
+def _handling(row_bytes: int) -> tuple[Any, ...]:
     from cuda.bindings import driver
 
     return (
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{row_bytes}B"),
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )

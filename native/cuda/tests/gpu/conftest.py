@@ -1,7 +1,10 @@
 """Every array that is made uninitialised is full of 0xFF: what a kernel forgets to write is NaN, -1 or 255."""
 
+import cupy
 import numpy as np
 import pytest
+
+collect_ignore = [] if cupy.cuda.runtime.getDeviceCount() > 1 else ["test_two_gpus.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 from pumice.ops import core_table
 from pumice.ops.record import Node
 from pumice_cuda import recurrent
+from pumice_cuda.kernels.recurrent import KERNELS
 
 SHAPES = [
     (5, 1, 7, 256),
@@ -14,6 +15,9 @@ SHAPES = [
     (4, 40, 8, 100),
     (3, 2, 5, 1),
     (6, 2, 40, 300),
+    (5, 40, 16, 512),
+    (4, 2, 8, 700),
+    (3, 2, 8, 1100),
     (7, 70, 12, 64),
     (50, 32, 64, 256),
 ]
@@ -60,6 +64,29 @@ def run(cell, p, lengths, reverse):
 def close(found, expected):
     for have, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 9, 16), (20, 5, 33, 128), (5, 40, 16, 300), (4, 1, 8, 1100)], ids=str)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_an_lstm_of_8_bits_rounds_its_state_as_core_does(rng, shape, directions):
+    time, batch, inputs, hidden = shape
+    kind = "bidirectional" if directions == 2 else "forward"
+    node = Node(
+        op_type="DynamicQuantizeLSTM", domain="com.microsoft", outputs=("y", "h", "c"),
+        attributes={"hidden_size": hidden, "direction": kind},
+    )  # fmt: skip
+    w, r = (rng.integers(-128, 128, (directions, n, 4 * hidden)).astype(np.int8) for n in (inputs, hidden))
+    scales = [rng.uniform(0.5, 1, (directions, 4 * hidden)).astype(np.float32) / 128 / n**0.5 for n in (inputs, hidden)]
+    zero, bias = np.zeros((directions, 4 * hidden), np.int8), rng.standard_normal((directions, 8 * hidden))
+    x = rng.standard_normal((time, batch, inputs)).astype(np.float32)
+    given = [x, w, r, bias.astype(np.float32), *[None] * 4, scales[0], zero, scales[1], zero]
+    on_gpu = [None if v is None else cupy.asarray(v) for v in given]
+    (record,) = (k for k in KERNELS if k.op_type == node.op_type)
+    run = record.bind(node, [None, *on_gpu[1:]])
+    assert (run is None) == (hidden > 1056)
+    want = core_table().resolve(node.domain, node.op_type, 1).forward(node, *given)
+    for have, value in zip(run(node, *on_gpu) if run else (), want, strict=run is not None):
+        np.testing.assert_allclose(cupy.asnumpy(have), value, rtol=0, atol=4e-3)  # a value past a tie is a level off
 
 
 @shapes

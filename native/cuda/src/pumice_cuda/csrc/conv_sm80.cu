@@ -12,18 +12,19 @@ struct Window {
 };
 
 struct WindowRows {
+    static constexpr int COUNT = PIECES<HEIGHT>;
     const Window& w;
     const unsigned char *images, *padding;
-    const unsigned char* image[PIECES];  // of the row's pixel, the group's first channel
-    int y[PIECES], x[PIECES];            // where its window begins
-    int channel, tap, tap_x, tap_y;      // `channel` in bytes
+    const unsigned char* image[COUNT];  // of the row's pixel, the group's first channel
+    int y[COUNT], x[COUNT];             // where its window begins
+    int channel, tap, tap_x, tap_y;     // `channel` in bytes
 
     __device__ __forceinline__ WindowRows(const Window& w, const unsigned char* images, const unsigned char* padding,
                                           int rows, int first_row)
         : w(w), images(images), padding(padding), channel(threadIdx.x % PIECES_PER_ROW * ACCESS), tap(0), tap_x(0), tap_y(0) {
         int row = first_row + threadIdx.x / PIECES_PER_ROW;
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) {
+        for (int i = 0; i < COUNT; ++i) {
             int pixel = min(row + i * ROWS_APART, rows - 1), line = pixel / w.out_width;
             x[i] = pixel % w.out_width * w.stride_x - w.before_x;
             y[i] = line % w.out_height * w.stride_y - w.before_y;
@@ -58,6 +59,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
     Epilogue of_group = e;
     of_group.columns = first + w.group_columns;
     multiply_tile(WindowRows(w, images + blockIdx.z * w.group_bytes, padding, e.rows, row),
-                  MatrixRows(weights + (long long)first * bytes, bytes, w.group_columns, bytes, inside),
+                  MatrixRows<WIDTH>(weights + (long long)first * bytes, bytes, w.group_columns, bytes, inside),
                   (bytes + STEP_BYTES - 1) / STEP_BYTES, of_group, row, first + inside);
 }

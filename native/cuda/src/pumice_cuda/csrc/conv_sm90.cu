@@ -45,7 +45,7 @@ struct Windows {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(Chosen::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(Chosen::THREADS, Chosen::TOGETHER)
     conv(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap weights,
          const __grid_constant__ Window window, const __grid_constant__ Epilogue e, int down, int across, int steps) {
     multiply_tiles<Chosen>(Windows<Chosen>(&images, &weights, window), Tiles{down, across}, steps, e);

@@ -1,6 +1,9 @@
 // What becomes of the sums of a matrix product or a convolution before they are stored, in this order:
 //
-//     v = activation((sum + offset[n]) * scale[n] * row_scale[m] + bias[n] + residual[m, n])
+//     v = activation((sum + offset[n]) * scale[n] * scale_by * row_scale[m] + bias[n] + residual[m, n])
+//
+// A product whose range is asked for (RANGED, of f32) stores v factor[n], and the least and the greatest of it, and of
+// zero, for every 16 rows and 64 columns.
 //
 // Output::s32 stores sum + offset[n]. Outputs of 8 bits are levels, and a residual of theirs is added to them as
 // onnxruntime's QLinearAdd does, rounding a second time:
@@ -26,6 +29,10 @@ enum class Activation { none, clip, gelu, silu };
 #define USE_ROW_SCALE false
 #endif
 constexpr bool ROW_SCALE = USE_ROW_SCALE;
+#ifndef USE_RANGED
+#define USE_RANGED false
+#endif
+constexpr bool RANGED = USE_RANGED;
 
 struct Epilogue {
     void* out;
@@ -35,6 +42,9 @@ struct Epilogue {
     const float* bias;
     const int* offset;
     const unsigned char* offset_zero;  // one, whose negative multiplies the offsets
+    const float* scale_by;    // one, that multiplies the scales
+    const float* factor;      // of the columns, if RANGED
+    float2* ranges;           // (rows / 16, columns / 64), rounded up
     long long out_stride, residual_stride;  // in elements
     int rows, columns, scale_step;
     int zero, residual_last;
@@ -61,10 +71,17 @@ struct Stored<Output::u8> { typedef unsigned char type; };
 // Two halves in one word, the first below.
 template <Output OUTPUT>
 __device__ __forceinline__ u32 halves(float first, float second) {
+#if __CUDA_ARCH__ >= 800
+    u32 both;
+    if constexpr (OUTPUT == Output::bf16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#else
     typename Stored<OUTPUT>::type low, high;
     narrow(first, low);
     narrow(second, high);
     return (u32)low.bits | (u32)high.bits << 16;
+#endif
 }
 
 template <Output OUTPUT>
@@ -96,13 +113,22 @@ __device__ __forceinline__ u32 level_bits(float v, float residual, const Epilogu
     return __float_as_uint(v + ROUNDING);
 }
 
+// v times the normal distribution's share below v, to 2e-7 of the greater of |v| and 1: erf by Abramowitz and Stegun's
+// 7.1.26, whose exponential and reciprocal the GPU has as instructions.
+__device__ __forceinline__ float gelu(float v) {
+    float x = fabsf(v) * 0.70710678f, t = __fdividef(1.0f, fmaf(0.3275911f, x, 1.0f));
+    float tail = fmaf(fmaf(fmaf(fmaf(1.061405429f, t, -1.453152027f), t, 1.421413741f), t, -0.284496736f), t, 0.254829592f);
+    tail *= t * __expf(-x * x);  // 1 - erf(x)
+    return v * (0.5f * (v < 0.0f ? tail : 2.0f - tail));
+}
+
 template <Activation ACTIVATION>
 __device__ __forceinline__ float activated(float v, const Epilogue& e) {
     if constexpr (ACTIVATION == Activation::clip) {
         v = v < e.low ? e.low : v;  // comparisons, not fmaxf, so that NaN stays
         return v > e.high ? e.high : v;
     } else if constexpr (ACTIVATION == Activation::gelu) {
-        return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+        return gelu(v);
     } else if constexpr (ACTIVATION == Activation::silu) {
         return v / (1.0f + __expf(-v));
     } else {
@@ -153,7 +179,9 @@ struct OneColumn {
     OneColumn() = default;
     __device__ __forceinline__ OneColumn(const Epilogue& e, int n)
         : scale(e.scale ? __ldg(e.scale + n * e.scale_step) : 1.0f), bias(e.bias ? __ldg(e.bias + n) : 0.0f),
-          offset(offset_at(e, n)) {}
+          offset(offset_at(e, n)) {
+        if (e.scale_by) scale *= __ldg(e.scale_by);
+    }
 };
 
 // One sum of the column n.
@@ -178,19 +206,22 @@ template <int WIDTH>
 struct alignas(8) ColumnTerms {
     float scale[WIDTH], bias[WIDTH];
     int offset[WIDTH];
+    float factor[RANGED ? WIDTH : 2];
 };
 
 template <int WIDTH, int THREADS>
 struct FetchedTerms {
     static constexpr int EACH = (WIDTH + THREADS - 1) / THREADS;
-    float scale[EACH], bias[EACH];
+    float scale[EACH], bias[EACH], factor[EACH];
     int offset[EACH];
 
     __device__ __forceinline__ void fetch(int thread, int first_column, const Epilogue& e) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
-            OneColumn column(e, min(first_column + thread + i * THREADS, e.columns - 1));
+            int n = min(first_column + thread + i * THREADS, e.columns - 1);
+            OneColumn column(e, n);
             scale[i] = column.scale, bias[i] = column.bias, offset[i] = column.offset;
+            factor[i] = RANGED && e.factor ? __ldg(e.factor + n) : 1.0f;
         }
     }
 
@@ -199,6 +230,7 @@ struct FetchedTerms {
         for (int i = 0; i < EACH; ++i) {
             int n = thread + i * THREADS;
             if (n < WIDTH) terms.scale[n] = scale[i], terms.bias[n] = bias[i], terms.offset[n] = offset[i];
+            if (RANGED && n < WIDTH) terms.factor[n] = factor[i];
         }
     }
 };
@@ -215,6 +247,7 @@ struct Strip {
     int row, column;   // of this thread's first value; its other row is 8 below
     int inside;        // that column in the tile
     float row_scale[2];
+    float least = 0.0f, greatest = 0.0f;  // of what this thread stores
 
     __device__ __forceinline__ Strip(const Epilogue& e, const ColumnTerms<WIDTH>& terms, int row, int column, int inside)
         : e(e), terms(terms), row(row + threadIdx.x % 32 / 4), column(column + 2 * (threadIdx.x % 4)),
@@ -242,7 +275,20 @@ struct Strip {
         }
     }
 
-    __device__ __forceinline__ void values(const u32* sums, int block, const float (&residual)[4], float (&v)[4]) const {
+    // The factors of the columns, and the range; of all columns if WHOLE, else of those that there are.
+    template <bool WHOLE>
+    __device__ __forceinline__ void range(int block, float (&v)[4]) {
+        float2 factor = *(const float2*)(terms.factor + inside + 8 * block);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            v[i] *= i % 2 ? factor.y : factor.x;
+            if (has_row(i / 2) && (WHOLE || column + 8 * block + i % 2 < e.columns))
+                least = fminf(least, v[i]), greatest = fmaxf(greatest, v[i]);
+        }
+    }
+
+    template <bool WHOLE = true>
+    __device__ __forceinline__ void values(const u32* sums, int block, const float (&residual)[4], float (&v)[4]) {
         int n = inside + 8 * block;
         int2 offset = *(const int2*)(terms.offset + n);
         float2 scale = *(const float2*)(terms.scale + n), bias = *(const float2*)(terms.bias + n);
@@ -253,17 +299,19 @@ struct Strip {
             float scaled = sum * ((i % 2 ? scale.y : scale.x) * row_scale[i / 2]) + (i % 2 ? bias.y : bias.x);
             v[i] = finished_value<OUTPUT, ACTIVATION, RESIDUAL>(scaled, residual[i], e);
         }
+        if constexpr (RANGED) range<WHOLE>(block, v);
     }
 
     // The same as bits of the output's type.
-    __device__ __forceinline__ void results(const u32* sums, int block, const float (&residual)[4], u32 (&bits)[4]) const {
+    template <bool WHOLE = true>
+    __device__ __forceinline__ void results(const u32* sums, int block, const float (&residual)[4], u32 (&bits)[4]) {
         if constexpr (OUTPUT == Output::s32) {
             int2 offset = *(const int2*)(terms.offset + inside + 8 * block);
 #pragma unroll
             for (int i = 0; i < 4; ++i) bits[i] = sums[4 * block + i] + (i % 2 ? offset.y : offset.x);
         } else {
             float v[4];
-            values(sums, block, residual, v);
+            values<WHOLE>(sums, block, residual, v);
 #pragma unroll
             for (int i = 0; i < 4; ++i) bits[i] = stored_bits<OUTPUT, RESIDUAL>(v[i], residual[i], e);
         }
@@ -285,13 +333,13 @@ __device__ __forceinline__ void transpose_among_four(u32 (&words)[4]) {
 
 // One value at a time, where rows do not begin at multiples of 16 bytes and at the right edge.
 template <int BLOCKS, class STRIP>
-__device__ __forceinline__ void store_singly(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
+__device__ __forceinline__ void store_singly(const u32 (&sums)[4 * BLOCKS], STRIP& strip) {
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
         float residual[4];
         u32 bits[4];
         strip.residuals(block, residual);
-        strip.results(sums, block, residual, bits);
+        strip.template results<false>(sums, block, residual, bits);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (strip.has_row(i / 2) && strip.column + 8 * block + i % 2 < strip.e.columns)
@@ -299,28 +347,47 @@ __device__ __forceinline__ void store_singly(const u32 (&sums)[4 * BLOCKS], cons
     }
 }
 
-// 32-bit outputs: a thread's two columns as they are; four threads fill a sector of 32 bytes.
+// Two columns of each of two blocks become four columns of the first in even threads, of the second in odd ones.
+__device__ __forceinline__ uint4 joined_with_neighbour(uint2 first, uint2 second) {
+    bool odd = threadIdx.x & 1;
+    uint2 given = odd ? first : second, kept = odd ? second : first;
+    given.x = __shfl_xor_sync(~0u, given.x, 1), given.y = __shfl_xor_sync(~0u, given.y, 1);
+    return odd ? make_uint4(given.x, given.y, kept.x, kept.y) : make_uint4(kept.x, kept.y, given.x, given.y);
+}
+
+// 32-bit outputs: 16 bytes a thread. What is added is read for several blocks ahead of what is stored of them.
 template <int BLOCKS, class STRIP>
-__device__ __forceinline__ void store_words(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
+__device__ __forceinline__ void store_words(const u32 (&sums)[4 * BLOCKS], STRIP& strip) {
+    constexpr int AHEAD = BLOCKS % 16 == 0 ? 8 : 4;
+    static_assert(BLOCKS % AHEAD == 0, "blocks are read in groups");
+    int odd = threadIdx.x & 1;
 #pragma unroll
-    for (int block = 0; block < BLOCKS; ++block) {
-        float residual[4] = {};
-        u32 bits[4];
+    for (int group = 0; group < BLOCKS; group += AHEAD) {
+        float residual[AHEAD][4] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-            if (STRIP::ADDS && strip.has_row(half)) {
-                float2 two = *(const float2*)strip.residual_place(half, block);
-                residual[2 * half] = two.x, residual[2 * half + 1] = two.y;
+        for (int i = 0; i < 2 * AHEAD; ++i)
+            if (STRIP::ADDS && strip.has_row(i % 2)) {
+                float2 two = *(const float2*)strip.residual_place(i % 2, group + i / 2);
+                residual[i / 2][i % 2 * 2] = two.x, residual[i / 2][i % 2 * 2 + 1] = two.y;
             }
-        strip.results(sums, block, residual, bits);
-        if (strip.has_row(0)) *(uint2*)strip.place(0, block) = make_uint2(bits[0], bits[1]);
-        if (strip.has_row(1)) *(uint2*)strip.place(1, block) = make_uint2(bits[2], bits[3]);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i += 2) {
+            u32 bits[2][4];
+            strip.results(sums, group + i, residual[i], bits[0]);
+            strip.results(sums, group + i + 1, residual[i + 1], bits[1]);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const uint4 four = joined_with_neighbour(make_uint2(bits[0][2 * half], bits[0][2 * half + 1]),
+                                                         make_uint2(bits[1][2 * half], bits[1][2 * half + 1]));
+                if (strip.has_row(half)) *(uint4*)(strip.place(half, group + i + odd) - 2 * odd) = four;
+            }
+        }
     }
 }
 
 // 16 bytes a thread: columns 8j .. 8j + 7 of a group of 32 for the j-th of a row.
 template <int BLOCKS, Output OUTPUT, class STRIP>
-__device__ __forceinline__ void store_halves(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
+__device__ __forceinline__ void store_halves(const u32 (&sums)[4 * BLOCKS], STRIP& strip) {
     int lane = threadIdx.x % 4;
 #pragma unroll
     for (int group = 0; group < BLOCKS; group += 4) {
@@ -360,7 +427,7 @@ __device__ __forceinline__ float byte_of(u32 word, int i) {
 }
 
 template <int BLOCKS, class STRIP>
-__device__ __forceinline__ void store_bytes(const u32 (&sums)[4 * BLOCKS], const STRIP& strip) {
+__device__ __forceinline__ void store_bytes(const u32 (&sums)[4 * BLOCKS], STRIP& strip) {
 #pragma unroll
     for (int group = 0; group < BLOCKS; group += 8) {
         u32 words[2][4], beside[2][4] = {};
@@ -395,6 +462,20 @@ __device__ __forceinline__ void store_bytes(const u32 (&sums)[4 * BLOCKS], const
     }
 }
 
+// The range of what a warp has stored, for each 64 of its columns the same.
+template <int BLOCKS>
+__device__ __forceinline__ void store_range(const Epilogue& e, float least, float greatest, int row, int column) {
+    static_assert(BLOCKS % 8 == 0, "ranges are of 64 columns");
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) {
+        least = fminf(least, __shfl_xor_sync(~0u, least, distance));
+        greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, distance));
+    }
+    int lane = threadIdx.x % 32, across = (e.columns + 63) / 64, place = column / 64 + lane;
+    if (lane < BLOCKS / 8 && row < e.rows && place < across)
+        e.ranges[row / 16 * across + place] = make_float2(least, greatest);
+}
+
 // Finishes and stores the sums of a warp (bits of s32 if INTEGER, else of f32) that begin at a row and a column of the
 // matrix; the column is `inside` columns from the tile's first.
 template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int BLOCKS, int WIDTH>
@@ -409,8 +490,10 @@ __device__ __forceinline__ void store_strip(const u32 (&sums)[4 * BLOCKS], const
             if constexpr (SIZE == 4) store_words<BLOCKS>(sums, strip);
             else if constexpr (SIZE == 2) store_halves<BLOCKS, OUTPUT>(sums, strip);
             else store_bytes<BLOCKS>(sums, strip);
-            return;
         }
+    } else {
+        whole = false;
     }
-    store_singly<BLOCKS>(sums, strip);
+    if (!whole) store_singly<BLOCKS>(sums, strip);
+    if constexpr (RANGED) store_range<BLOCKS>(e, strip.least, strip.greatest, row, column);
 }

@@ -20,7 +20,7 @@ struct Matrices {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(Chosen::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(Chosen::THREADS, Chosen::TOGETHER)
     gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ Epilogue e,
          int down, int across, int steps) {
     multiply_tiles<Chosen>(Matrices<Chosen>{&a, &b, 0, 0}, Tiles{down, across}, steps, e);

@@ -140,9 +140,12 @@ __device__ __forceinline__ void copy_pixels(u32 to, const TensorMap* map, u64* b
 
 // --- matrix instructions of a warpgroup -------------------------------------------------------------------------------
 
-// 32 bytes of K of an operand whose rows are 128 bytes, laid out by the copy engine with the swizzle of 128 bytes.
+// 32 bytes of K of an operand whose rows are ROW bytes, laid out by the copy engine with the swizzle of so many bytes.
+template <int ROW>
 __device__ __forceinline__ u64 operand(u32 address) {
-    return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+    static_assert(ROW == 32 || ROW == 64 || ROW == 128, "no such swizzle");
+    constexpr u64 SWIZZLE = ROW == 128 ? 1 : ROW == 64 ? 2 : 3;
+    return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(8 * ROW >> 4) << 32 | SWIZZLE << 62;
 }
 
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

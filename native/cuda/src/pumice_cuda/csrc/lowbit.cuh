@@ -59,6 +59,15 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Read once: nothing else shall leave the first cache for it.
+__device__ inline uint4 streamed(const uint4 *from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+
 __device__ inline void prefetch_line(const void *from) { asm volatile("prefetch.global.L1 [%0];" ::"l"(from)); }
 
 // --- decoders --------------------------------------------------------------------------------------------------------
@@ -69,11 +78,13 @@ struct Levels {
     static constexpr int kParts = 1;
     static constexpr int kShared = 0;
 
+    struct Asked {};
     struct Row {
         __device__ Row(const Levels &, int64) {}
     };
 
-    __device__ Levels(const uint4 *, Word *) {}
+    __device__ static Asked ask(const uint4 *) { return {}; }
+    __device__ Levels(const uint4 *, Asked, Word *) {}
     __device__ void prefetch(int64) const {}
 
     template <int kPart>
@@ -94,6 +105,7 @@ struct Tables {
     static constexpr int kShared = 0;
     const uint4 *tables;
 
+    struct Asked {};
     struct Row {
         uint4 bytes[kParts][2];
 
@@ -103,7 +115,8 @@ struct Tables {
         }
     };
 
-    __device__ Tables(const uint4 *tables, Word *) : tables(tables) {}
+    __device__ static Asked ask(const uint4 *) { return {}; }
+    __device__ Tables(const uint4 *tables, Asked, Word *) : tables(tables) {}
     __device__ void prefetch(int64 table) const { prefetch_line(tables + table * 2 * kParts); }
 
     __device__ static Word looked_up(uint4 bytes, Word select, Word upper) {
@@ -131,19 +144,30 @@ struct Pairs {
     static constexpr int kShared = kParts * 256 * 32 * sizeof(Word);
     unsigned own;  // where this lane's values begin
 
+    // A lane's entry, to be asked for before all that takes long.
+    struct Asked {
+        Word entry[kParts];
+    };
     struct Row {
         __device__ Row(const Pairs &, int64) {}
     };
 
-    __device__ Pairs(const uint4 *table, Word *shared) {
-        const unsigned char *bytes = reinterpret_cast<const unsigned char *>(table);
-        for (int i = threadIdx.x; i < kParts * 256 * 8; i += blockDim.x) {  // four lanes each
-            const int entry = i / 8;
-            const unsigned char *part = bytes + entry / 256 * 32;
-            const int first = entry % 16, second = entry / 16 % 16;
-            const Word word = part[first] | part[16 + first] << 8 | part[second] << 16 | part[16 + second] << 24;
-            reinterpret_cast<uint4 *>(shared)[i] = make_uint4(word, word, word, word);
-        }
+    __device__ static Asked ask(const uint4 *table) {
+        const unsigned char *bytes = reinterpret_cast<const unsigned char *>(table) + threadIdx.x % 16;
+        Asked asked;
+#pragma unroll
+        for (int part = 0; part < kParts; part++) asked.entry[part] = bytes[part * 32] | bytes[part * 32 + 16] << 8;
+        return asked;
+    }
+
+    __device__ Pairs(const uint4 *, Asked asked, Word *shared) {
+#pragma unroll
+        for (int part = 0; part < kParts; part++)
+            for (int i = threadIdx.x; i < 256 * 8; i += blockDim.x) {  // four lanes each
+                const Word first = __shfl_sync(~0u, asked.entry[part], i / 8 % 16);
+                const Word word = first | __shfl_sync(~0u, asked.entry[part], i / 128) << 16;
+                reinterpret_cast<uint4 *>(shared)[part * 256 * 8 + i] = make_uint4(word, word, word, word);
+            }
         own = __cvta_generic_to_shared(shared + threadIdx.x % 32);
         __syncthreads();
     }

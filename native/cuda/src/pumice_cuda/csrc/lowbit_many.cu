@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(256)
     };
     for (int step = 0; step < kStages - 1; step++) stages.fetch(step);
     advance(0);
-    const Decoder decoder(tables, nullptr);
+    const Decoder decoder(tables, {}, nullptr);
     float sums[2][kColumns][4] = {};
     for (int step = 0; step < steps; step++) {
         const int group = weights.group<kSpan>(step);
@@ -125,33 +125,39 @@ __global__ void __launch_bounds__(256)
 
 // --- the matrix itself -----------------------------------------------------------------------------------------------
 
-// w (outputs, depth) as T, for a product of so many rows of A that it pays to decode once: a thread has a word. `pairs`:
-// codes are ordered as Levels wants them, and there is no table. depth must be a multiple of 8.
-template <typename T>
-__global__ void decode(const Word *codes, const unsigned char *tables, const float *scale, const float *offset, T *w,
-                       int outputs, int padded, int depth, int steps, int span, int group_steps, int table_output,
-                       int table_group, int parts, int pairs) {
-    const int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int j = i % 4, t = i / 4 % 4, step = i / 256 % steps, output = i / 256 / steps * kTile + i / 16 % 16;
-    const int k = step * kStep + 32 * j + 8 * t;
-    if (output >= outputs || k >= depth) return;
-    const int group = span == 4 ? step / group_steps : step * (4 / span) + j / span;
-    const float factor = scale[int64(group) * padded + output], zero = offset ? offset[int64(group) * padded + output] : 0;
-    const unsigned char *table = tables + (int64(output) * table_output + int64(group) * table_group) * parts * 32;
-    float values[8];
+// w (outputs, depth) as T, for a product of so many rows of A that it pays to decode once: a thread has the four words of an
+// output that lie together. depth must be a multiple of 8.
+template <typename T, typename Decoder, int kSpan>
+__global__ void __launch_bounds__(256)
+    decode(const uint4 *codes, const uint4 *tables, const float *scale, const float *offset, T *w, int outputs, int padded,
+           int depth, int steps, int group_steps, int table_output, int table_group) {
+    const Weights weights{codes, tables, scale, offset, table_output, table_group, padded, steps, group_steps};
+    const Decoder decoder(tables, {}, nullptr);
+    const int64 place = int64(blockIdx.x) * 256 + threadIdx.x;
+    const int step = place / 64 % steps, output = place / 64 / steps * kTile + place / 4 % 16;
+    if (output >= outputs) return;
+    const uint4 four = streamed(codes + place);
+    const Word words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-    for (int c = 0; c < 8; c++) {
-        const int code = codes[i] >> 4 * (pairs ? c / 2 + c % 2 * 4 : c) & 15;
-        float entry = code - 8;
-        if (!pairs) {
-            entry = 0;
-            for (int part = 0; part < parts; part++)
-                entry += widen(bfloat16{(unsigned short)(table[part * 32 + code] | table[part * 32 + 16 + code] << 8)});
+    for (int j = 0; j < 4; j++) {
+        const int k = step * kStep + 32 * j + 8 * (threadIdx.x % 4), group = weights.group<kSpan>(step) + j / kSpan;
+        const int64 at = int64(group) * padded + output;
+        const float factor = __ldg(scale + at), zero = offset ? __ldg(offset + at) : 0;
+        const typename Decoder::Row row(decoder, weights.table(output, group));
+        Word pairs[Decoder::kParts][4];
+        decoder.template decode<0>(words[j], row, pairs[0]);
+        if constexpr (Decoder::kParts == 2) decoder.template decode<1>(words[j], row, pairs[1]);
+        float values[8] = {};
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+#pragma unroll
+            for (int part = 0; part < Decoder::kParts; part++)
+                values[c] += c % 2 ? high_of(pairs[part][c / 2]) : low_of(pairs[part][c / 2]);
+            values[c] = (values[c] - zero) * factor;
         }
-        values[c] = (entry - zero) * factor;
+        if (k < depth) store<8>(w + int64(output) * depth + k, values);
     }
-    store<8>(w + int64(output) * depth + k, values);
 }
 
 // instances: many_rows<float, Levels, 2, 4, true>; many_rows<float, Tables<2>, 2, 1, true>; split_rows<float, 2>
-// instances: decode<bfloat16>
+// instances: decode<bfloat16, Tables<1>, 4>; decode<float, Tables<2>, 1>; decode<float16, Levels, 2>

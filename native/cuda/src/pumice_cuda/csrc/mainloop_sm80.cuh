@@ -1,7 +1,7 @@
 // The loop of matrix products and convolutions from Ampere on: out (M, N) = epilogue(A B'), B (N, K), with mma.sync,
 // whose operands every warp reads from shared memory into registers.
 //
-// A block of 8 warps makes 128 rows by 128 columns, each warp 32 by 64. Steps of 64 bytes of K come through a ring of
+// A block of 8 warps makes 128 rows by 128 columns, each warp 32 by 64, or 128 by 64, each warp 16 by 64. Steps of 64 bytes of K come through a ring of
 // STAGES buffers by asynchronous copies of ACCESS bytes, for each of which the source of A or B says where it lies, how
 // much of it is inside the array (the rest becomes zero) and how to go on to the next step. Rows of a buffer are four
 // chunks of 16 bytes, permuted so that the eight rows that ldmatrix reads at once lie in different banks.
@@ -14,7 +14,11 @@
 
 #include "operands.cuh"
 
-constexpr int STEP_BYTES = 64, STAGES = 4, HEIGHT = 128, WIDTH = 128, THREADS = 256;
+#ifndef USE_WIDTH
+#define USE_WIDTH 128
+#endif
+constexpr int STEP_BYTES = 64, STAGES = 4, HEIGHT = 128, WIDTH = USE_WIDTH, THREADS = 256;
+constexpr int ACROSS = WIDTH / 64, STRIPS = HEIGHT / 16 * ACROSS / 8;  // warps across; 16 rows each of a warp
 constexpr int BUFFER = (HEIGHT + WIDTH) * STEP_BYTES;
 
 #ifndef USE_ACCESS
@@ -24,8 +28,10 @@ constexpr int ACCESS = USE_ACCESS, ELEMENT_BYTES = INTEGER ? 1 : ELEMENT == Elem
 
 // What one thread copies of each step: pieces of ACCESS bytes at one place of K in every ROWS_APART-th row.
 constexpr int PIECES_PER_ROW = STEP_BYTES / ACCESS, ROWS_APART = THREADS / PIECES_PER_ROW;
-constexpr int PIECES = HEIGHT / ROWS_APART;
-constexpr int BLOCKS_AT_ONCE = ACCESS == 16 ? 2 : 1;  // small pieces need registers
+template <int ROWS>
+constexpr int PIECES = ROWS / ROWS_APART;
+// Small pieces need registers, and so do many sums and the parts of f32.
+constexpr int BLOCKS_AT_ONCE = ACCESS == 16 || (WIDTH == 64 && ELEMENT != Element::f32) ? 2 : 1;
 
 // `inside` bytes are read and the rest of ACCESS is zero.
 __device__ __forceinline__ void copy_async(u32 to, const void* from, int inside) {
@@ -81,15 +87,17 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * STEP_BYTES + (chunk ^ (row / 2 & 3)) * 16;
 }
 
-// Rows of a matrix in memory.
+// Rows of a matrix in memory, as many as a tile has columns or rows.
+template <int ROWS>
 struct MatrixRows {
-    const unsigned char* from[PIECES];
+    static constexpr int COUNT = PIECES<ROWS>;
+    const unsigned char* from[COUNT];
     int left;  // bytes of K from this thread's place on
 
     __device__ __forceinline__ MatrixRows(const void* matrix, long long stride, int rows, int bytes, int first_row) {
         int row = first_row + threadIdx.x / PIECES_PER_ROW, at = threadIdx.x % PIECES_PER_ROW * ACCESS;
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i)
+        for (int i = 0; i < COUNT; ++i)
             from[i] = (const unsigned char*)matrix + min(row + i * ROWS_APART, rows - 1) * stride + at;
         left = bytes - at;
     }
@@ -98,7 +106,7 @@ struct MatrixRows {
     __device__ __forceinline__ int inside() const { return max(0, min(left, ACCESS)); }
     __device__ __forceinline__ void advance() {
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) from[i] += STEP_BYTES;
+        for (int i = 0; i < COUNT; ++i) from[i] += STEP_BYTES;
         left -= STEP_BYTES;
     }
 };
@@ -107,26 +115,26 @@ template <class Rows>
 __device__ __forceinline__ void copy_rows(u32 to, const Rows& rows) {
     int row = threadIdx.x / PIECES_PER_ROW, at = threadIdx.x % PIECES_PER_ROW * ACCESS;
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i)
+    for (int i = 0; i < Rows::COUNT; ++i)
         copy_async(to + swizzled(row + i * ROWS_APART, at / 16) + at % 16, rows.piece(i), rows.inside());
 }
 
-// One step of K of a warp: 2 by 8 products of 16 by 8, twice.
-__device__ __forceinline__ void multiply_step(u32 (&sums)[2][32], u32 a_rows, u32 b_rows) {
+// One step of K of a warp: STRIPS by 8 products of 16 by 8, twice.
+__device__ __forceinline__ void multiply_step(u32 (&sums)[STRIPS][32], u32 a_rows, u32 b_rows) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int a_row = warp / 2 * 32 + lane % 16, a_chunk = lane / 16;
-    int b_row = warp % 2 * 64 + lane / 16 * 8 + lane % 8, b_chunk = lane / 8 % 2;
+    int a_row = warp / ACROSS * 16 * STRIPS + lane % 16, a_chunk = lane / 16;
+    int b_row = warp % ACROSS * 64 + lane / 16 * 8 + lane % 8, b_chunk = lane / 8 % 2;
 #pragma unroll
     for (int half = 0; half < STEP_BYTES; half += 32) {
-        u32 a[2][4];
+        u32 a[STRIPS][4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) load_matrices(a[i], a_rows + swizzled(a_row + 16 * i, half / 16 + a_chunk));
+        for (int i = 0; i < STRIPS; ++i) load_matrices(a[i], a_rows + swizzled(a_row + 16 * i, half / 16 + a_chunk));
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {  // of blocks of 8 columns
             u32 b[4];
             load_matrices(b, b_rows + swizzled(b_row + 16 * pair, half / 16 + b_chunk));
 #pragma unroll
-            for (int i = 0; i < 2; ++i) multiply_pair(sums[i] + 8 * pair, a[i], b);
+            for (int i = 0; i < STRIPS; ++i) multiply_pair(sums[i] + 8 * pair, a[i], b);
         }
     }
 }
@@ -151,7 +159,7 @@ __device__ __forceinline__ void multiply_tile(A a, B b, int steps, const Epilogu
     };
     for (int step = 0; step < STAGES - 1; ++step) start(step);
     fetched.put(threadIdx.x, terms);
-    u32 sums[2][32] = {};
+    u32 sums[STRIPS][32] = {};
     for (int step = 0; step < steps; ++step) {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
         __syncthreads();
@@ -159,9 +167,9 @@ __device__ __forceinline__ void multiply_tile(A a, B b, int steps, const Epilogu
         u32 from = base + step % STAGES * BUFFER;
         multiply_step(sums, from, from + HEIGHT * STEP_BYTES);
     }
-    int warp = threadIdx.x / 32, inside = warp % 2 * 64;
+    int warp = threadIdx.x / 32, inside = warp % ACROSS * 64;
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-        store_strip<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, 8>(sums[i], e, terms, row + warp / 2 * 32 + 16 * i,
+    for (int i = 0; i < STRIPS; ++i)
+        store_strip<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, 8>(sums[i], e, terms, row + (warp / ACROSS * STRIPS + i) * 16,
                                                               column + inside, inside);
 }

@@ -1,5 +1,6 @@
 // The loop of every matrix product on Hopper: out (M, N) = epilogue(A B'), where A is anything of which the copy engine
-// can fetch 128 bytes of K for as many rows as a tile has (a matrix, or the windows of an image), and B is (N, K).
+// can fetch 128 bytes of K for as many rows as a tile has (a matrix, or the windows of an image), and B is (N, K). Where
+// all there is of K, or of a tap, are 64 or 32 bytes, rows have so many.
 //
 // A block keeps a tile of 64 CONSUMERS rows by WIDTH columns in the registers of CONSUMERS warpgroups. One more
 // warpgroup, the producer, gives its registers away; one thread of it starts the copies into a ring of STAGES buffers,
@@ -13,19 +14,20 @@
 
 #include "hopper.cuh"
 
-constexpr int STEP_BYTES = 128;  // of K, in a row of a buffer
 constexpr int TILES_PER_GROUP = 8;
 
 template <Element ELEMENT_, Output OUTPUT_, Activation ACTIVATION_, bool RESIDUAL_, int CONSUMERS_, int WIDTH_,
-          int STAGES_, int SHARING_, int SPLITS_>
+          int STAGES_, int SHARING_, int SPLITS_, int TOGETHER_, int PARTS_>
 struct Config {
     static constexpr Element ELEMENT = ELEMENT_;
     static constexpr Output OUTPUT = OUTPUT_;
     static constexpr Activation ACTIVATION = ACTIVATION_;
     static constexpr bool RESIDUAL = RESIDUAL_;
     static constexpr int CONSUMERS = CONSUMERS_, WIDTH = WIDTH_, STAGES = STAGES_, SHARING = SHARING_, SPLITS = SPLITS_;
+    static constexpr int TOGETHER = TOGETHER_, PARTS = PARTS_;  // blocks of a multiprocessor; 32 bytes of K in a step
     static constexpr bool INTEGER = ELEMENT == Element::s8 || ELEMENT == Element::u8;
-    static constexpr int STEP = INTEGER ? 128 : ELEMENT == Element::tf32 ? 32 : 64;  // elements of K in a row of a buffer
+    static constexpr int STEP_BYTES = 32 * PARTS;  // of K, in a row of a buffer
+    static constexpr int STEP = STEP_BYTES / (INTEGER ? 1 : ELEMENT == Element::tf32 ? 4 : 2);  // elements of K there
     static constexpr int HEIGHT = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
     static constexpr int A_BYTES = HEIGHT * STEP_BYTES, B_BYTES = WIDTH * STEP_BYTES;
     static constexpr int SUMS = WIDTH / 2;  // of a thread
@@ -40,8 +42,13 @@ struct Config {
 #define USE_STAGES 4
 #define USE_SHARING 2
 #define USE_SPLITS 1
+#define USE_TOGETHER 1
 #endif
-typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SHARING, USE_SPLITS>
+#ifndef USE_PARTS
+#define USE_PARTS 4
+#endif
+typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SHARING, USE_SPLITS,
+               USE_TOGETHER, USE_PARTS>
     Chosen;
 
 // Which tile comes when: groups of rows of tiles, column after column, so that the blocks at work at one time need few
@@ -112,7 +119,7 @@ __device__ __forceinline__ void produce(Source source, const Buffers<C>& buffers
             u64* full = buffers.full + ring.stage;
             barrier_expect(full, C::A_BYTES + C::B_BYTES);
             source.copy_a(buffers.a(ring.stage), full);
-            u32 to = buffers.b(ring.stage) + rank * PART * STEP_BYTES;
+            u32 to = buffers.b(ring.stage) + rank * PART * C::STEP_BYTES;
             if constexpr (C::SHARING > 1)
                 source.copy_b(to, full, tile.y * C::WIDTH + rank * PART, (unsigned short)((1 << C::SHARING) - 1));
             else
@@ -132,10 +139,11 @@ __device__ __forceinline__ void multiply(u32 (&sums)[C::SUMS], const Buffers<C>&
     int before = 0;
     for (int step = 0; step < steps; ++step) {
         barrier_wait(buffers.full + ring.stage, ring.phase);
-        u64 a = operand(buffers.a(ring.stage) + group * 64 * STEP_BYTES), b = operand(buffers.b(ring.stage));
+        u64 a = operand<C::STEP_BYTES>(buffers.a(ring.stage) + group * 64 * C::STEP_BYTES);
+        u64 b = operand<C::STEP_BYTES>(buffers.b(ring.stage));
         wgmma_begin();
 #pragma unroll
-        for (int part = 0; part < STEP_BYTES / 32; ++part)
+        for (int part = 0; part < C::PARTS; ++part)
             wgmma<C::ELEMENT, C::WIDTH>(sums, a + 2 * part, b + 2 * part, step != 0 || part != 0);
         wgmma_commit();
         wgmma_wait<1>();
@@ -172,16 +180,20 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
     int rank = C::SHARING > 1 ? cluster_rank() : 0;
     int2 own = own_steps<C>(steps);
     constexpr int CLUSTER = C::SHARING * C::SPLITS;
+    int known = -1;  // where the columns begin whose terms are in shared memory
     for (int index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
         int2 tile = tiles.at(index);
         int row = (tile.x * C::SHARING + rank) * C::HEIGHT + 16 * warp, column = tile.y * C::WIDTH;
         FetchedTerms<C::WIDTH, 128> fetched;
-        fetched.fetch(thread, column, e);
+        if (column != known) fetched.fetch(thread, column, e);
         u32 sums[C::SUMS];
         multiply<C>(sums, buffers, ring, own.y - own.x);
-        sync_threads<128>(1 + group);  // all have done with the terms of the last tile
-        fetched.put(thread, terms);
-        sync_threads<128>(1 + group);
+        if (column != known) {
+            sync_threads<128>(1 + group);  // all have done with the terms of the last tile
+            fetched.put(thread, terms);
+            sync_threads<128>(1 + group);
+            known = column;
+        }
         if constexpr (C::SPLITS == 1) {
             store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, C::WIDTH / 8>(sums, e, terms, row, column, 0);
         } else {
@@ -215,12 +227,12 @@ __device__ __forceinline__ void multiply_tiles(Source source, Tiles tiles, int s
     __syncthreads();
     if constexpr (C::SHARING > 1) cluster_sync();
     if (threadIdx.x < 128) {
-        if constexpr (C::CONSUMERS == 2) give_up_registers<56>();
+        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) give_up_registers<56>();
         if (threadIdx.x == 0) produce<C>(source, buffers, tiles, steps);
         __syncwarp();
         if constexpr (C::SPLITS > 1) cluster_sync();
     } else {
-        if constexpr (C::CONSUMERS == 2) take_registers<224>();
+        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) take_registers<224>();
         consume<C>(buffers, tiles, steps, e);
     }
     if constexpr (C::SHARING * C::SPLITS > 1) cluster_sync();  // nobody leaves while others may reach its memory

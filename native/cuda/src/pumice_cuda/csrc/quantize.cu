@@ -1,52 +1,11 @@
 // Quantization as ONNX defines it, q = clamp(round_to_even(x / scale) + zero, low, high), its inverse, the scales that
 // the data itself gives, and the straight-through gradients that training needs.
-//
-// The quotient is the correctly rounded one, so that integers agree with the CPU's bit for bit, without a division: with
-// y = RN(1 / scale), two steps q <- q + y (x - q scale) round to RN(x / scale) (Markstein 1990, theorem 8.1) while nothing
-// overflows or becomes subnormal; scales beyond 2^+-100, which no data has, are divided by. Adding 1.5 2^23 rounds to
-// even and leaves the integer in the low bits.
+#include "levels.cuh"
 #include "teams.cuh"
-
-// A scale, ready to divide by.
-struct Divisor {
-    float scale, inverse, most;
-    bool fast;
-
-    __device__ explicit Divisor(float scale) : scale(scale), inverse(1 / scale), most(1024 * scale) {
-        fast = scale > 0x1p-100f && scale < 0x1p100f;
-    }
-
-    // x / scale where that is less than 1024 in magnitude, and what saturates alike where it is not.
-    __device__ float quotient(float x) const {
-        if (!fast) return x / scale;
-        x = fminf(fmaxf(x, -most), most);
-        float q = x * inverse;
-        q = fmaf(fmaf(-q, scale, x), inverse, q);
-        return fmaf(fmaf(-q, scale, x), inverse, q);
-    }
-};
-
-// What values may become: stored integers from low to high.
-struct Levels {
-    float low, high;
-    int zero;
-
-    __device__ Levels(int low, int high, int zero) : low(low - zero), high(high - zero), zero(zero) {}
-
-    __device__ float clamped(float quotient) const { return fminf(fmaxf(quotient, low), high); }
-
-    // The bits of the result are its low eight; those above mean nothing.
-    __device__ int stored(float quotient) const { return __float_as_int(clamped(quotient) + 12582912.0f) + zero; }
-};
 
 template <typename Q>
 __device__ int zero_of(const Q *zero, int64 index) {
     return zero ? zero[index] : 0;
-}
-
-__device__ inline unsigned four_bytes(const int *levels) {
-    const unsigned low = __byte_perm(levels[0], levels[1], 0x0040), high = __byte_perm(levels[2], levels[3], 0x0040);
-    return __byte_perm(low, high, 0x5410);
 }
 
 // --- one scale for all -----------------------------------------------------------------------------------------------
@@ -179,18 +138,6 @@ __global__ void __launch_bounds__(1024) value_range(const T *x, int64 count, flo
     }
 }
 
-// As DynamicQuantizeLinear: uint8 over the range, which holds zero.
-struct Dynamic {
-    float scale;
-    int zero;
-
-    __device__ Dynamic(float low, float high) {
-        scale = (high - low) / 255;
-        if (!(scale > 0)) scale = 1;
-        zero = fminf(fmaxf(rintf(-low / scale), 0), 255);
-    }
-};
-
 extern "C" __global__ void dynamic_parameters(const float *least, const float *greatest, int parts, float *scale,
                                    unsigned char *zero) {
     float low = 0, high = 0;
@@ -207,7 +154,7 @@ extern "C" __global__ void dynamic_parameters(const float *least, const float *g
 
 // Each row by its own range, uint8.
 template <typename T, int kWide, int kTeam, int kVectors>
-__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
+__global__ void __launch_bounds__(kBlockOf<kTeam>)
     quantize_rows_u8(const T *x, unsigned char *q, float *scales, unsigned char *zeros, int64 rows, int columns) {
     const int64 r = row_of_team<kTeam>();
     if (r >= rows) return;
@@ -217,7 +164,7 @@ __global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
     const Dynamic found(low, high);
     const Divisor divisor(found.scale);
     const Levels levels(0, 255, found.zero);
-    row.each([&](const float *values, int at) {
+    row.each([&](const float *values, int at, int) {
         Vector<unsigned char, kWide> stored;
 #pragma unroll
         for (int w = 0; w < kWide; w++) stored.at[w] = levels.stored(divisor.quotient(values[w]));
@@ -231,7 +178,7 @@ __global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
 
 // Each row by its largest magnitude, int8: x is about q scale with scale = max |x| / 127.
 template <typename T, int kWide, int kTeam, int kVectors>
-__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
+__global__ void __launch_bounds__(kBlockOf<kTeam>)
     quantize_rows_s8(const T *x, signed char *q, float *scales, int64 rows, int columns) {
     const int64 r = row_of_team<kTeam>();
     if (r >= rows) return;
@@ -239,7 +186,7 @@ __global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
     const float most = row.fold(Greatest(), [](float v) { return fabsf(v); });
     const float factor = most > 0 ? 127 / most : 0;
     const Levels levels(-127, 127, 0);
-    row.each([&](const float *values, int at) {
+    row.each([&](const float *values, int at, int) {
         Vector<signed char, kWide> stored;
 #pragma unroll
         for (int w = 0; w < kWide; w++) stored.at[w] = levels.stored(values[w] * factor);

@@ -4,27 +4,43 @@
 // A row that fits is read once: its team keeps it in registers (teams.cuh).
 #include "teams.cuh"
 
+constexpr float kLog2E = 1.4426950408889634f;
+
+// To 2 of the last places; results below the normal numbers are zero.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // y = exp(x - max) / sum of exp(x - max), or the logarithm of it, of each row.
 template <typename T, int kWide, int kTeam, int kVectors, bool kLogarithm>
-__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128) softmax(const T *x, T *y, int64 rows, int columns) {
+__global__ void __launch_bounds__(kBlockOf<kTeam>) softmax(const T *x, T *y, int64 rows, int columns) {
     const int64 r = row_of_team<kTeam>();
     if (r >= rows) return;
     Row<kWide, kTeam, kVectors, Plain<T, kWide>> row({x + r * columns}, columns);
-    const float most = row.fold(Greatest(), [](float v) { return v; });
-    const float sum = row.fold(Add(), [=](float v) { return expf(v - most); });
-    const float logarithm = logf(sum);
-    row.write(y + r * columns, [=](float v, int) { return kLogarithm ? v - most - logarithm : expf(v - most) / sum; });
+    const float most = row.fold(Larger(), [](float v) { return v; });
+    const auto weight = [=, shift = -most * kLog2E](float v) { return power_of_two(fmaf(v, kLog2E, shift)); };
+    if constexpr (kLogarithm) {
+        const float logarithm = logf(row.fold(Add(), weight));
+        row.write(y + r * columns, [=](float v, int) { return v - most - logarithm; });
+    } else if constexpr (kVectors > 0) {  // every power is taken once
+        const float inverse = 1 / row.fold(Add(), [=](float &v) { return v = weight(v); });
+        row.write(y + r * columns, [=](float v, int) { return v * inverse; });
+    } else {
+        const float inverse = 1 / row.fold(Add(), weight);
+        row.write(y + r * columns, [=](float v, int) { return weight(v) * inverse; });
+    }
 }
 
 // x, or x + skip, or x + skip + added: what a residual connection brings to a normalisation.
-template <typename T, int kWide>
+template <typename T, int kWide, bool kMore>
 struct Residual {
     const T *x, *skip, *added;
 
     __device__ void load(int column, float *values) const {
         ::load<kWide>(x + column, values);
-        add(skip, column, values);
-        add(added, column, values);
+        if constexpr (kMore) add(skip, column, values), add(added, column, values);
     }
 
     __device__ static void add(const T *other, int column, float *values) {
@@ -37,28 +53,32 @@ struct Residual {
 };
 
 // y = (v - mean) inverse scale + bias with v = x + skip + added and inverse = 1 / sqrt(variance + epsilon); kRms leaves
-// out the mean. skip, added and bias may be null, as may be what is written beside y: v as `total`, mean and inverse.
-template <typename T, int kWide, int kTeam, int kVectors, bool kRms>
-__global__ void __launch_bounds__(kTeam > 128 ? kTeam : 128)
+// out the mean. Without kResidual v is x. bias may be null, as may be skip, added and what is written beside y: v as `total`,
+// mean and inverse.
+template <typename T, int kWide, int kTeam, int kVectors, bool kRms, bool kResidual>
+__global__ void __launch_bounds__(kBlockOf<kTeam>)
     layer_norm(const T *x, const T *skip, const T *added, const T *scale, const T *bias, float epsilon, T *y, T *total,
                float *means, float *inverses, int64 rows, int columns) {
     const int64 r = row_of_team<kTeam>(), start = r * columns;
     if (r >= rows) return;
-    Row<kWide, kTeam, kVectors, Residual<T, kWide>> row({x + start, skip ? skip + start : skip, added}, columns);
-    const float mean = kRms ? 0 : row.fold(Add(), [](float v) { return v; }) / columns;
-    const float variance = row.fold(Add(), [=](float v) { return (v - mean) * (v - mean); }) / columns;
-    const float inverse = 1 / sqrtf(variance + epsilon);
+    Row<kWide, kTeam, kVectors, Residual<T, kWide, kResidual>> row({x + start, skip ? skip + start : skip, added}, columns);
+    const OfColumns<T, kWide, kTeam, kVectors> scales(scale, columns), biases(bias, columns);
+    const float share = 1.0f / columns;  // before the row is there
+    const float mean = kRms ? 0 : row.fold(Add(), [](float v) { return v; }) * share;
+    const float variance = row.fold(Add(), [=](float v) { return (v - mean) * (v - mean); }) * share;
+    const float inverse = rsqrtf(variance + epsilon);
     if (threadIdx.x % kTeam == 0) {
         if (means) means[r] = mean;
         if (inverses) inverses[r] = inverse;
     }
     if (total) row.write(total + start, [](float v, int) { return v; });
-    row.each([&](const float *values, int at) {
-        float factors[kWide], results[kWide] = {};
-        load<kWide>(scale + at, factors);
-        if (bias) load<kWide>(bias + at, results);
+    row.each([&](const float *values, int at, int access) {
+        float factors[kWide], offsets[kWide], results[kWide];
+        scales.load(at, access, factors);
+        biases.load(at, access, offsets);
 #pragma unroll
-        for (int w = 0; w < kWide; w++) results[w] += (values[w] - mean) * inverse * factors[w];
+        for (int w = 0; w < kWide; w++)
+            results[w] = fmaf((values[w] - mean) * inverse, factors[w], offsets[w]);
         store<kWide>(y + start + at, results);
     });
 }
@@ -142,9 +162,10 @@ __global__ void reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, 
     narrow(Combine()(both[0], both[1]) / divisor, y[(o * parts + blockIdx.y) * inner + i]);
 }
 
-// instances: softmax<float, 4, 32, 8, false>; softmax<bfloat16, 8, 1024, 0, true>
-// instances: softmax<float16, 1, 256, 32, false>; layer_norm<float, 4, 32, 8, false>
-// instances: layer_norm<float16, 8, 256, 4, true>; layer_norm<bfloat16, 8, 1024, 0, false>
+// instances: softmax<float, 4, 128, 2, false>; softmax<bfloat16, 8, 1024, 0, true>
+// instances: softmax<float16, 1, 256, 32, false>; layer_norm<float, 4, 128, 2, false, true>
+// instances: layer_norm<float16, 8, 256, 4, true, false>; layer_norm<bfloat16, 8, 64, 2, false, false>
+// instances: layer_norm<bfloat16, 8, 1024, 0, false, true>; layer_norm<float, 4, 128, 2, false, false>
 // instances: map_elements<float, Gelu>; map_elements<float16, GeluTanh>; map_elements<bfloat16, Silu>
 // instances: reduce_rows<float, float, 256, Add, Identity>; reduce_rows<float16, float, 32, Greatest, Identity>
 // instances: reduce_columns<float, float, Add, Square>; reduce_columns<bfloat16, bfloat16, Least, Identity>

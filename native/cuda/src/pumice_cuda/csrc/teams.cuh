@@ -19,6 +19,16 @@ struct Least {
     __device__ float operator()(float a, float b) const { return a < b || a != a ? a : b; }
 };
 
+// For what a NaN reaches by another way, too: one instruction.
+struct Larger {
+    __device__ static float neutral() { return __int_as_float(0xff800000); }
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// Threads of a block: a team, or several warps.
+template <int kTeam>
+constexpr int kBlockOf = kTeam > 32 ? kTeam : 128;
+
 // One value of all threads of the team, the same in each and in every run.
 template <int kTeam, typename Combine>
 __device__ float across(float value, Combine combine) {
@@ -37,7 +47,7 @@ __device__ float across(float value, Combine combine) {
 
 template <int kTeam>
 __device__ int64 row_of_team() {
-    return kTeam > 32 ? blockIdx.x : int64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    return int64(blockIdx.x) * (blockDim.x / kTeam) + threadIdx.x / kTeam;
 }
 
 // A row as its team reads it: `kWide` neighbours a thread at a time, `kVectors` times; 0: the row is too long to keep,
@@ -56,27 +66,27 @@ struct Row {
 
     __device__ static int column(int vector) { return (vector * kTeam + threadIdx.x % kTeam) * kWide; }
 
-    // visit(values, column): kWide values that may be changed, which lasts where the row is kept.
+    // visit(values, column, access): kWide values that may be changed, which lasts where the row is kept.
     template <typename Visit>
     __device__ void each(Visit visit) {
         if constexpr (kVectors > 0) {
 #pragma unroll
             for (int n = 0; n < kVectors; n++)
-                if (column(n) < columns) visit(kept + n * kWide, column(n));
+                if (column(n) < columns) visit(kept + n * kWide, column(n), n);
         } else {
             for (int n = 0; column(n) < columns; n++) {
                 float values[kWide];
                 source.load(column(n), values);
-                visit(values, column(n));
+                visit(values, column(n), n);
             }
         }
     }
 
-    // The combination of f(value) over the row.
+    // The combination of f(value) over the row; f may change the value, as a visit may.
     template <typename Combine, typename F>
     __device__ float fold(Combine combine, F f) {
         float folded = Combine::neutral();
-        each([&](const float *values, int) {
+        each([&](float *values, int, int) {
 #pragma unroll
             for (int w = 0; w < kWide; w++) folded = combine(folded, f(values[w]));
         });
@@ -86,7 +96,7 @@ struct Row {
     // to[column] = f(value, column).
     template <typename T, typename F>
     __device__ void write(T *to, F f) {
-        each([&](const float *values, int at) {
+        each([&](const float *values, int at, int) {
             float results[kWide];
 #pragma unroll
             for (int w = 0; w < kWide; w++) results[w] = f(values[w], at + w);
@@ -100,4 +110,30 @@ template <typename T, int kWide>
 struct Plain {
     const T *from;
     __device__ void load(int column, float *values) const { ::load<kWide>(from + column, values); }
+};
+
+// What all rows have in common, such as factors of columns: asked for with the row where a thread keeps little of it, so
+// that nobody waits for it when the sums are known. Null stands for zeros.
+template <typename T, int kWide, int kTeam, int kVectors>
+struct OfColumns {
+    static constexpr bool kEarly = kVectors > 0 && kWide == kWidest<T> && kTeam * kVectors <= 1024;
+    const T *from;
+    uint4 kept[kEarly ? kVectors : 1];  // as it is in memory: half the registers of 16-bit numbers one by one
+
+    __device__ OfColumns(const T *from, int columns) : from(from) {
+        if constexpr (kEarly)
+#pragma unroll
+            for (int n = 0; n < kVectors; n++) {
+                const int column = (n * kTeam + threadIdx.x % kTeam) * kWide;
+                kept[n] = make_uint4(0, 0, 0, 0);
+                if (from && column < columns) kept[n] = *reinterpret_cast<const uint4 *>(from + column);
+            }
+    }
+
+    __device__ void load(int column, int access, float *values) const {
+        if (kEarly || from)
+            ::load<kWide>(kEarly ? reinterpret_cast<const T *>(kept + access) : from + column, values);
+        else
+            for (int w = 0; w < kWide; w++) values[w] = 0;
+    }
 };

@@ -2,21 +2,26 @@
 
 Zero points of the first operand become an offset of the sums, those of the second are taken off its levels, which must
 still be of 8 bits. What dynamic quantization writes after a product (Cast, Mul by the scales) and what follows it (Add,
-Gelu) is computed as it is stored. Products of floats are cuBLAS's (`blas`); anything else goes to core's code.
+Gelu) is computed as it is stored; if that is quantized next, and after factors of its columns, its range is noted.
+Products of floats are cuBLAS's (`blas`); anything else goes to core's code.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
 from pumice.ops.record import Array, Forward, Kernel, Link, Node, Outputs
 from pumice_cuda import reference
 from pumice_cuda.constants import Levels, bound, is_single, number, vector
 from pumice_cuda.transfers import on_device
+
+if TYPE_CHECKING:
+    from pumice_cuda.epilogue import Epilogue
 
 BYTES = frozenset({"uint8", "int8"})
 _MICROSOFT = "com.microsoft"
@@ -25,6 +30,9 @@ FLOAT = 1
 _TAIL = {"Cast": "c", "Mul": "m", "Add": "a", "Gelu": "g"}
 _FUSED = re.compile("cma{0,2}g?")
 """What may follow an integer product, a letter for an operator."""
+_FLOAT_TAIL = {"Add": "a", "Gelu": "g", "Mul": "m", "DynamicQuantizeLinear": "q"}
+_FUSED_FLOATS = re.compile("(?=.)a?g?(m?q)?")
+"""What may follow a product that gives floats."""
 
 
 def _product(a: Array, levels: Levels, epilogue: Any) -> Any:
@@ -95,6 +103,104 @@ def _scaled_product(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
     return run
 
 
+class _Dequantized:
+    """Of a MatMulIntegerToFloat whose B is known: what becomes of the sums. Scales of A are known or on the GPU."""
+
+    def __init__(self, levels: Levels, known: Sequence[Any]) -> None:
+        """`known` are the constants among the node's inputs."""
+        _, _, sa, sb, _, _, bias = self._known = known
+        self.levels = levels
+        self._terms: dict[str, Any] = {"scale": vector(sb) if sa is None else vector(sb) * vector(sa)}
+        if bias is not None:
+            self._terms["bias"] = vector(bias)
+
+    @classmethod
+    def of(cls, constants: Sequence[Any]) -> _Dequantized | None:
+        known = _seven(constants)
+        _, b, sa, sb, _, zb, bias = known
+        levels = _levels(b, zb) if sb is not None and sb.ndim <= 1 and is_single(sa) else None
+        fits = levels is not None and (bias is None or bias.shape == levels.sums.shape)
+        return cls(levels, known) if levels is not None and fits else None
+
+    def __call__(self, inputs: Sequence[Any], **more: Any) -> Epilogue | None:
+        """The epilogue; None where the kernel does not take the inputs."""
+        from pumice_cuda.epilogue import Epilogue
+
+        a, _, sa, _, za, _, _ = given = _seven(inputs)
+        others = (1, 3, 5, 6) if self._known[2] is None else (1, 2, 3, 5, 6)
+        if any(given[i] is not self._known[i] for i in others) or not _fits(a, self.levels) or not is_single(sa, za):
+            return None
+        if self._known[2] is not None:
+            return Epilogue(**self._terms, **_offset(self.levels, za), **more)
+        if not on_device(sa) or sa.dtype != np.float32:
+            return None
+        return Epilogue(**self._terms, scale_by=sa, **_offset(self.levels, za), **more)
+
+
+def _seven(inputs: Sequence[Any]) -> list[Any]:
+    """A, B, their scales, their zero points and the bias; None where one is absent."""
+    return [*inputs, *[None] * 7][:7]
+
+
+def _to_float(node: Node, constants: Sequence[Any]) -> Forward | None:
+    terms = _Dequantized.of(constants)
+    if terms is None:
+        return None
+
+    def run(node: Node, *inputs: Any) -> Outputs:
+        epilogue = terms(inputs)
+        return reference.forward(node, *inputs) if epilogue is None else (_product(inputs[0], terms.levels, epilogue),)
+
+    return run
+
+
+def _float_product(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
+    """MatMulIntegerToFloat, and Add, Gelu, Mul by a vector and DynamicQuantizeLinear after it."""
+    product, *tail = chain
+    names = "".join(_FLOAT_TAIL.get(link.node.op_type, "?") for link in tail)
+    terms = _Dequantized.of(product.constants) if _FUSED_FLOATS.fullmatch(names) else None
+    if terms is None or any(link.node.get("approximate", "none") != "none" for link in tail):
+        return None
+    count, activation = len(product.constants), "gelu" if "g" in names else "none"
+
+    def run(*arrays: Any) -> Any:
+        inputs, rest = arrays[:count], list(arrays[count:])
+        shape = (*inputs[0].shape[:-1], len(terms.levels.sums))
+        residual = rest.pop(0) if "a" in names else None
+        factor = rest.pop(0) if "m" in names else None
+        if not _is_float(residual, shape) or not _is_float(factor, shape[-1:]):
+            return NotImplemented
+        more = {} if residual is None else {"residual": residual.reshape(-1, shape[-1])}
+        epilogue = terms(inputs, activation=activation, **more)
+        if epilogue is None:
+            return NotImplemented
+        if "q" in names:
+            return _quantized(inputs[0], terms.levels, epilogue, factor)
+        return (_product(inputs[0], terms.levels, epilogue),)
+
+    return run
+
+
+def _quantized(a: Array, levels: Levels, epilogue: Any, factor: Any) -> Any:
+    """DynamicQuantizeLinear of a product times factors."""
+    import cupy
+
+    from pumice_cuda import dynamic
+    from pumice_cuda.epilogue import ranges_shape
+
+    columns = len(levels.sums)
+    if columns % dynamic.WIDE:
+        return NotImplemented
+    ranges = cupy.empty(ranges_shape(a.size // a.shape[-1], columns), np.float32)
+    y = _product(a, levels, attrs.evolve(epilogue, ranges=ranges, factor=factor))
+    return dynamic.quantize_within(y, ranges)
+
+
+def _is_float(x: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an array is contiguous float32 on the GPU of a shape; None is."""
+    return x is None or bool(on_device(x) and x.shape == shape and x.dtype == np.float32 and x.flags.c_contiguous)
+
+
 def _float_terms(shape: tuple[int, ...], scale: Any, addends: Sequence[Any]) -> dict[str, Any] | None:
     """An epilogue's scale, bias and residual for a result of some shape; None where an array is none of these."""
     terms: dict[str, Any] = {"scale": scale.reshape(-1) if on_device(scale) else None}
@@ -151,6 +257,10 @@ def _record(op_type: str, prepare: Any, positions: Sequence[int], **fields: Any)
 
 KERNELS = (
     _record("MatMulInteger", _matmul_integer, (1, 3), fuse=_scaled_product),
+    Kernel(
+        op_type="MatMulIntegerToFloat", domain=_MICROSOFT, run=reference.forward, bind=_to_float, fuse=_float_product,
+        dtypes=BYTES, rtol=1e-6, atol=1e-6,
+    ),
     _record("QLinearMatMul", _qlinear_matmul, (1, 2, 3, 4, 5, 6, 7)),
     _record("QGemm", _qgemm, (1, 2, 3, 4, 5, 6, 7, 8), domain=_MICROSOFT),
-)
+)  # fmt: skip

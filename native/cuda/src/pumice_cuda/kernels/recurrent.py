@@ -1,4 +1,5 @@
-"""LSTM, and GRU with linear_before_reset, of the Plan in float32, with ONNX's default activations and no clip.
+"""LSTM, and GRU with linear_before_reset, of the Plan in float32, with ONNX's default activations and no clip; and
+onnxruntime's LSTM of 8-bit weights, whose input and state are quantized while it runs.
 
 Constant weights are made ready when they are first used; weights that are fed, at every run.
 """
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh")}
 FLOAT = np.dtype(np.float32)
+DYNAMIC_WEIGHTS = (1, 2, 8, 9, 10, 11)
+"""Inputs of DynamicQuantizeLSTM: the integers of W and R, the scale and the zero point of W, those of R."""
 
 
 def _accepts(cell: Cell) -> Callable[[Node], str | None]:
@@ -35,10 +38,10 @@ def _accepts(cell: Cell) -> Callable[[Node], str | None]:
     return accepts
 
 
-def _prepared(cell: Cell, w: Array, r: Array) -> list[Weights]:
+def _prepared(cell: Cell, w: Array, r: Array, *, rounds: bool = False) -> list[Weights]:
     from pumice_cuda.recurrent import prepare
 
-    return [prepare(cell, w[i], r[i]) for i in range(len(w))]
+    return [prepare(cell, w[i], r[i], rounds=rounds) for i in range(len(w))]
 
 
 def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: Sequence[Any]) -> Outputs:
@@ -105,10 +108,46 @@ def _bind(cell: Cell) -> Callable[[Node, Sequence[Any]], Forward]:
     return bind
 
 
+def _bind_dynamic(node: Node, constants: Sequence[Any]) -> Forward | None:
+    """With the integers, scales and zero points that the plan knows."""
+    from pumice_cuda.recurrent import units_of_block
+
+    known = [[*constants, *[None] * 12][i] for i in DYNAMIC_WEIGHTS]
+    if any(v is None for v in known) or units_of_block(known[1].shape[1]) is None:
+        return None
+    kept: list[Weights] = []
+
+    def forward(node: Node, x: Array, *rest: Any) -> Outputs:
+        from pumice_cuda.quantize import dequantize, dynamic_quantize
+
+        arrays = [*(x, *rest), *[None] * 12]
+        if any(arrays[i] is not v for i, v in zip(DYNAMIC_WEIGHTS, known, strict=True)) or not x.size:
+            return reference.forward(node, x, *rest)
+        if not kept:
+            w, r, *parameters = known
+            kept.extend(_prepared("lstm", _real(w, *parameters[:2]), _real(r, *parameters[2:]), rounds=True))
+        return _layer("lstm", node, kept, dequantize(*dynamic_quantize(x)), arrays[3:8])
+
+    return forward
+
+
+def _real(integers: Array, scale: Array, zero: Array) -> Any:
+    """(directions, inputs, 4 hidden) as an LSTM has its weights: (directions, 4 hidden, inputs)."""
+    broad = [v.reshape(len(integers), 1, -1).astype(np.float32) for v in (scale, zero)]
+    return ((integers.astype(np.float32) - broad[1]) * broad[0]).transpose(0, 2, 1)
+
+
 def _record(op_type: str, cell: Cell, since: int) -> Kernel:
     return Kernel(
         op_type=op_type, since=since, run=_run(cell), bind=_bind(cell), accepts=_accepts(cell), rtol=1e-4, atol=1e-4
     )
 
 
-KERNELS = (_record("LSTM", "lstm", 1), _record("GRU", "gru", 3))
+KERNELS = (
+    _record("LSTM", "lstm", 1),
+    _record("GRU", "gru", 3),
+    Kernel(
+        op_type="DynamicQuantizeLSTM", domain="com.microsoft", run=reference.forward, bind=_bind_dynamic,
+        accepts=_accepts("lstm"), rtol=1e-3, atol=1e-3,
+    ),
+)  # fmt: skip

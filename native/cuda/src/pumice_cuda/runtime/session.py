@@ -161,15 +161,18 @@ class _Recordings:
 
 
 def _integers(model: ir.Model, outputs: Sequence[str] | None) -> ir.Model:
-    """The model with integer operators for Q and DQ; values that are asked for are not fused away."""
+    """The model with integer operators for Q and DQ, few and large; values that are asked for are not fused away."""
     from pumice.model import clone
     from pumice.quantize.fusion import fused
+    from pumice_cuda.runtime.merging import merge_products
 
     if outputs is not None:
         wanted = set(outputs) - {str(value.name) for value in model.graph.outputs}
         model = clone(model)
         model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
-    return fused(model)
+    result = fused(model)
+    merge_products(result)
+    return result
 
 
 def folded(plan: Plan) -> Plan:
