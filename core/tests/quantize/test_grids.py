@@ -1,8 +1,9 @@
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from pumice.quantize.error_feedback import codes_with_feedback, output_error
+from pumice.quantize.error_feedback import codes_with_feedback, output_error, unexplained_moments
 from pumice.quantize.grids import AffineGrid, CodebookGrid
 
 
@@ -75,3 +76,22 @@ def test_error_feedback_disturbs_the_output_less_on_any_grid(grid):
     ]
     assert np.all(errors[0] <= errors[1] + 1e-12)
     assert errors[0].sum() < 0.9 * errors[1].sum()
+
+
+def test_what_the_inputs_still_to_come_cannot_make_up_for_is_their_determinant():
+    inputs = np.random.default_rng(4).standard_normal((2, 6, 40)) * np.arange(1.0, 7.0)[:, None]
+    second = inputs @ inputs.transpose(0, 2, 1) / 40
+    found = unexplained_moments(second)
+    np.testing.assert_allclose(found.prod(axis=1), np.linalg.det(second))
+    loudest = np.einsum("gkk->gk", second).argmax(axis=1)  # rounded first: all others make up for it
+    every = 1.0 / np.einsum("gkk->gk", np.linalg.inv(second))
+    np.testing.assert_allclose(found[[0, 1], loudest], every[[0, 1], loudest])
+
+
+def test_long_blocks_are_searched_as_short_ones_are_compared():
+    rng = np.random.default_rng(5)
+    table = np.sort(rng.standard_normal((1, 3, 1, 16)), axis=3)
+    long = rng.standard_normal((1, 3, 300))
+    grid = CodebookGrid(table=table, scale=np.ones((1, 3, 1)), block=300)
+    short = [attrs.evolve(grid, block=100).codes(long[:, :, at : at + 100]) for at in (0, 100, 200)]
+    np.testing.assert_array_equal(grid.codes(long), np.concatenate(short, axis=2))

@@ -28,9 +28,9 @@ def codes_with_feedback(weights: NDArray[np.float64], grid: Grid, second: NDArra
         grid: what they may become.
         second: H, (groups, k, k), positive definite.
     """
-    order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
+    order, ordered = _in_turn(second)
     turned = np.take_along_axis(weights, order[:, None, :], axis=2)
-    upper = _upper_factors(np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2))
+    upper = _upper_factors(ordered)
     nearest = grid.codes(weights)
     fed = np.empty_like(nearest)
     np.put_along_axis(fed, order[:, None, :], _rounded_in_turn(turned, order, grid, upper).astype(fed.dtype), axis=2)
@@ -38,9 +38,26 @@ def codes_with_feedback(weights: NDArray[np.float64], grid: Grid, second: NDArra
     return np.where((errors[0] <= errors[1])[..., None], fed, nearest)
 
 
+def unexplained_moments(second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What an error of each input costs in the end: what of H[j, j] the inputs still to come cannot make up for.
+
+    It is 1 / U[j, j]^2, (groups, k); `second` is (groups, k, k), positive definite.
+    """
+    order, ordered = _in_turn(second)
+    found = np.empty(order.shape)
+    np.put_along_axis(found, order, np.einsum("gkk->gk", _lower_factors(ordered))[:, ::-1] ** 2, axis=1)
+    return found
+
+
 def output_error(difference: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """d H d^T of every row, (groups, outputs)."""
     return np.asarray(np.einsum("gok,gok->go", difference @ second, difference))
+
+
+def _in_turn(second: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The order in which inputs are rounded, (groups, k), and H in this order."""
+    order = np.argsort(-np.einsum("gkk->gk", second), axis=1, kind="stable")
+    return order, np.take_along_axis(np.take_along_axis(second, order[:, :, None], 1), order[:, None, :], 2)
 
 
 def _rounded_in_turn(
@@ -68,9 +85,13 @@ def _upper_factors(second: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     from scipy.linalg.lapack import dtrtri
 
+    return np.stack([dtrtri(one[::-1, ::-1], lower=0)[0] for one in _lower_factors(second)])
+
+
+def _lower_factors(second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The Cholesky factors of H with its axes reversed."""
     try:
-        lower = np.linalg.cholesky(second[:, ::-1, ::-1])
+        return np.asarray(np.linalg.cholesky(second[:, ::-1, ::-1]), np.float64)
     except np.linalg.LinAlgError:  # correlated up to rounding errors
         damping = 1e-3 * np.einsum("gkk->g", second) / second.shape[1]
-        return _upper_factors(second + damping[:, None, None] * np.eye(second.shape[1]))
-    return np.stack([dtrtri(one[::-1, ::-1], lower=0)[0] for one in lower])
+        return _lower_factors(second + damping[:, None, None] * np.eye(second.shape[1]))

@@ -23,6 +23,8 @@ Weights = NDArray[np.floating[Any]]
 """(groups, outputs, k)."""
 MOST_COMPARISONS = 16
 """Entries of a table that are worth comparing one by one, all weights at once."""
+LONG = 256
+"""Inputs of a block that are worth a search of its own."""
 
 
 class Grid(Protocol):
@@ -122,7 +124,7 @@ class CodebookGrid:
         dtype = np.uint8 if self.entries <= 256 else np.uint16
         if middles.size == self.entries - 1:
             found = np.searchsorted(middles.ravel(), parts).astype(dtype)
-        elif self.entries <= MOST_COMPARISONS:
+        elif self.entries <= MOST_COMPARISONS and parts.shape[3] < LONG:
             found = np.zeros(parts.shape, dtype)
             for number in range(self.entries - 1):
                 np.add(found, parts > middles[..., number, None], out=found)

@@ -25,7 +25,7 @@ DRAWS = 4
 
 
 def output_gradients(
-    model: ir.Model, names: Iterable[str], context: QuantizeContext
+    model: ir.Model, names: Iterable[str], context: QuantizeContext, *, draws: int = DRAWS
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """g for the named initializers, one dictionary a backward pass.
 
@@ -36,7 +36,7 @@ def output_gradients(
     outputs = [value.name or "" for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
     tape, random = Tape(plan, sorted(set(names)), outputs=outputs), np.random.default_rng(context.seed)
     for feeds in context.feeds(SAMPLES):
-        for _ in range(DRAWS):
+        for _ in range(draws):
             found, pull = tape.forward(feeds)
             yield pull({name: _signs(found[name], random) for name in outputs})
 

@@ -126,20 +126,26 @@ def _known(model: ir.Model, chosen: list[WeightMatrix], scheme: Scheme, context:
 
 def _round(matrix: WeightMatrix, moments: Moments | None, scheme: Scheme) -> tuple[Rounded, NDArray[np.float64] | None]:
     """The codes, and what to add to the bias, (groups * outputs,)."""
-    second = None if moments is None else moments.second_moments()
-    if moments is None or second is None:
-        return scheme.rounded(matrix, None), None
-    mean = moments.means()[1]
-    takes_bias = all(_takes_bias(node) for node, _ in matrix.readers)
-    if not takes_bias:
-        second = second + mean[:, :, None] * mean[:, None, :]
-    groups = matrix.shape[0]
-    second = np.broadcast_to(second, (groups, *second.shape[1:]))
+    second = None if moments is None else second_moments(matrix, moments)
     rounded = scheme.rounded(matrix, second)
-    if not takes_bias:
+    if moments is None or second is None or not _shifts(matrix):
         return rounded, None
-    lost = matrix.rows() - rounded.values()
-    return rounded, np.einsum("gok,gk->go", lost, np.broadcast_to(mean, (groups, mean.shape[1]))).reshape(-1)
+    lost, mean = matrix.rows() - rounded.values(), moments.means()[1]
+    return rounded, np.einsum("gok,gk->go", lost, np.broadcast_to(mean, (len(lost), mean.shape[1]))).reshape(-1)
+
+
+def second_moments(matrix: WeightMatrix, moments: Moments) -> NDArray[np.float64] | None:
+    """E[x x^T] of what multiplies a matrix, about the mean where the bias takes that up, (groups, k, k)."""
+    second, mean = moments.second_moments(), moments.means()[1]
+    if second is None:
+        return None
+    if not _shifts(matrix):
+        second = second + mean[:, :, None] * mean[:, None, :]
+    return np.broadcast_to(second, (matrix.shape[0], *second.shape[1:]))
+
+
+def _shifts(matrix: WeightMatrix) -> bool:
+    return all(_takes_bias(node) for node, _ in matrix.readers)
 
 
 def _bias_site(node: ir.Node) -> tuple[ir.Node, int] | None:

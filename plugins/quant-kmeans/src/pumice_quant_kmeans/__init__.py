@@ -3,12 +3,12 @@
     w' = t[q] s,   q in 0 .. T - 1,   t = k-means of the weights (Han et al., Deep Compression, ICLR 2016)
 
 A codebook of 16 values spends its four bits where the weights are. It may be one for the tensor, one for the tensor
-with a scale an output, one an output, or one a group of inputs; by itself, each tensor gets what lowers the noise most
-while tables and scales stay within a share of the codes' bytes. The codes are the nearest ones, or those that keep the
-layer's output (GPTQ on the codebook); centroids are then fitted to that output as well, and may be fine-tuned to the
-network's by the gradients of their members. The runtime `native` multiplies by codes and tables; one without such
-kernels looks the weights up once, when it loads the model: the file is then an eighth, memory and speed are those of
-the original.
+with a scale an output, one an output, or one a group of inputs; by itself, each tensor gets what lowers the noise of
+the network's outputs most while tables, scales and the wider codes of a few tensors stay within a share of the codes'
+bytes. The codes are the nearest ones, or those that keep the layer's output (GPTQ on the codebook); centroids are then
+fitted to that output as well, and may be fine-tuned to the network's by the gradients of their members. The runtime
+`native` multiplies by codes and tables; one without such kernels looks the weights up once, when it loads the model:
+the file is then an eighth, memory and speed are those of the original.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ class KMeans(Quantizer):
         "auto",
         Choice("auto", "tensor", "scaled", "channel", "group"),
         help="what shares a codebook: the tensor, the tensor but for a scale an output, an output, a group of inputs;"
-        " auto: one of the first three for each tensor, as `overhead` allows",
+        " auto: one of the first three for each tensor, or codes of 8 bits, as `overhead` allows",
     )
     overhead: float = knob(
         0.06,
         Float(0.0, 1.0),
-        help="bytes that tables and scales may take, as a share of those of the codes",
+        help="bytes that tables, scales and wider codes may take, as a share of those of the codes",
         when=lambda q: q.codebook == "auto",
     )
     group: int = knob(128, Int(8, 4096), help="inputs of a group", when=lambda q: q.codebook == "group")
     start: str = knob("plus-plus", Choice("plus-plus", "linear", "exact"), help="first centroids; exact is the optimum")
     weighting: str = knob(
-        "activation",
+        "fisher",
         Choice("none", "activation", "fisher"),
-        help="what a weight counts: alike, by the mean square of its input, or by what it does to the outputs (Fisher)",
+        help="what an error of a weight counts: alike, by what it does to the output of its layer, or to those of the"
+        " network (Fisher)",
     )
     rounding: str = knob("compensated", Choice("compensated", "nearest"), help="how weights are assigned")
     refit: bool = knob(True, help="fit the centroids to the layer's output once the codes are known")

@@ -1,12 +1,13 @@
 """Codebooks, codes and sizes of one matrix.
 
-Given the codes, the layer's output error of a row is quadratic in its centroids: with Z the indicator of the codes and
-S = diag(s), Q = t Z S, and tr((W - Q) H (W - Q)^T) is least where (sum over rows of s^2 Z H Z^T) t = sum of s Z H w.
+Given the codes, what the outputs of the network lose is quadratic in the centroids (`importance`): with Z the indicator
+of the codes of a row, s its scale and d how much it counts, the sum over rows of d (w - s Z^T t)^T H (w - s Z^T t) is
+least where (sum of d s^2 Z H Z^T) t = sum of d s Z H w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,13 +18,13 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from pumice.model import clone
 from pumice.quantize.error_feedback import codes_with_feedback, output_error
 from pumice.quantize.grids import CodebookGrid, in_blocks
-from pumice.quantize.output_gradients import output_gradients
 from pumice.quantize.parameters import SMALLEST_SCALE
 from pumice.quantize.storage import scale_levels
-from pumice.quantize.weight_matrices import WeightMatrix, moved, weight_matrices
+from pumice.quantize.weight_matrices import WeightMatrix, weight_matrices
 from pumice.quantize.weight_only import Rounded
 from pumice_quant_kmeans.clustering import clustered, exact_centroids
-from pumice_quant_kmeans.sharing import allocated
+from pumice_quant_kmeans.importance import Importance, Importances, importances
+from pumice_quant_kmeans.sharing import Way, allocated
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 STEPS_OF_INT8 = 127
-FLOOR = 0.01
-"""Least that a weight counts by its Fisher information, as a share of the mean weight."""
 REFITS = 2
 """Times that codes and centroids are fitted to each other."""
 
@@ -46,25 +45,25 @@ class CodebookScheme:
 
     knobs: KMeans
     seed: int
-    fisher: Mapping[str, Array] = attrs.field(factory=dict)
-    """How much each weight does to the outputs, by name of the matrix."""
-    codebooks: Mapping[str, str] = attrs.field(factory=dict)
-    """What shares a codebook, by name of the matrix, where it is found by itself."""
+    weighed: Mapping[str, Importance] = attrs.field(factory=dict)
+    """What an error of each weight costs, by name of the matrix."""
+    ways: Mapping[str, Way] = attrs.field(factory=dict)
+    """What shares a codebook, and how large it is, by name of the matrix, where that is found by itself."""
     bits: list[tuple[float, float]] = attrs.field(factory=list)
     """Of every matrix that was stored: bits of its codes, packed and by Huffman's code."""
 
     @classmethod
     def informed(cls, knobs: KMeans, model: ir.Model, context: QuantizeContext) -> CodebookScheme:
-        """With the Fisher information, if it is asked for, and with what shares a codebook."""
-        fisher, codebooks = context.recall(_Fisher), context.recall(_Codebooks)
+        """With what errors of weights cost, and with what shares a codebook."""
+        weighed, ways = context.recall(Importances), context.recall(_Ways)
         lifted = clone(model)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
         matrices = [m for m in weight_matrices(iter(lifted.graph)) if int(np.prod(m.shape)) >= knobs.smallest]
-        if knobs.weighting == "fisher" and not context.draft and not fisher:
-            fisher.update(_fisher(lifted, matrices, context))
-        if knobs.codebook == "auto" and not codebooks:
-            codebooks.update(allocated(matrices, knobs.centroids, knobs.table, knobs.overhead, context.seed))
-        return cls(knobs, context.seed, fisher, codebooks)
+        if not weighed and not context.draft:
+            weighed.update(importances(lifted, matrices, knobs, context))
+        if knobs.codebook == "auto" and not ways:
+            ways.update(allocated(matrices, knobs.centroids, knobs.table, knobs.overhead, context.seed, weighed))
+        return cls(knobs, context.seed, weighed, ways)
 
     @property
     def signature(self) -> str:
@@ -72,21 +71,28 @@ class CodebookScheme:
 
     @property
     def observes(self) -> bool:
-        return self.knobs.rounding == "compensated" or self.knobs.weighting == "activation" or self.knobs.refit
+        return self.knobs.rounding == "compensated" or self.knobs.weighting != "none" or self.knobs.refit
 
     def rounded(self, matrix: WeightMatrix, second: NDArray[np.float64] | None) -> Rounded:
         weights = matrix.rows()
-        grid = self._stored(self.grid(matrix, weights, second))
+        grid = self._stored(self.grid(matrix))
         codes = self._codes(weights, grid, second)
-        for _ in range(REFITS if self.knobs.refit and second is not None and grid.table.shape[2] == 1 else 0):
-            assert second is not None
-            better = self._stored(refitted(weights, codes, grid, second))
+        if second is None or not self.knobs.refit or grid.table.shape[2] > 1:
+            return Rounded(grid, codes)
+        heed = self._heed(matrix)
+        for _ in range(REFITS):
+            better = self._stored(refitted(weights, codes, grid, second, heed))
             again = self._codes(weights, better, second)
-            errors = [output_error(weights - g.values(c), second).sum() for g, c in ((grid, codes), (better, again))]
-            if errors[1] >= errors[0]:
+            before, after = (weights - g.values(c) for g, c in ((grid, codes), (better, again)))
+            if np.sum(heed * output_error(after, second)) >= np.sum(heed * output_error(before, second)):
                 break
             grid, codes = better, again
         return Rounded(grid, codes)
+
+    def _heed(self, matrix: WeightMatrix) -> Array:
+        """How much each output of the layer does to those of the network, (groups, outputs)."""
+        known = self.weighed.get(matrix.name)
+        return np.ones(matrix.shape[:2]) if known is None else known.of_outputs
 
     def _codes(self, weights: Array, grid: CodebookGrid, second: NDArray[np.float64] | None) -> Array:
         if second is None or self.knobs.rounding == "nearest":
@@ -95,33 +101,32 @@ class CodebookScheme:
 
     # -- codebooks --
 
-    def grid(self, matrix: WeightMatrix, weights: Array, second: NDArray[np.float64] | None) -> CodebookGrid:
+    def grid(self, matrix: WeightMatrix) -> CodebookGrid:
         """Scales and centroids; tables of embeddings are always shared, so that rows can be looked up one by one."""
+        weights, found = matrix.rows(), self.ways.get(matrix.name)
         groups, outputs, k = weights.shape
-        kind = self.codebooks.get(matrix.name, self.knobs.codebook)
+        kind, entries = (found.codebook, found.entries) if found else (self.knobs.codebook, self.knobs.centroids)
         if matrix.op == "Gather" and kind != "tensor":
             kind = "scaled"
         block = min(self.knobs.group, k) if kind == "group" else k
         scale = np.ones((groups, outputs, 1)) if kind == "tensor" else _held(_peaks(weights), self.knobs.table)
-        loud = None
-        if matrix.name in self.fisher:
-            loud = self.fisher[matrix.name]
-        elif second is not None and self.knobs.weighting == "activation":
-            loud = np.broadcast_to(np.einsum("gkk->gk", second)[:, None, :], weights.shape)
-        if loud is not None and kind == "scaled":
-            loud = loud * scale**2
+        loud = self._loud(matrix, scale if kind == "scaled" else np.ones(1))
         normal = (weights / scale).astype(np.float32)
         if kind in ("tensor", "scaled"):
             points = normal.reshape(1, -1)
-            table = self.centroids(points, None if loud is None else loud.reshape(1, -1)).reshape(1, 1, 1, -1)
+            table = self.centroids(points, None if loud is None else loud.reshape(1, -1), entries).reshape(1, 1, 1, -1)
         else:
             rows, heavy = _block_rows(normal, loud, block)
-            table = self.centroids(rows, heavy).reshape(groups, outputs, -1, self.knobs.centroids)
+            table = self.centroids(rows, heavy, entries).reshape(groups, outputs, -1, entries)
         return CodebookGrid(table=table, scale=scale, block=block)
 
-    def centroids(self, points: Array, weights: Array | None) -> Array:
-        """k-means of every row, ascending, (rows, centroids)."""
-        count = self.knobs.centroids
+    def _loud(self, matrix: WeightMatrix, scale: Array) -> Array | None:
+        """What the square of an error in units of the scale costs, (groups, outputs, k)."""
+        known = self.weighed.get(matrix.name)
+        return None if known is None else np.broadcast_to(known.of_weights * scale**2, matrix.shape)
+
+    def centroids(self, points: Array, weights: Array | None, count: int) -> Array:
+        """k-means of every row, ascending, (rows, count)."""
         if self.knobs.start == "exact":
             return exact_centroids(points, weights, count)
         return clustered(points, weights, count, self.seed, linear=self.knobs.start == "linear")
@@ -160,22 +165,8 @@ class CodebookScheme:
         return [f"the codes take {packed:.0f} kB packed and would take {coded:.0f} kB by Huffman's code; {cost}"]
 
 
-class _Fisher(dict[str, Array]):
+class _Ways(dict[str, Way]):
     """Kept for further attempts."""
-
-
-class _Codebooks(dict[str, str]):
-    """The same."""
-
-
-def _fisher(model: ir.Model, matrices: Sequence[WeightMatrix], context: QuantizeContext) -> dict[str, Array]:
-    """E g^2 of every weight, (groups, outputs, k), by name of its matrix."""
-    sums = {m.name: np.zeros(m.shape) for m in matrices}
-    for gradients in output_gradients(model, [str(m.value.name) for m in matrices], context):
-        for matrix in matrices:
-            gradient = gradients[str(matrix.value.name)].astype(np.float64)
-            sums[matrix.name] += moved(gradient, matrix.to_rows).reshape(matrix.shape) ** 2
-    return {name: total + FLOOR * total.mean() for name, total in sums.items() if total.any()}
 
 
 def _peaks(weights: Array) -> Array:
@@ -213,8 +204,13 @@ def _block_rows(normal: Array, loud: Array | None, block: int) -> tuple[Array, A
     return rows, np.pad(heavy, ((0, 0), (0, 0), (0, missing))).reshape(-1, block)
 
 
-def refitted(weights: Array, codes: Array, grid: CodebookGrid, second: NDArray[np.float64]) -> CodebookGrid:
-    """The centroids with which these codes disturb the layer's output least; those without members stay."""
+def refitted(
+    weights: Array, codes: Array, grid: CodebookGrid, second: NDArray[np.float64], heed: Array
+) -> CodebookGrid:
+    """The centroids with which these codes cost least, where errors of an output cost `heed`, (groups, outputs).
+
+    Those without members stay.
+    """
     entries, (groups, outputs, _) = grid.entries, weights.shape
     shared = grid.table.size == entries
     table = np.broadcast_to(grid.table, (groups, outputs, 1, entries)).copy()
@@ -225,7 +221,7 @@ def refitted(weights: Array, codes: Array, grid: CodebookGrid, second: NDArray[n
         each = indicator @ second[group]
         matrix, vector = scale**2 * (each @ indicator.T), scale * (each @ weights[group, output])
         if shared:
-            left, right = left + matrix, right + vector
+            left, right = left + heed[group, output] * matrix, right + heed[group, output] * vector
         else:
             table[group, output, 0] = _solved(matrix, vector, table[group, output, 0])
     return attrs.evolve(grid, table=_solved(left, right, grid.table) if shared else table)

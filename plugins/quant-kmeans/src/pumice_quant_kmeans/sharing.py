@@ -1,11 +1,13 @@
 """What shares a codebook, matrix by matrix: as little as a budget of bytes allows, and there where it helps most.
 
 Tables and scales are bytes on top of the codes, and a table of 16 values is as large as the codes of an output with 32
-inputs. A matrix has three ways to be stored: one table for all of it, one with a scale an output, a table an output.
-Each has its bytes and its noise, the mean over the outputs of |w - q|^2 / |w|^2. What is chosen minimises the noise of
-all matrices under the budget: from the cheapest way of each, the step that takes off most noise a byte is taken in
-turn, along the lower convex hull of every matrix (Shoham and Gersho, 1988). Tables for 4, 16 or 64 neighbouring outputs
-hardly ever lie on a hull: neighbours have nothing in common but what their scales already say.
+inputs. A matrix has these ways to be stored: one table for all of it, with or without a scale an output, of as many
+values as asked for or, with codes of 8 bits, of 256; or a table an output. (256 values are for the few matrices that
+four bits spoil, and for those with so few inputs that a table an output would be larger still.) Each way has its bytes,
+and its noise: what the nearest values do to the outputs of the network (`importance`). What is chosen minimises the
+noise of all matrices under the budget: from the cheapest way of each, the step that takes off most noise a byte is
+taken in turn, along the lower convex hull of every matrix (Shoham and Gersho, 1988). Tables for 4, 16 or 64
+neighbouring outputs hardly ever lie on a hull: neighbours have nothing in common but what their scales already say.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from numpy.typing import NDArray
 
 from pumice.quantize.weight_matrices import WeightMatrix
 from pumice_quant_kmeans.clustering import clustered
+from pumice_quant_kmeans.importance import Importance, relative_to_weights
 
+Array = NDArray[Any]
+NARROW, WIDE = 16, 256
+"""The most values that codes of 4 and of 8 bits choose among."""
 SAMPLE = 1 << 15
 """Weights of a matrix that its noise is estimated from."""
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -36,24 +42,33 @@ class Way:
     """One way to store a matrix."""
 
     codebook: str
+    """What shares it: `tensor`, `scaled` (the same, with a scale an output) or `channel`."""
+    entries: int
     nbytes: int
+    """On top of codes of the usual width."""
     noise: float
 
 
 def allocated(
-    matrices: Sequence[WeightMatrix], entries: int, table: str, overhead: float, seed: int
-) -> Mapping[str, str]:
-    """What shares a codebook in every matrix, by its name: `tensor`, `scaled` or `channel`.
+    matrices: Sequence[WeightMatrix],
+    entries: int,
+    table: str,
+    overhead: float,
+    seed: int,
+    weighed: Mapping[str, Importance],
+) -> dict[str, Way]:
+    """How every matrix is stored, by its name.
 
     Args:
         matrices: that are stored as codes.
         entries: of a table.
         table: type of its entries and of the scales.
-        overhead: bytes of all tables and scales at most, as a share of those of all codes; the cheapest way is taken
-            in any case.
+        overhead: bytes of all tables, scales and wider codes at most, as a share of those of codes that choose among
+            `entries` values; the cheapest way is taken in any case.
         seed: of k-means.
+        weighed: what an error costs, by name of the matrix.
     """
-    hulls = {m.name: _hull(_ways(m, entries, BYTES[table], seed)) for m in matrices}
+    hulls = {m.name: _hull(_ways(m, entries, BYTES[table], seed, weighed.get(m.name))) for m in matrices}
     codes = sum(int(np.prod(m.shape)) for m in matrices) * (0.5 if entries <= 16 else 1.0)
     left = overhead * codes - sum(hull[0].nbytes for hull in hulls.values())
     at = dict.fromkeys(hulls, 0)
@@ -68,7 +83,7 @@ def allocated(
         at[name] += 1
         if further:
             heapq.heappush(steps, (-_slope(after, further[0]), name))
-    return {name: hull[at[name]].codebook for name, hull in hulls.items()}
+    return {name: hull[at[name]] for name, hull in hulls.items()}
 
 
 def _slope(before: Way, after: Way) -> float:
@@ -88,24 +103,31 @@ def _hull(ways: Sequence[Way]) -> list[Way]:
     return hull
 
 
-def _ways(matrix: WeightMatrix, entries: int, number: int, seed: int) -> list[Way]:
+def _ways(matrix: WeightMatrix, entries: int, number: int, seed: int, weighed: Importance | None) -> list[Way]:
     """Look-ups of single rows share their table."""
     rows = matrix.rows().reshape(-1, matrix.shape[2])
-    some = rows[:: max(1, rows.size // SAMPLE)]
-    nbytes = {"tensor": entries * number, "scaled": (entries + len(rows)) * number}
+    loud = np.broadcast_to((weighed or relative_to_weights(matrix)).of_weights, matrix.shape).reshape(rows.shape)
+    some = slice(None, None, max(1, rows.size // SAMPLE))
+    sampled = rows.size / rows[some].size
+    nbytes = {("tensor", entries): entries * number, ("scaled", entries): (entries + len(rows)) * number}
     if matrix.op != "Gather":
-        nbytes["channel"] = (entries + 1) * len(rows) * number + SHAPE_BYTES
-    return [Way(what, UNIT_BYTES + size, _noise(some, what, entries, seed)) for what, size in nbytes.items()]
+        nbytes["channel", entries] = (entries + 1) * len(rows) * number + SHAPE_BYTES
+    if entries <= NARROW:
+        wider = rows.size // 2 + WIDE * number
+        nbytes |= {("tensor", WIDE): wider, ("scaled", WIDE): wider + len(rows) * number}
+    return [
+        Way(what, count, UNIT_BYTES + size, sampled * _noise(rows[some], loud[some], what, count, seed))
+        for (what, count), size in nbytes.items()
+    ]
 
 
-def _noise(rows: NDArray[Any], codebook: str, entries: int, seed: int) -> float:
-    """Of the nearest values, relative to each row's weights, on average; a row that is lost counts 1."""
-    power = np.square(rows).sum(axis=1)
+def _noise(rows: Array, loud: Array, codebook: str, entries: int, seed: int) -> float:
+    """Of the nearest values: the sum of loud (w - q)^2."""
     scale = np.ones((len(rows), 1)) if codebook == "tensor" else np.abs(rows).max(axis=1, keepdims=True)
     scale = np.where(scale > 0, scale, 1.0)
-    sets = rows / scale if codebook == "channel" else (rows / scale).reshape(1, -1)
-    tables = clustered(sets, None, entries, seed)
+    shape = rows.shape if codebook == "channel" else (1, -1)
+    sets, heavy = (rows / scale).reshape(shape), (loud * scale**2).reshape(shape)
+    tables = clustered(sets, heavy, entries, seed)
     middles = (tables[:, 1:] + tables[:, :-1]) / 2.0
     codes = np.stack([np.searchsorted(middle, row) for middle, row in zip(middles, sets, strict=True)])
-    lost = (sets - np.take_along_axis(tables, codes, axis=1)).reshape(rows.shape) * scale
-    return float(np.mean(np.minimum(np.square(lost).sum(axis=1) / np.where(power > 0, power, 1.0), 1.0)))
+    return float(np.sum(heavy * (sets - np.take_along_axis(tables, codes, axis=1)) ** 2))

@@ -4,8 +4,9 @@
 
 The noise of a format in a layer is what it does to the outputs, relative to their signal: by one backward pass a sample
 for formats that change weights alone, and by measurement for 8-bit computation. The programme is solved exactly for a
-range of B; what costs least and keeps the budget when it is measured is the result. With a size or a latency budget
-instead, it is the most exact that keeps this one. A cost is bytes, or milliseconds measured with one layer changed.
+range of B; what costs least and keeps the budget when it is measured, on data put aside for that, is the result. With a
+size or a latency budget instead, it is the most exact that keeps this one. A cost is bytes, or milliseconds measured
+with one layer changed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pumice.quantize.context import QuantizeContext
+    from pumice_quant_mixed.verification import Parts
 
 FORMATS = ("int4", "int8", "float16", "float32")
 
@@ -71,8 +73,18 @@ class Mixed(Quantizer):
         from pumice_quant_mixed.choice import chosen_formats
         from pumice_quant_mixed.formats import apply_formats
 
-        plan = chosen_formats(model, self, context)
-        return apply_formats(model, plan, context, smallest=self.smallest)
+        parts = self._parts(context)
+        around = context if parts is None else attrs.evolve(context, calibration=parts.fitted)
+        plan = chosen_formats(model, self, around, parts)
+        return apply_formats(model, plan, around, smallest=self.smallest)
+
+    def _parts(self, context: QuantizeContext) -> Parts | None:
+        """The calibration data in two, where a part of it is to judge the accuracy by."""
+        from pumice_quant_mixed.verification import Parts
+
+        if self.budget != "accuracy" or context.calibration is None:
+            return None
+        return Parts.of(context.calibration)
 
     @property
     def counts_milliseconds(self) -> bool:

@@ -12,13 +12,14 @@ import onnx_ir as ir
 
 from pumice.errors import UnsupportedOp
 from pumice.ledger import Ledger
-from pumice.measure.budget import JUDGED, judge
 from pumice.model import clone
 from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
+from pumice.quantize.placement import STEP
 from pumice.quantize.weight_matrices import WeightMatrix, weight_matrices
 from pumice_quant_mixed.formats import Choice, apply_formats, bytes_of, given_to
-from pumice_quant_mixed.sensitivity import Cost, Noise, by_gradient, by_measurement, by_stopwatch, stopwatch
+from pumice_quant_mixed.sensitivity import Cost, Noise, by_gradient, by_measurement, by_stopwatch, by_weights, stopwatch
+from pumice_quant_mixed.verification import Parts, Verdict, verified
 
 if TYPE_CHECKING:
     from pumice_quant_mixed import Mixed
@@ -43,8 +44,8 @@ class _Known(dict[str, list[Point]]):
     """The curve, found once for all attempts of the guard."""
 
 
-def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext) -> Choice:
-    """Format by node."""
+def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext, parts: Parts | None) -> Choice:
+    """Format by node, within an accuracy budget on the part of the data that `context` does not calibrate with."""
     lifted = clone(model)
     ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
     layers = _layers(lifted, knobs.smallest)
@@ -65,7 +66,7 @@ def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext) -> C
     elif knobs.budget == "latency":
         point = _most_exact_in_time(model, layers, curve, knobs, context)
     else:
-        point = _cheapest_within_budget(model, layers, curve, knobs, context)
+        point = _cheapest_within_budget(model, layers, curve, knobs, context, parts)
     context.notes.append(_told(point, curve, knobs))
     return _given({name: chosen for name, chosen in point.formats.items() if name in usable}, layers)
 
@@ -102,6 +103,9 @@ def _noise(
     """Of every layer in every format."""
     narrow = [name for name in knobs.formats if name != "float32"]
     found: Noise = {(name, "float32"): 0.0 for name in layers}
+    if not any(value.dtype == ir.DataType.FLOAT for value in model.graph.outputs):
+        context.notes.append("layers were compared by their weights, because the model answers with whole numbers")
+        return found | by_weights(layers, narrow)
     if knobs.sensitivity == "gradient":
         alone = [name for name in narrow if name in WEIGHTS_ALONE]
         try:
@@ -177,15 +181,24 @@ def _cheapest_within_budget(
     curve: Sequence[Point],
     knobs: Mixed,
     context: QuantizeContext,
+    parts: Parts | None,
 ) -> Point:
-    """By measurement: bisection on the curve, along which noise falls; the last point needs none."""
+    """By measurement, which the account is told: bisection on the curve, along which noise falls."""
+    assert parts is not None  # without data, there is no noise to choose by
+    verdicts: dict[int, Verdict] = {}
 
-    def fits(point: Point) -> bool:
-        changed = _tried(model, layers, point, knobs, context)
-        samples = context.samples_with_labels(JUDGED)
-        return not judge(model, changed, samples, context.metrics, context.runtime, context.max_drop).exceeded
+    def fits(number: int) -> bool:
+        changed = _tried(model, layers, curve[number], knobs, context)
+        verdicts[number] = verified(model, changed, parts, context)
+        return verdicts[number].kept
 
-    return curve[bisect_left(curve[:-1], True, key=fits)]
+    chosen = bisect_left(range(len(curve) - 1), True, key=fits)
+    last = verdicts[chosen if chosen in verdicts else chosen - 1] if verdicts else None
+    kept = "is within the budget" if chosen in verdicts else "that anything narrower has is beyond the budget"
+    said = f"mixed precision: {last} {kept}" if last else "mixed precision: there is one choice of formats"
+    context.notes.append(said)
+    context.ledger.note(STEP, said)
+    return curve[chosen]
 
 
 def _most_exact_in_time(

@@ -59,6 +59,17 @@ def by_gradient(
     return {key: total / count for key, total in totals.items()}
 
 
+def by_weights(layers: Mapping[str, Sequence[WeightMatrix]], formats: Sequence[str]) -> Noise:
+    """For models that answer with whole numbers: noise relative to the weights of the layer, all layers alike."""
+    found = {}
+    for name, matrices in layers.items():
+        power = max(sum(float(np.square(m.rows()).sum()) for m in matrices), 1e-30)
+        for chosen in formats:
+            lost = sum(float(np.square(rounded_to(chosen, m, m.rows()) - m.rows()).sum()) for m in matrices)
+            found[name, chosen] = lost / power
+    return found
+
+
 def by_measurement(
     model: ir.Model,
     layers: Mapping[str, Sequence[WeightMatrix]],
