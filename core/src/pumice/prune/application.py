@@ -23,6 +23,7 @@ from pumice.prune.wiring import Place, Wiring
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from pumice.data import Dataset
     from pumice.pipeline import RunContext
     from pumice.steps import Prune
     from pumice.strategy import ImportanceScorer
@@ -40,8 +41,9 @@ def prune(settings: Prune, scorer: ImportanceScorer, model: ir.Model, context: R
     chosen = _eligible(groups, settings, context)
     names = frozenset(group.name for group in chosen)
 
-    def tried(one: ImportanceScorer) -> ir.Model:
-        return Rounds(attrs.evolve(settings, max_drop=1.0), one, names, context).run(groups).model
+    def tried(one: ImportanceScorer, data: Dataset) -> ir.Model:
+        step = attrs.evolve(settings, max_drop=1.0, schedule="one-shot", recover="least-squares", statistics=True)
+        return Rounds(step, one, names, attrs.evolve(context, calibration=data)).run(groups).model
 
     trials = Trials(model, context, tried)
     settled = scorer.settled(trials)

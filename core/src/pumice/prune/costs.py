@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -17,10 +17,12 @@ from pumice.model import clone
 from pumice.ops.record import normal
 from pumice.prune.groups import Cuts
 from pumice.prune.proof import Feeds
-from pumice.prune.surgery import remove
 from pumice.prune.wiring import Wired, Wiring
 from pumice.registry import registry
 from pumice.strategy import Runtime
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 MEASURED_SECONDS = 0.5
 """Seconds that each of two models is timed for at most."""
@@ -71,11 +73,9 @@ def _macs(wired: Wired, shape: Callable[[Any], list[int] | None]) -> int:
     return op.cost(node, inputs, outputs).macs
 
 
-def latency(wiring: Wiring, cuts: Cuts, feeds: Sequence[Feeds], runtime: Runtime, threads: int) -> float:
+def latency(whole: Wiring, pruned: ir.Model, feeds: Sequence[Feeds], runtime: Runtime, threads: int) -> float:
     """Time of the pruned model, relative to the whole one."""
-    if not cuts:
-        return 1.0
-    sessions = [runtime.open(model, threads=threads) for model in (clone(wiring.model), remove(wiring, cuts))]
-    whole, pruned = (lambda s=session: s.run(feeds[0]) for session in sessions)
-    found = interleaved_latency({"whole": whole, "pruned": pruned}, seconds=MEASURED_SECONDS)
+    sessions = [runtime.open(model, threads=threads) for model in (clone(whole.model), pruned)]
+    before, after = (lambda s=session: s.run(feeds[0]) for session in sessions)
+    found = interleaved_latency({"whole": before, "pruned": after}, seconds=MEASURED_SECONDS)
     return 1.0 / speedup(found["whole"], found["pruned"]).median

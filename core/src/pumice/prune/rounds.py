@@ -1,7 +1,8 @@
 """Rounds of pruning: score, choose, cut, prove, recover; each on the model that the last one left.
 
 The share that is gone after round t of n follows the schedule: all at once; in equal steps; or fast first and slowly at
-the end, 1 - (1 - t/n)^3 of the way (Zhu and Gupta, 2017). Only the last round rounds what layers keep. Where the step
+the end, 1 - (1 - t/n)^3 of the way (Zhu and Gupta, 2017). It is a share of what there was before the first round, so
+that what a round rounds up the next one makes up for. Where the step
 has a budget, every round is judged on calibration data, and the last that kept it is the result; if the first already
 breaks it, the step is rolled back.
 """
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 PROOF_SAMPLES = 4
 COUNTED_BISECTIONS, MEASURED_BISECTIONS = 16, 6
+COUNTED = {"score-per-mac": "macs", "score-per-param": "params"}
+"""What `by` divides scores by, where it can be counted."""
+LEAST_TIME = 1e-3
+"""Share of the latency that half of a layer is worth at least: less is not measured."""
 
 
 @attrs.frozen(eq=False)
@@ -64,11 +69,9 @@ class Rounds:
     def run(self, groups: Groups) -> Outcome:
         original = groups.wiring.model
         done = Outcome(clone(original))
-        shares = self.shares()
-        for number, share in enumerate(shares, 1):
+        for share in self.shares():
             found = groups if not done.proofs else find_groups(done.model)
-            multiple = self.multiple if number == len(shares) else 1
-            then = self.round(found, [g for g in found.free if g.name in self.names], share, multiple, done)
+            then = self.round(groups, found, share, done)
             verdict = self.verdict(original, then.model) if then is not done else None
             if verdict is not None and verdict.exceeded:
                 if not done.proofs:
@@ -79,16 +82,20 @@ class Rounds:
 
     @property
     def multiple(self) -> int:
-        """What the last round rounds to."""
+        """What counts are rounded up to."""
         return self.settings.multiple or self.context.runtime.channel_multiple
 
+    @property
+    def threads(self) -> int:
+        """Of one inference, where latency is measured."""
+        return self.context.threads or 1
+
     def shares(self) -> list[float]:
-        """What each round takes of what is left, so that together they take `settings.ratio`."""
+        """What should be gone after each round."""
         count = 1 if self.settings.schedule == "one-shot" else self.settings.rounds
         steps = np.arange(1, count + 1) / count
         gone = self.settings.ratio * (steps if self.settings.schedule != "cubic" else 1 - (1 - steps) ** 3)
-        before = np.concatenate([[0.0], gone[:-1]])
-        return [float(share) for share in (gone - before) / (1 - before)]
+        return [float(share) for share in gone]
 
     def verdict(self, original: ir.Model, pruned: ir.Model) -> Verdict | None:
         """What pruning has cost so far; None if nobody asks.
@@ -104,11 +111,10 @@ class Rounds:
         samples = rows(data, JUDGED)
         return judge(original, pruned, samples, context.metrics, context.runtime, self.settings.max_drop)
 
-    def round(
-        self, groups: Groups, chosen: Sequence[ChannelGroup], share: float, multiple: int, done: Outcome
-    ) -> Outcome:
+    def round(self, whole: Groups, groups: Groups, share: float, done: Outcome) -> Outcome:
         wiring, context = groups.wiring, self.context
-        removed = self.selection(wiring, chosen, share, multiple)
+        chosen = [g for g in groups.free if g.name in self.names]
+        removed = self.selection(whole, wiring, chosen, share)
         cuts = cuts_of(chosen, removed)
         if not cuts:
             return done
@@ -129,27 +135,29 @@ class Rounds:
 
     # --- which channels -----------------------------------------------------------------------------------------------
 
-    def selection(self, wiring: Wiring, chosen: Sequence[ChannelGroup], share: float, multiple: int) -> Removed:
+    def selection(self, whole: Groups, wiring: Wiring, chosen: Sequence[ChannelGroup], share: float) -> Removed:
         settings = self.settings
         scores = self.scores(wiring, chosen)
-        limits = Limits(floor=settings.floor, least=settings.least, multiple=multiple)
+        limits = Limits(floor=settings.floor, least=settings.least, multiple=self.multiple)
+        before = {g.name: g.channels for g in (*chosen, *whole.free)}
 
         def choose(part: float) -> Removed:
-            return select(chosen, scores, part, limits, settings.scope, settings.scopes)
+            return select(chosen, scores, part, limits, settings.scope, settings.scopes, before)
 
         if settings.of == "channels" or not chosen:
             return choose(share)
-        cost = self.cost(wiring)
+        cost = self.cost(whole.wiring, wiring)
         steps = MEASURED_BISECTIONS if settings.of == "latency" else COUNTED_BISECTIONS
-        return reach(choose, lambda removed: cost(cuts_of(chosen, removed)), (1 - share) * cost({}), steps)
+        return reach(choose, lambda removed: cost(cuts_of(chosen, removed)), 1 - share, steps)
 
-    def cost(self, wiring: Wiring) -> Callable[[Cuts], float]:
-        """What is left of the cost that the target counts, after a removal."""
+    def cost(self, whole: Wiring, wiring: Wiring) -> Callable[[Cuts], float]:
+        """What is left of the cost that the target counts, as a share of the whole model's, after a removal."""
         of, context = self.settings.of, self.context
         if of == "latency":
             feeds = proof_feeds(wiring, context)
-            return lambda cuts: latency(wiring, cuts, feeds, context.runtime, context.threads or 1)
-        return lambda cuts: float(getattr(size(wiring, cuts), of))
+            return lambda cuts: latency(whole, remove(wiring, cuts), feeds, context.runtime, self.threads)
+        before = max(getattr(size(whole, {}), of), 1)
+        return lambda cuts: getattr(size(wiring, cuts), of) / before
 
     def scores(self, wiring: Wiring, chosen: Sequence[ChannelGroup]) -> dict[str, Scores]:
         settings, context = self.settings, self.context
@@ -192,10 +200,15 @@ class Rounds:
 
     def price(self, wiring: Wiring, group: ChannelGroup) -> float:
         """What a channel of the group costs, in what scores are divided by."""
-        of = {"score-per-mac": "macs", "score-per-param": "params"}.get(self.settings.by)
-        if of is None or self.settings.scope == "local":
+        by, context = self.settings.by, self.context
+        if by == "score" or self.settings.scope == "local":
             return 1.0
-        whole, left = (getattr(size(wiring, cuts), of) for cuts in ({}, group.cuts([0])))
+        if by == "score-per-time":
+            half, feeds = group.channels // 2, proof_feeds(wiring, context)
+            pruned = remove(wiring, group.cuts(range(half)))
+            left = latency(wiring, pruned, feeds, context.runtime, self.threads)
+            return max(1.0 - left, LEAST_TIME) / half
+        whole, left = (getattr(size(wiring, cuts), COUNTED[by]) for cuts in ({}, group.cuts([0])))
         return max(float(whole - left), 1.0)
 
 

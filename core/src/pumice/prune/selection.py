@@ -5,8 +5,9 @@
     scopes   as global, but the groups that a pattern names are ranked among themselves
 
 A group keeps at least `floor` channels, at least the share `least`, and a multiple of `multiple` where it has twice as
-many. Where the target is a share of a cost (multiply-accumulates, parameters, a measured latency), the share of
-channels that reaches it is found by bisection: the cost falls as more channels go.
+many. All shares are of what there was before the first round. Where the target is a share of a cost
+(multiply-accumulates, parameters, a measured latency), the share of channels that reaches it is found by bisection: the
+cost falls as more channels go.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Limits:
     least: float = 0.0
     multiple: int = 1
 
-    def keep(self, channels: int, wanted: int) -> int:
-        """How many of `channels` stay if `wanted` should: never fewer than one, never more than there are."""
-        keep = max(wanted, self.floor, math.ceil(self.least * channels), 1)
-        if channels >= 2 * self.multiple:
+    def keep(self, channels: int, wanted: int, whole: int | None = None) -> int:
+        """How many of `channels`, once `whole`, stay if `wanted` should: one at least, no more than there are."""
+        whole = whole or channels
+        keep = max(wanted, self.floor, math.ceil(self.least * whole), 1)
+        if whole >= 2 * self.multiple:
             keep = -(-keep // self.multiple) * self.multiple
         return min(keep, channels)
 
@@ -50,14 +52,26 @@ def select(
     limits: Limits,
     scope: str = "local",
     patterns: Sequence[str] = (),
+    whole: Mapping[str, int] | None = None,
 ) -> Removed:
-    """The channels that go if a share of all channels should."""
+    """The channels that go if a share of all channels should be gone.
+
+    Args:
+        groups: as they are.
+        scores: of their channels.
+        share: of all channels, those that went before included.
+        limits: what a group must keep.
+        scope: whose channels are ranked together.
+        patterns: of scopes.
+        whole: channels before the first round; those of `groups` if this is the first.
+    """
+    whole = whole or {g.name: g.channels for g in groups}
     if scope == "local":
-        return {g.name: _lowest(scores[g.name], limits.keep(g.channels, g.channels - round(share * g.channels)))
-                for g in groups}  # fmt: skip
+        wanted = {g.name: whole[g.name] - round(share * whole[g.name]) for g in groups}
+        return _kept(groups, scores, wanted, limits, whole)
     removed: Removed = {}
     for part in _scopes(groups, patterns if scope == "scopes" else ()):
-        removed |= _ranked(part, scores, share, limits)
+        removed |= _ranked(part, scores, share, limits, whole)
     return removed
 
 
@@ -70,15 +84,31 @@ def _scopes(groups: Sequence[ChannelGroup], patterns: Sequence[str]) -> list[lis
     return list(found.values())
 
 
-def _ranked(groups: Sequence[ChannelGroup], scores: Mapping[str, Scores], share: float, limits: Limits) -> Removed:
+def _ranked(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Scores],
+    share: float,
+    limits: Limits,
+    whole: Mapping[str, int],
+) -> Removed:
     """The lowest of all channels together; what a group must keep is not spread over the others."""
     ranking = np.sort(np.concatenate([scores[g.name] for g in groups]), kind="stable")
-    count = round(share * len(ranking))
-    if not count:
+    count = round(share * sum(whole[g.name] for g in groups)) - sum(whole[g.name] - g.channels for g in groups)
+    if count <= 0:
         return {g.name: [] for g in groups}
     threshold = ranking[count - 1]
-    wanted = {g.name: int((scores[g.name] > threshold).sum()) for g in groups}
-    return {g.name: _lowest(scores[g.name], limits.keep(g.channels, wanted[g.name])) for g in groups}
+    return _kept(groups, scores, {g.name: int((scores[g.name] > threshold).sum()) for g in groups}, limits, whole)
+
+
+def _kept(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Scores],
+    wanted: Mapping[str, int],
+    limits: Limits,
+    whole: Mapping[str, int],
+) -> Removed:
+    keep = {g.name: limits.keep(g.channels, wanted[g.name], whole[g.name]) for g in groups}
+    return {g.name: _lowest(scores[g.name], keep[g.name]) for g in groups}
 
 
 def _lowest(scores: Scores, keep: int) -> list[int]:

@@ -1,26 +1,40 @@
 """Trials: a scorer that stands for others tries them, on the model at hand and at the step's own target.
 
-A trial prunes the model as the step would, recovery included, and judges the result on calibration data: by the metrics
-where there are labels, else by how many answers stay the same. Between equals the one whose outputs moved less is the
-better. Nothing of a trial is kept but its line in the table.
+A network that has just lost half of its channels guesses, whichever these were; what it can still learn shows once its
+readers made up for the loss. So a trial prunes to the step's target at once, refits readers and estimates batch
+normalisation anew on some of the calibration data, and compares the result with the whole model on others: by the
+metrics where there are labels, else by how many answers stay the same. A few hundred samples tell losses apart
+coarsely, so the best is, among the scorers whose loss is not worse than the least by more than chance, the one whose
+outputs moved least.
+
+Nothing of a trial is kept but its line in the table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import attrs
 
 from pumice.errors import DataError, PluginError, PumiceError
-from pumice.measure.budget import JUDGED, judge, rows
+from pumice.measure.budget import CONFIDENCE, judge, rows
+from pumice.prune.reading import spread
 from pumice.registry import registry
 from pumice.strategy import ImportanceScorer, Need
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from pumice.data import Dataset
     from pumice.pipeline import RunContext
+
+SAMPLES = 384
+"""Calibration data that a trial takes at most: a third judges, the others are scored and fitted on."""
+
+FEWEST = 6
+"""Samples that are worth dividing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,14 +45,15 @@ class Trial:
     measure: str
     loss: float
     """What the measure lost; infinite if the scorer failed."""
+    error: float
+    """Standard error of the loss."""
     noise: float
     """Noise-to-signal ratio of the outputs."""
     failure: str = ""
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Lower is better."""
-        return self.loss, self.noise
+    def not_worse(self, other: Trial) -> bool:
+        """Whether chance explains what it lost more than the other."""
+        return self.loss - other.loss <= CONFIDENCE * math.hypot(self.error, other.error)
 
     def __str__(self) -> str:
         return self.failure or f"{self.measure} lost {self.loss:.4f}, noise to signal {self.noise:.3g}"
@@ -50,7 +65,8 @@ class Trials:
 
     model: ir.Model
     context: RunContext
-    pruned: Callable[[ImportanceScorer], ir.Model]
+    pruned: Callable[[ImportanceScorer, Dataset], ir.Model]
+    """The model pruned with a scorer and recovered, on these data."""
     table: list[Trial] = attrs.field(factory=list)
     """Every trial made, in order."""
 
@@ -60,31 +76,43 @@ class Trials:
         Raises:
             DataError: there are no data to judge by.
         """
-        data, context = self.context.calibration, self.context
-        if data is None:
-            raise DataError("choosing a scorer needs calibration data to judge by: give them with --data (data=)")
+        fitted, judged = self._data()
+        context, failed = self.context, float("inf")
         try:
-            changed = self.pruned(scorer)
-            verdict = judge(self.model, changed, rows(data, JUDGED), context.metrics, context.runtime, max_drop=1.0)
-            trial = Trial(scorer=scorer, measure=verdict.measure, loss=verdict.loss, noise=verdict.noise)
+            changed = self.pruned(scorer, fitted)
+            found = judge(self.model, changed, rows(judged, SAMPLES), context.metrics, context.runtime, max_drop=1.0)
+            trial = Trial(scorer=scorer, measure=found.measure, loss=found.loss, error=found.error, noise=found.noise)
         except PumiceError as error:
-            trial = Trial(scorer=scorer, measure="", loss=float("inf"), noise=float("inf"), failure=str(error))
+            trial = Trial(scorer=scorer, measure="", loss=failed, error=0.0, noise=failed, failure=str(error))
         self.table.append(trial)
         return trial
 
+    def _data(self) -> tuple[Dataset, Dataset]:
+        """What a trial fits to, and what judges it; the same where there are too few to divide."""
+        if self.context.calibration is None:
+            raise DataError("choosing a scorer needs calibration data to judge by: give them with --data (data=)")
+        data = spread(self.context.calibration, SAMPLES)
+        if data.count() < FEWEST:
+            return data, data
+        judged, fitted = data.split(data.count() // 3)
+        return fitted, judged
+
     def best(self, scorers: Iterable[ImportanceScorer]) -> ImportanceScorer:
-        """Try each and take the one that lost least.
+        """Try each and take the one whose outputs moved least, of those that lost no more than another but by chance.
 
         Raises:
             DataError: there are no data to judge by.
             PluginError: there is none, or none works on this model.
         """
         made = [self.of(scorer) for scorer in scorers]
-        best = min(made, key=lambda trial: trial.rank, default=None)
-        if best is None or best.failure:
-            why = best.failure if best else "no installed scorer can do with the data: install pumice-prune-magnitude"
+        able = [trial for trial in made if not trial.failure]
+        if not able:
+            why = (
+                made[0].failure if made else "no installed scorer can do with the data: install pumice-prune-magnitude"
+            )
             raise PluginError(f"no importance scorer could be chosen: {why}")
-        return best.scorer
+        least = min(able, key=lambda trial: trial.loss)
+        return min((trial for trial in able if trial.not_worse(least)), key=lambda trial: trial.noise).scorer
 
     def candidates(self, among: Iterable[str] = ()) -> list[ImportanceScorer]:
         """The installed scorers (those named, or all) with their defaults, as far as the data suffice for them."""
