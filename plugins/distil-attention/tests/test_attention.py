@@ -1,3 +1,4 @@
+import attrs
 import numpy as np
 import pytest
 
@@ -40,6 +41,31 @@ class TestAttentionMapsHeadByHead(DistillationLossContract):
 
 class TestValueRelation(DistillationLossContract):
     strategy = ValueRelation
+
+
+class TestAttentionMapsWithoutPadding(DistillationLossContract):
+    strategy = AttentionMaps
+
+    def target(self):
+        return attrs.evolve(super().target(), mask=np.array([[1, 1, 0], [1, 1, 1]]))
+
+
+class TestValueRelationWithoutPadding(DistillationLossContract):
+    strategy = ValueRelation
+
+    def target(self):
+        return attrs.evolve(super().target(), mask=np.array([[1, 1, 0], [1, 1, 1]]))
+
+
+@pytest.mark.parametrize("kind", [AttentionMaps, ValueRelation])
+def test_padding_counts_nothing(kind):
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
+    own, other = (RNG.dirichlet(np.ones(4), (2, 3, 4)) for _ in range(2))
+    padding = np.broadcast_to((mask == 0)[:, None, :, None], own.shape)
+    expected, grad = kind().compare(own, Target(other, mask=mask), 0.0)
+    assert np.all(grad[padding] == 0)
+    moved = np.where(padding, RNG.dirichlet(np.ones(4), (2, 3, 4)), own)
+    assert kind().compare(moved, Target(other, mask=mask), 0.0)[0] == pytest.approx(expected)
 
 
 def test_places_are_compared_however_many_channels_there_are():

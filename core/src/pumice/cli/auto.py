@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from pumice.cli.train import step_from, training_options
 from pumice.steps import Auto
 from pumice.strategy import Metric, Runtime
 
+if TYPE_CHECKING:
+    from pumice.search import Found
+
 
 @click.command("auto")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -22,18 +26,7 @@ from pumice.strategy import Metric, Runtime
 @click.option("--write-recipe", type=click.Path(path_type=Path), help="Write the winner's recipe (TOML).")
 @output_options
 @click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    model: Path,
-    output: Path,
-    report: Path | None,
-    write_recipe: Path | None,
-    as_json: bool,
-    quiet: bool,
-    log: Path | None,
-    **options: Any,
-) -> None:
+def command(ctx: click.Context, /, model: Path, report: Path | None, write_recipe: Path | None, **options: Any) -> None:
     """Search for the best recipe from whatever is installed, and compress with it.
 
     \b
@@ -45,38 +38,42 @@ def command(
     search that was stopped goes on where it was.
     """
     from pumice.report import report_files, write_report
+
+    console = Console(**{name: options.pop(name) for name in ("as_json", "quiet", "log")})
+    limits = step_from(Auto, options)
+    pages = (
+        {}
+        if report is None
+        else dict(zip(("the report", "the account beside the report"), report_files(report), strict=True))
+    )
+    recipes = {} if write_recipe is None else {"the recipe": write_recipe}
+    inputs = {"the model": model, "the data": options["data"], "the test data": options["test"]}
+    require_outputs({"the model": options["output"], **recipes, **pages}, inputs)
+    found = _found(model, limits, console, options)
+    if found.recipe is None:
+        console.answer(found.summary(), {"search": found.to_json()})
+        ctx.exit(1)
+    result, files = run(console, model, found.recipe, **options)
+    if report is not None:
+        write_report(result, report, found)
+    if write_recipe is not None:
+        found.recipe.write(write_recipe)
+    files += [*pages.values(), *recipes.values()]
+    text = f"{found.summary()}\n{account_text(result, files)}"
+    console.answer(text, {"search": found.to_json(), **account_json(result, files)})
+
+
+def _found(model: Path, limits: Auto, console: Console, options: Mapping[str, Any]) -> Found:
     from pumice.search import search
 
-    console = Console(as_json=as_json, quiet=quiet, log=log)
-    limits = step_from(Auto, options)
-    outputs = {"the model": output}
-    if write_recipe is not None:
-        outputs["the recipe"] = write_recipe
-    if report is not None:
-        outputs["the report"], outputs["the account beside the report"] = report_files(report)
-    require_outputs(outputs, {"the model": model, "the data": options["data"], "the test data": options["test"]})
-    metrics, runtime = options.pop("metrics"), options.pop("runtime")
-    found = search(
+    return search(
         model,
         options["data"],
         limits,
         test=options["test"],
-        metrics=[configured(Metric, metric) for metric in metrics] or None,
-        runtime=None if runtime is None else configured(Runtime, runtime),
+        metrics=[configured(Metric, metric) for metric in options["metrics"]] or None,
+        runtime=None if options["runtime"] is None else configured(Runtime, options["runtime"]),
         threads=options["threads"],
         seed=options["seed"],
         progress=console,
     )
-    recipe = found.recipe
-    if recipe is None:
-        console.answer(found.summary(), {"search": found.to_json()})
-        ctx.exit(1)
-    result, files = run(console, model, recipe, output, metrics=metrics, runtime=runtime, **options)
-    if report is not None:
-        write_report(result, report, found)
-        files = [*files, *report_files(report)]
-    if write_recipe is not None:
-        recipe.write(write_recipe)
-        files = [*files, write_recipe]
-    text = f"{found.summary()}\n{account_text(result, files)}"
-    console.answer(text, {"search": found.to_json(), **account_json(result, files)})

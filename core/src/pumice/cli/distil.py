@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from pumice.cli.compress import account_json, account_text, run
-from pumice.cli.console import Console, output_options
-from pumice.cli.train import step_from, training_options
-from pumice.recipe import Recipe
+from pumice.cli.console import output_options
+from pumice.cli.train import carry_out, step_from, training_options
 from pumice.steps import Distil
 
 
@@ -18,15 +16,7 @@ from pumice.steps import Distil
 @click.argument("teacher", type=click.Path(path_type=Path))
 @training_options(Distil, apart_from=("teacher",))
 @output_options
-def command(
-    teacher: Path,
-    output: Path,
-    report: Path | None,
-    as_json: bool,
-    quiet: bool,
-    log: Path | None,
-    **options: Any,
-) -> None:
+def command(teacher: Path, **options: Any) -> None:
     """Train a smaller network, the student, to do what a larger one, the teacher, does.
 
     \b
@@ -37,9 +27,5 @@ def command(
     The student is a file, a network described in TOML, or the teacher made narrower or shorter. Labels are used where
     the data has them, and not needed.
     """
-    console = Console(as_json=as_json, quiet=quiet, log=log)
     step = step_from(Distil, options)
-    sources = {"the student": Path(step.student) if step.student else None}
-    recipe = Recipe([step])
-    result, files = run(console, teacher, recipe, output, report=report, sources=sources, **options)
-    console.answer(account_text(result, files), account_json(result, files))
+    carry_out(step, teacher, sources={"the student": Path(step.student) if step.student else None}, **options)

@@ -51,15 +51,7 @@ def training_options(step: type[Step], apart_from: Sequence[str] = ()) -> Callab
 @click.argument("model", type=click.Path(path_type=Path))
 @training_options(Train)
 @output_options
-def command(
-    model: Path,
-    output: Path,
-    report: Path | None,
-    as_json: bool,
-    quiet: bool,
-    log: Path | None,
-    **options: Any,
-) -> None:
+def command(model: Path, **options: Any) -> None:
     """Train a model on labelled data.
 
     \b
@@ -68,10 +60,7 @@ def command(
 
     Any ONNX model whose operators have gradients. A tenth of the data is held out to choose the best epoch by.
     """
-    console = Console(as_json=as_json, quiet=quiet, log=log)
-    step = step_from(Train, options)
-    result, files = run(console, model, Recipe([step]), output, report=report, measure=False, **options)
-    console.answer(account_text(result, files), account_json(result, files))
+    carry_out(step_from(Train, options), model, measure=False, **options)
 
 
 def step_from(step: type[T], options: dict[str, Any]) -> T:
@@ -79,6 +68,13 @@ def step_from(step: type[T], options: dict[str, Any]) -> T:
     knobs = step.knobs()
     given = {name: options.pop(f"knob_{name}", None) for name in knobs}
     return step.configure({name: _value(knobs[name], text) for name, text in given.items() if text not in (None, ())})
+
+
+def carry_out(step: Step, model: Path, *, as_json: bool, quiet: bool, log: Path | None, **options: Any) -> None:
+    """Run one step on a model, and answer with the account; `options` go to `run`."""
+    console = Console(as_json=as_json, quiet=quiet, log=log)
+    result, files = run(console, model, Recipe([step]), **options)
+    console.answer(account_text(result, files), account_json(result, files))
 
 
 def _value(knob: Knob, text: Any) -> Any:

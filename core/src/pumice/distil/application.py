@@ -27,7 +27,7 @@ from pumice.distil.streaming import Streamed
 from pumice.distil.students import narrowed, opened, shortened, weights
 from pumice.distil.taps import pairs
 from pumice.distil.teacher import Answers, Cached, OnDevice, Remembered, identity
-from pumice.errors import DataError, KnobError, ModelError
+from pumice.errors import DataError, KnobError, ModelError, nearest
 from pumice.model import clone, fingerprint, load, simplify
 from pumice.prune.sizes import with_sizes
 from pumice.strategy import Loss, Runtime
@@ -138,7 +138,7 @@ class Lesson:
             alpha=alpha,
             labels=labels,
             outputs=tuple(str(value.name) for value in graph.graph.outputs),
-            attribution=_attribution(terms, sized),
+            attribution=_attribution(terms, sized, placement),
         )
         wanted = list(dict.fromkeys([*objective.outputs, *told(terms)]))
         plan = trainable_plan(graph, wanted, placement=placement)
@@ -240,7 +240,7 @@ def _placement(settings: Distil, context: RunContext) -> Placement | None:
     placement = placement_of(settings.device)
     if placement is None:
         return None
-    here = [f"the loss '{loss.name}'" for loss in _losses(settings) if not loss.on_device or loss.attribution]
+    here = [f"the loss '{loss.name}'" for loss in _losses(settings) if not loss.on_device]
     here += ["the knob 'stream'"] * settings.stream
     if here:
         what = ", ".join(here)
@@ -269,9 +269,9 @@ def _require_memory(
     if needed > free:
         where = "this machine" if placement is None else f"'{settings.device}'"
         raise DataError(f"the memory of {where} does not suffice for this distillation: {plan.fitting(free)}")
-    context.ledger.note(
-        settings.name, f"the training needs {needed / 1e6:,.0f} MB at the highest", memory=dict(plan.rows())
-    )
+    told = f"the training needs {needed / 1e6:,.0f} MB at the highest, by plan"
+    context.notes.append(told)
+    context.ledger.note(settings.name, told, memory=dict(plan.rows()))
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
@@ -289,6 +289,12 @@ def _losses(settings: Distil) -> list[DistillationLoss]:
 
 
 def _term(loss: DistillationLoss, student: ir.Model, teacher: ir.Model, connectors: Connectors) -> Term:
+    fed = [str(value.name) for value in student.graph.inputs]
+    if loss.mask and loss.mask not in fed:
+        raise ModelError(
+            f"the loss '{loss.name}' is to read padding from '{loss.mask}', but the student has no such input"
+            f"{nearest(loss.mask, fed)}"
+        )
     found = pairs(loss, student, teacher)
     return Term(loss, tuple(connectors.connect(pair, same_width=loss.same_width) for pair in found))
 
@@ -322,9 +328,9 @@ def _answers(
     return Cached(source, Path(settings.cache), settings.cache_size, identity(fingerprint(teacher), values))
 
 
-def _attribution(terms: Sequence[Term], teacher: ir.Model) -> Attribution | None:
+def _attribution(terms: Sequence[Term], teacher: ir.Model, placement: Placement | None) -> Attribution | None:
     wanted = [term for term in terms if term.loss.attribution]
-    return Attribution.of(teacher, asked_for(wanted)) if wanted else None
+    return Attribution.of(teacher, asked_for(wanted), placement) if wanted else None
 
 
 # --- the account ------------------------------------------------------------------------------------------------------

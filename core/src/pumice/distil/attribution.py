@@ -15,7 +15,7 @@ Gradients of values inside a graph are had by adding a probe to each: an input t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -27,6 +27,9 @@ from pumice.distil.taps import named_values
 from pumice.model import clone, fresh_name
 from pumice.ops.dtypes import wide
 from pumice.train.application import trainable_plan
+
+if TYPE_CHECKING:
+    from pumice.ops.record import Placement
 
 Array = NDArray[Any]
 STEPS = 8
@@ -41,9 +44,11 @@ class Attribution:
     probes: Mapping[str, str]
     """The probe of each value."""
     outputs: tuple[str, ...]
+    placement: Placement | None = None
+    """Where gradients are computed; the CPU if there is none."""
 
     @classmethod
-    def of(cls, teacher: ir.Model, values: Sequence[str]) -> Attribution:
+    def of(cls, teacher: ir.Model, values: Sequence[str], placement: Placement | None = None) -> Attribution:
         """
         Raises:
             UnsupportedOp: an operator between a value and the output has no gradient.
@@ -53,19 +58,30 @@ class Attribution:
         probes = {name: _probe(probed, known[name]) for name in dict.fromkeys(values)}
         probed.graph.sort()
         outputs = tuple(str(y.name) for y in probed.graph.outputs if y.dtype is None or y.dtype.is_floating_point())
-        plan = trainable_plan(probed, list(outputs))
-        return cls(Tape(plan, probes.values()), probes, outputs)
+        plan = trainable_plan(probed, list(outputs), placement=placement)
+        return cls(Tape(plan, probes.values()), probes, outputs, placement)
 
     def run(self, feeds: Mapping[str, Array], values: Mapping[str, Array], method: str) -> dict[str, Array]:
-        """The importance of every element of `values`, which the teacher has for these feeds; 1 on the average."""
+        """The importance of every element of `values`, which the teacher has for these feeds; 1 on the average.
+
+        It lies where the values lie.
+        """
+        if self.placement is None:
+            return self._importances(feeds, values, method)
+        bring, here = self.placement.bring, all(isinstance(value, np.ndarray) for value in values.values())
+        fed, known = ({name: bring(array) for name, array in arrays.items()} for arrays in (feeds, values))
+        found = self._importances(fed, known, method)
+        return {name: self.placement.fetch(array) for name, array in found.items()} if here else found
+
+    def _importances(self, feeds: Mapping[str, Array], values: Mapping[str, Array], method: str) -> dict[str, Array]:
         if method == "gradient":
             gradients = self._gradients(feeds, values, {})
             return {name: _importance(value, gradients[name]) for name, value in values.items()}
         found = {}
         for name, value in values.items():
-            moved = [value * np.asarray(step / STEPS - 1, value.dtype) for step in range(1, STEPS + 1)]
+            moved = [value * value.dtype.type(step / STEPS - 1) for step in range(1, STEPS + 1)]
             along = [self._gradients(feeds, values, {name: by})[name] for by in moved]
-            found[name] = _importance(value, np.mean(along, axis=0))
+            found[name] = _importance(value, sum(along[1:], along[0]) / STEPS)
         return found
 
     def _gradients(
@@ -94,7 +110,8 @@ def _score_gradient(output: Array) -> Array:
     """Of the highest score of every position; of an embedding, the signs."""
     if _is_embedding(output):
         return np.sign(output)
-    return np.asarray(output == output.max(axis=-1, keepdims=True), output.dtype)
+    highest: Array = (output == output.max(axis=-1, keepdims=True)).astype(output.dtype)
+    return highest
 
 
 def _is_embedding(output: Array) -> bool:

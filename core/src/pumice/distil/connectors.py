@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pumice.distil.taps import Pair, channel_axis, named_values, width
 from pumice.errors import ModelError
 from pumice.model import add_initializer, fresh_name
+from pumice.ops.gradient import namespace
 from pumice.prune import Groups, find_groups, kept_indices
 from pumice.prune.closure import UNKNOWN
 
@@ -44,7 +45,7 @@ class Connection:
 
     def seen(self, value: Array) -> Array:
         """What of the teacher's value is compared."""
-        return value if self.kept is None else np.take(value, self.kept, self.axis)
+        return value if self.kept is None else np.take(value, namespace(value).asarray(self.kept), self.axis)
 
 
 @attrs.define(eq=False)

@@ -33,7 +33,8 @@ def channel_axis(value: Array) -> int:
 def pooled(value: Array) -> Array:
     """(samples, channels): the mean over positions."""
     last = np.moveaxis(value, channel_axis(value), -1)
-    return np.asarray(last.reshape(len(value), -1, last.shape[-1]).mean(axis=1))
+    mean: Array = last.reshape(len(value), -1, last.shape[-1]).mean(axis=1)
+    return mean
 
 
 def spread(grad: Array, like: Array) -> Array:
@@ -41,7 +42,12 @@ def spread(grad: Array, like: Array) -> Array:
     shape = [1] * like.ndim
     shape[0], shape[channel_axis(like)] = grad.shape
     positions = like[0].size // grad.shape[1]
-    return np.array(np.broadcast_to(grad.reshape(shape) / positions, like.shape))
+    return np.broadcast_to(grad.reshape(shape) / positions, like.shape).copy()
+
+
+def number(value: Any) -> Any:
+    """A number of NumPy as Python's; one that lies on a device stays there."""
+    return float(value) if isinstance(value, np.generic) else value
 
 
 @attrs.frozen(eq=False)
@@ -52,6 +58,8 @@ class Target:
     """In the shape of the student's value, where the loss asks for the same width."""
     importance: Array | None = None
     """How much every element matters to the teacher, 1 on the average of each sample; for a loss with attribution."""
+    mask: Array | None = None
+    """(N, tokens): 1 at tokens and 0 at padding; for a loss that names the input that says so."""
 
 
 @attrs.frozen(eq=False)
@@ -106,14 +114,19 @@ class DistillationLoss(Loss):
         """How `Target.importance` is found: `gradient`, `integrated`, or empty where the loss does not read it."""
         return ""
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    @property
+    def mask(self) -> str:
+        """The input that is 1 at tokens and 0 at padding, for `Target.mask`; empty where the loss does not read it."""
+        return ""
+
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         """The loss of one pair, averaged over its samples, and its gradient in the shape of `student` (float32 or 64).
 
         `progress` is the share of the training that is behind.
         """
         raise NotImplementedError
 
-    def value_and_grad(self, outputs: Mapping[str, Array], batch: Any) -> tuple[float, dict[str, Array]]:
+    def value_and_grad(self, outputs: Mapping[str, Array], batch: Any) -> tuple[Any, dict[str, Array]]:
         total, grads = 0.0, dict[str, Array]()
         targets: Mapping[str, Target] = batch.targets
         for name, target in targets.items():

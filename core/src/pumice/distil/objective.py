@@ -100,6 +100,7 @@ class Distillation(Loss):
             each.student: Target(
                 each.seen(answers[each.teacher]),
                 each.seen(matters[each.teacher]) if each.teacher in matters else None,
+                feeds[term.loss.mask] if term.loss.mask else None,
             )
             for each in term.connections
         }

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice import Choice, DistillationLoss, Loss, hookimpl, knob
-from pumice.distil.loss import Target, channel_axis
+from pumice.distil.loss import Target, channel_axis, number
 from pumice.errors import DataError
 
 Array = NDArray[Any]
@@ -31,6 +31,7 @@ class Attribution(DistillationLoss):
 
     name = "attribution"
     compares = "features"
+    on_device = True
     method: str = knob("gradient", Choice("gradient", "integrated"), help="how it is found what matters")
     over: str = knob("elements", Choice("elements", "channels", "places"), help="what is told apart by how it matters")
 
@@ -38,21 +39,20 @@ class Attribution(DistillationLoss):
     def attribution(self) -> str:
         return self.method
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         if target.importance is None:
             raise DataError("the loss 'attribution' was given no attributions: use it in the step 'distil'")
         weights = self._weights(target.importance)
         difference = student - target.value
-        scale = float((weights * np.square(target.value)).mean()) + SMALLEST
-        value = float((weights * np.square(difference)).mean()) / scale
+        scale = number((weights * np.square(target.value)).mean()) + SMALLEST
+        value = number((weights * np.square(difference)).mean()) / scale
         return value, weights * difference * (2 / (difference.size * scale))
 
     def _weights(self, importance: Array) -> Array:
         channels = channel_axis(importance)
         places = tuple(axis for axis in range(1, importance.ndim) if axis != channels)
-        if self.over == "channels" and places:
-            return np.asarray(importance.mean(axis=places, keepdims=True))
-        return np.asarray(importance.mean(axis=channels, keepdims=True)) if self.over == "places" else importance
+        averaged = {"channels": places, "places": (channels,)}.get(self.over, ())
+        return importance.mean(axis=averaged, keepdims=True) if averaged else importance
 
 
 @hookimpl

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice import Choice, DistillationLoss, Float, Loss, hookimpl, knob
-from pumice.distil.loss import Target
+from pumice.distil.loss import Target, number
 
 Array = NDArray[Any]
 SMALLEST = 1e-30
@@ -64,7 +64,7 @@ class _Divergence(DistillationLoss):
         grad = q * (g - (q * g).sum(axis=1, keepdims=True)) * (t / len(q))
         if kind == "probabilities":
             grad /= np.maximum(own, SMALLEST)
-        return _number(value.mean() * t**2), _unrows(grad, student)
+        return number(value.mean() * t**2), _unrows(grad, student)
 
 
 @attrs.frozen(kw_only=True)
@@ -144,11 +144,6 @@ def _unrows(rows: Array, like: Array) -> Array:
     if like.ndim <= 3:
         return rows.reshape(like.shape)
     return np.moveaxis(rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]), -1, 1)
-
-
-def _number(value: Any) -> Any:
-    """A number of NumPy as Python's; that of a device stays there."""
-    return float(value) if isinstance(value, np.generic) else value
 
 
 def _are_distributions(rows: Array) -> bool:

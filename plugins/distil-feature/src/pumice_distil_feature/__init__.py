@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice import DistillationLoss, Flag, Loss, hookimpl, knob
-from pumice.distil.loss import Target, channel_axis, pooled, spread
+from pumice.distil.loss import Target, channel_axis, number, pooled, spread
 from pumice.errors import DataError
+from pumice.ops.gradient import namespace
 
 Array = NDArray[Any]
 SMALLEST = 1e-12
@@ -32,12 +33,13 @@ class FeatureMse(DistillationLoss):
 
     name = "feature-mse"
     compares = "features"
+    on_device = True
     relative: bool = knob(True, Flag(), help="divide by the mean square of the teacher's features")
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         difference = student - target.value
-        scale = float(np.square(target.value).mean()) + SMALLEST if self.relative else 1.0
-        return float(np.square(difference).mean()) / scale, difference * (2 / (difference.size * scale))
+        scale = number(np.square(target.value).mean()) + SMALLEST if self.relative else 1.0
+        return number(np.square(difference).mean()) / scale, difference * (2 / (difference.size * scale))
 
 
 @attrs.frozen(kw_only=True)
@@ -46,13 +48,14 @@ class FeatureCosine(DistillationLoss):
 
     name = "feature-cosine"
     compares = "features"
+    on_device = True
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         axis = channel_axis(student)
         own, length = _unit(student, axis)
         other, _ = _unit(target.value, axis)
         cosine = (own * other).sum(axis=axis, keepdims=True)
-        return float(1 - cosine.mean()), (own * cosine - other) / (length * cosine.size)
+        return number(1 - cosine.mean()), (own * cosine - other) / (length * cosine.size)
 
 
 @attrs.frozen(kw_only=True)
@@ -61,9 +64,10 @@ class Pkt(DistillationLoss):
 
     name = "pkt"
     compares = "features"
+    on_device = True
     same_width = False
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         if len(student) < 3:
             raise DataError("the loss 'pkt' compares samples of a batch and needs three at least: make batches larger")
         x = pooled(student)
@@ -71,12 +75,12 @@ class Pkt(DistillationLoss):
         near, total = _similarities(units)
         theirs, their_total = _similarities(_unit(pooled(target.value), 1)[0])
         p, q, samples = theirs / their_total, near / total, len(x)
-        others = ~np.eye(samples, dtype=bool)
-        value = (p * np.log(np.where(others, p, 1) / np.where(others, q, 1))).sum() / samples
-        d_near = np.where(others, 1 / total - p / np.where(others, near, 1), 0) / (2 * samples)
+        own_share = namespace(x).eye(samples, dtype=x.dtype)  # added where a sample meets itself, and shares are zero
+        value = (p * np.log((p + own_share) / (q + own_share))).sum() / samples
+        d_near = (1 / total - p / (near + own_share)) * (1 - own_share) / (2 * samples)
         d_units = (d_near + d_near.T) @ units
         grad = (d_units - units * (units * d_units).sum(axis=1, keepdims=True)) / length
-        return float(value), spread(grad, student)
+        return number(value), spread(grad, student)
 
 
 def _unit(x: Array, axis: int) -> tuple[Array, Array]:

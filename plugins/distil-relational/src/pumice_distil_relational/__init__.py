@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pumice import DistillationLoss, Loss, hookimpl
-from pumice.distil.loss import Target, pooled, spread
+from pumice.distil.loss import Target, number, pooled, spread
 from pumice.errors import DataError
 
 Array = NDArray[Any]
@@ -34,13 +34,14 @@ class _Relational(DistillationLoss):
 
     compares = "features"
     same_width = False
+    on_device = True
     fewest: ClassVar[int] = 2
 
-    def relations(self, own: Array, other: Array) -> tuple[float, Array]:
+    def relations(self, own: Array, other: Array) -> tuple[Any, Array]:
         """The loss of (samples, channels), and its gradient with respect to `own`."""
         raise NotImplementedError
 
-    def compare(self, student: Array, target: Target, progress: float) -> tuple[float, Array]:
+    def compare(self, student: Array, target: Target, progress: float) -> tuple[Any, Array]:
         if len(student) < self.fewest:
             raise DataError(
                 f"the loss '{self.name}' compares samples of a batch and needs {self.fewest} at least: make batches "
@@ -48,7 +49,7 @@ class _Relational(DistillationLoss):
             )
         own = pooled(student)
         value, grad = self.relations(own, pooled(target.value).astype(own.dtype))
-        return value, spread(grad, student)
+        return number(value), spread(grad, student)
 
 
 @attrs.frozen(kw_only=True)
@@ -57,17 +58,17 @@ class RelationalDistance(_Relational):
 
     name = "relational-distance"
 
-    def relations(self, own: Array, other: Array) -> tuple[float, Array]:
+    def relations(self, own: Array, other: Array) -> tuple[Any, Array]:
         (_, distances), (_, wanted) = _gaps(own), _gaps(other)
         pairs = max(1, len(own) * (len(own) - 1))
-        mean, their_mean = (max(float(d.sum()) / pairs, SMALLEST) for d in (distances, wanted))
+        mean, their_mean = (np.maximum(d.sum() / pairs, SMALLEST) for d in (distances, wanted))
         value, slope = _huber(distances / mean - wanted / their_mean)
         slope /= pairs
         d_distances = slope / mean - (slope * distances).sum() / mean**2 / pairs
         pull = d_distances / np.maximum(distances, SMALLEST)
         np.fill_diagonal(pull, 0)
         pull = pull + pull.T
-        return float(value.sum()) / pairs, np.asarray(pull.sum(axis=1, keepdims=True) * own - pull @ own)
+        return value.sum() / pairs, pull.sum(axis=1, keepdims=True) * own - pull @ own
 
 
 @attrs.frozen(kw_only=True)
@@ -77,14 +78,14 @@ class RelationalAngle(_Relational):
     name = "relational-angle"
     fewest = 3
 
-    def relations(self, own: Array, other: Array) -> tuple[float, Array]:
+    def relations(self, own: Array, other: Array) -> tuple[Any, Array]:
         gaps, distances = _gaps(own)
         their_gaps, their_distances = _gaps(other)
         samples, value, grad = len(own), 0.0, np.zeros_like(own)
         for at in range(samples):  # the corner of the angle
             e, e_wanted = gaps[:, at] / distances[:, at, None], their_gaps[:, at] / their_distances[:, at, None]
             each, slope = _huber(e @ e.T - e_wanted @ e_wanted.T)
-            value += float(each.sum()) / samples**3
+            value += each.sum() / samples**3
             d_e = (slope + slope.T) @ e / samples**3
             d_gap = (d_e - e * (e * d_e).sum(axis=1, keepdims=True)) / distances[:, at, None]
             d_gap[at] = 0
