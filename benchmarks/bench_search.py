@@ -1,13 +1,17 @@
 """The search against defaults: what `pumice auto` finds within some minutes, and what others make of the same model.
 
-    python benchmarks/bench_search.py [--quick] [--json FILE] [--only ID;ID] [--minutes 20]
-        [--without PEER;PEER] [--keep FOLDER] [--studies FOLDER]
+    python benchmarks/bench_search.py [--quick] [--json FILE] [--only ID;ID] [--minutes 20] [--workers 1]
+        [--without PEER;PEER] [--answers FOLDER] [--studies FOLDER]
 
 Every question may lose one point of accuracy, or 1% of fidelity where the user has no labels (`search_cases`); some ask
-for a tenth of the size besides, with pruning allowed. A row is one file: the metric with its 95% interval on the case's
-own test set, what it lost (there without labels: agreement short of 1), its size, and its latency on one thread in
-onnxruntime and in our runtime, all files of a question taking turns. `gain` is times faster in onnxruntime times times
-smaller, the objective of the search; a file that breaks a limit has none.
+for a tenth of the size besides, with pruning allowed. A row is one file: the metric with its 95% interval on what
+judges (the case's own test set, or the half that nobody chose by), what it lost there (without labels: agreement short
+of 1), its size, and its latency on one thread in onnxruntime and in our runtime, all files of a question taking turns.
+`gain` is times faster in onnxruntime times times smaller, the objective of the search; a file that breaks a limit has
+none.
+
+With `--answers` what was found and made is kept, and taken from there (`search_cases/answers.py`): searches may run on
+one machine, rivals be made on another, and all be timed together on a third.
 
 Below each question: how the best feasible gain grew with time, the overhead (time outside trials; the verdict counts as
 overhead), and whether the winner at least matches each rival's gain. The last lines repeat a search by one seed.
@@ -24,14 +28,14 @@ from typing import Any
 import attrs
 import numpy as np
 from measuring import Latency, interleaved_latency
-from models import Evaluation, onnxruntime_run, reference
-from search_cases import QUESTIONS, Data, Question, data_of
+from models import Evaluation, reference
+from search_cases import QUESTIONS, Question, choosing_of, data_of
+from search_cases.answers import Answer, answered, evaluated, rival, slug
 from search_cases.peers import MAKERS, NotRunError, made
 from tables import Table, measurement, write_json
 
 from pumice.measure import interleaved_latency as calls_in_turn
 from pumice.registry import registry
-from pumice.report import write_report
 from pumice.search import Found, search
 from pumice.strategy import Runtime
 
@@ -97,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_names, metavar="ID;ID", help="these questions only")
     parser.add_argument("--minutes", type=float, help="for each search")
     parser.add_argument("--without", type=_names, default=[], metavar="PEER;PEER", help="rivals to leave out")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep models, recipes and reports there")
+    parser.add_argument("--workers", type=int, default=1, help="recipes that a search tries at once")
+    kept = "what is found and made lies there, and what lies there is neither searched nor made again"
+    parser.add_argument("--answers", type=Path, metavar="FOLDER", help=kept)
     resumable = "keep the trials there: a search that was stopped goes on"
     parser.add_argument("--studies", type=Path, metavar="FOLDER", help=resumable)
     return parser
@@ -113,51 +119,51 @@ def _names(text: str) -> list[str]:
 def _answer(
     question: Question, minutes: float, arguments: argparse.Namespace, table: Table, record: dict[str, Any]
 ) -> None:
-    data = data_of(question.id, arguments.quick)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        np.savez(folder / "data.npz", **data)
+        folder = arguments.answers or Path(temporary)
         _tell(f"{question.id}: search")
-        study = (arguments.studies or folder) / _slug(question)
-        found = search(question.case.path, data, {**question.limits, "budget": minutes, "study": str(study)})
-        _tell(f"{question.id}: peers")
-        files = [Row(variant=FLOAT, path=question.case.path), _won(found, study)]
-        for name, maker in MAKERS.items():
+        answer = answered(question, folder, lambda: _searched(question, minutes, arguments, Path(temporary)))
+        files = [Row(variant=FLOAT, path=question.case.path), Row(variant=WINNER, path=answer.path, note=answer.note)]
+        for name in MAKERS:
             if name not in arguments.without:
-                files.append(_made(name, maker, question, data, folder))
+                _tell(f"{question.id}: {name}")
+                files.append(_made(name, question, arguments.quick, folder))
         _tell(f"{question.id}: judging")
         rows = _timed([_judged(question, row) for row in files], question, arguments.quick)
-        _show(question, found, rows, table, record)
-        if arguments.keep:
-            _keep(question, found, arguments.keep)
+        _show(question, answer, rows, table, record)
 
 
-def _slug(question: Question) -> str:
-    return question.id.replace(", ", "-").replace(" ", "-")
+def _searched(question: Question, minutes: float, arguments: argparse.Namespace, temporary: Path) -> tuple[Found, Path]:
+    """What a search found, and the folder of its study. Its data lie in files, so that all workers have them."""
+    study = (arguments.studies or temporary) / slug(question.id)
+    parts = {"data": data_of(question.id, arguments.quick), "test": choosing_of(question.id, arguments.quick)}
+    files = {name: temporary / f"{name}.npz" for name, part in parts.items() if part is not None}
+    for name, path in files.items():
+        np.savez(path, **parts[name])
+    limits = {**question.limits, "budget": minutes, "study": str(study), "workers": arguments.workers}
+    return search(question.case.path, files["data"], limits, test=files.get("test")), study
 
 
-def _won(found: Found, study: Path) -> Row:
-    winner = found.verdict.winner
-    if winner is None:
-        return Row(variant=WINNER, note=found.verdict.sentence())
-    return Row(variant=WINNER, path=study / "models" / winner.trial.model, note=winner.trial.shape)
+def _made(name: str, question: Question, quick: bool, folder: Path) -> Row:
+    def make() -> Path:
+        return made(MAKERS[name], question, data_of(question.id, quick), choosing_of(question.id, quick), work)
 
-
-def _made(name: str, maker: Any, question: Question, data: Data, folder: Path) -> Row:
-    try:
-        return Row(variant=name, path=made(maker, question, data, folder))
-    except NotRunError as error:
-        return Row(variant=name, note=f"not run: {error}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        try:
+            return Row(variant=name, path=rival(name, question, folder, make))
+        except NotRunError as error:
+            return Row(variant=name, note=f"not run: {error}")
 
 
 def _judged(question: Question, row: Row) -> Row:
     if row.path is None:
         return row
-    case, against = question.case, reference(question.case)
+    case, against = question.case, question.judged(reference(question.case))
     if row.variant == FLOAT:
         return attrs.evolve(row, evaluation=against, lost=0.0)
     try:
-        evaluation = case.evaluate(onnxruntime_run(row.path))
+        evaluation = question.judged(evaluated(question, row.path))
     except Exception as error:  # a peer's file may be one that onnxruntime refuses
         return attrs.evolve(row, path=None, note=f"{type(error).__name__}: {error}")
     labelled = "labels" in data_of(question.id, True)
@@ -193,18 +199,17 @@ def _native(files: Mapping[str, Path], feed: dict[str, np.ndarray], seconds: flo
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _show(question: Question, found: Found, rows: Sequence[Row], table: Table, record: dict[str, Any]) -> None:
+def _show(question: Question, answer: Answer, rows: Sequence[Row], table: Table, record: dict[str, Any]) -> None:
     gains = {row.variant: _gain(row, rows[0], question.limits) for row in rows}
     for row in rows:
         table.row(_cells(question.id, row, gains[row.variant]))
-    curve = _curve(found)
     rivals = {name: gain for name, gain in gains.items() if name not in (WINNER, FLOAT) and gain}
     table.row([question.id, "verdict", *[""] * 6, _verdict(gains[WINNER], rivals)])
-    told = ", ".join(f"{gain:.1f} after {seconds:.0f} s" for seconds, gain in curve)
-    tally = f"{found.tally}; overhead {found.overhead:.1%}; best so far {told or 'none'}"
+    told = ", ".join(f"{gain:.1f} after {seconds:.0f} s" for seconds, gain in answer.curve)
+    tally = f"{answer.tally}; overhead {answer.overhead:.1%}; best so far {told or 'none'}"
     table.row([question.id, "course", *[""] * 6, tally])
-    record["cases"].extend(_measurements(question, found, rows, gains))
-    record["details"].append({"case": question.id, "curve": curve, "search": found.to_json()})
+    record["cases"].extend(_measurements(question, answer.overhead, rows, gains))
+    record["details"].append({"case": question.id, "curve": answer.curve, "search": answer.details})
 
 
 def _gain(row: Row, floating: Row, limits: Mapping[str, Any]) -> float | None:
@@ -227,19 +232,6 @@ def _verdict(ours: float | None, rivals: Mapping[str, float]) -> str:
     return "; ".join(said) or "no rival within the limit"
 
 
-def _curve(found: Found) -> list[tuple[float, float]]:
-    """(seconds, gain) whenever a better trial within the limits was finished."""
-    best, curve = 0.0, []
-    for trial in sorted(found.trials, key=lambda trial: trial.finished):
-        gain = (
-            trial.figures.speedup * trial.figures.compression if trial.figures is not None and trial.feasible else 0.0
-        )
-        if gain > best:
-            best = gain
-            curve.append((trial.finished, gain))
-    return curve
-
-
 def _cells(name: str, row: Row, gain: float | None) -> list[str]:
     if row.evaluation is None:
         return [name, row.variant, *[""] * 6, row.note]
@@ -258,7 +250,7 @@ def _cells(name: str, row: Row, gain: float | None) -> list[str]:
 
 
 def _measurements(
-    question: Question, found: Found, rows: Sequence[Row], gains: Mapping[str, float | None]
+    question: Question, overhead: float, rows: Sequence[Row], gains: Mapping[str, float | None]
 ) -> Iterator[dict[str, Any]]:
     ours, others = rows[1], [row for row in rows if row.evaluation is not None and row is not rows[1]]
     if ours.evaluation is not None:
@@ -279,28 +271,14 @@ def _measurements(
             peers = {row.variant: of(row) for row in others if of(row)}
             if of(ours):
                 yield measurement(question.id, metric, of(ours), peers, spread=spread, higher_is_better=higher)
-    yield measurement(question.id, "overhead", found.overhead, {}, spread=0.0, higher_is_better=False)
-
-
-def _keep(question: Question, found: Found, folder: Path) -> None:
-    """The winner's recipe, run once more with its whole account, as `pumice auto` does."""
-    import pumice
-
-    name = _slug(question)
-    folder.mkdir(parents=True, exist_ok=True)
-    if found.recipe is None:
-        (folder / f"{name}.txt").write_text(found.summary())
-        return
-    found.recipe.write(folder / f"{name}.toml")
-    result = pumice.compress(question.case.path, data_of(question.id, False), found.recipe, measure=False)
-    result.save(folder / f"{name}.onnx")
-    write_report(result, folder / f"{name}.html", found)
+    yield measurement(question.id, "overhead", overhead, {}, spread=0.0, higher_is_better=False)
 
 
 def _repeated() -> dict[str, Any]:
     """Two searches with one seed."""
     question = QUESTIONS["fashion_resnet"]
-    first, second = (search(question.case.path, data_of(question.id, True), REPEATED) for _ in range(2))
+    data, test = data_of(question.id, True), choosing_of(question.id, True)
+    first, second = (search(question.case.path, data, REPEATED, test=test) for _ in range(2))
     same = first.recipe == second.recipe and [t.recipe for t in first.trials] == [t.recipe for t in second.trials]
     print(f"\nTwo searches with one seed: {'the same course and winner' if same else 'NOT the same'} ({first.tally})")
     return measurement("one seed twice", "same winner", float(same), {}, spread=0.0, higher_is_better=True)

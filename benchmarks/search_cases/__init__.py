@@ -1,11 +1,13 @@
 """What a search is given: a case's model, and data such as its user would have.
 
-    fashion_*      20,000 labelled training pictures
-    effnet_lite0   squares of eleven photographs, mirrored ones too, without labels
+    fashion_*      the 60,000 labelled pictures that trained it, and to choose by half of the official test pictures
+    effnet_lite0   squares of eleven photographs, mirrored ones too, and to choose by other cut-outs, without labels
     magika         files of the installed packages, without labels
     minilm         texts without labels
 
-None of them judge: a result is judged by the case, on its own test set. Without labels what may be lost is fidelity.
+None of them judge: a result is judged by the case, on its own test set, or the half of it that nobody was given. A
+network knows the pictures that trained it better than others, so on them a smaller one seems to lose more than it does.
+Without labels what may be lost is fidelity.
 """
 
 import functools
@@ -17,11 +19,13 @@ from typing import Any
 
 import attrs
 import numpy as np
-from models import Case, case, file_types, photographs, pictures, sentences
+from models import Case, Evaluation, case, file_types, photographs, pictures, sentences, stamps
 
-PICTURES, QUICK_PICTURES = 20_000, 2_000
-CROPS, QUICK_CROPS = 16, 4
-FILES, TEXTS, TOKENS = 1200, 600, 64
+PICTURES, QUICK_PICTURES = 60_000, 2_000
+CHOOSING, QUICK_CHOOSING = 5_000, 1_000
+CROPS, QUICK_CROPS = 8, 4
+STAMPS, QUICK_STAMPS = 655, 100
+FILES, TEXTS, TOKENS = 4000, 1200, 64
 
 Data = dict[str, np.ndarray]
 
@@ -37,10 +41,21 @@ class Question:
     """Knobs of `Auto`."""
     provide: Callable[[bool], Data]
     """Whether it is quick -> feeds by input, and labels if there are any."""
+    choosing: Callable[[bool], Data] | None = None
+    """As `provide`: other samples, which recipes are chosen by."""
+    shared: int = 0
+    """How many samples of the case's own test set those are, its first; the others judge."""
 
     @property
     def case(self) -> Case:
         return case(self.model)
+
+    def judged(self, found: Evaluation) -> Evaluation:
+        """The part of an evaluation that judges."""
+        if not self.shared:
+            return found
+        scores, answers = found.scores[self.shared :], found.answers[self.shared :]
+        return attrs.evolve(found, value=float(scores.mean()), scores=scores, answers=answers, secondary={})
 
 
 def _clothes(quick: bool) -> Data:
@@ -49,9 +64,19 @@ def _clothes(quick: bool) -> Data:
     return {"x": pixels[:count], "labels": labels[:count]}
 
 
+def _other_clothes(quick: bool) -> Data:
+    known, count = pictures.fashion(), QUICK_CHOOSING if quick else CHOOSING
+    return {"x": known.test[:count], "labels": known.labels[:count].astype(np.int64)}
+
+
 def _crops(quick: bool) -> Data:
     squares = np.concatenate([feed["image"] for feed in photographs.crops(QUICK_CROPS if quick else CROPS)])
     return {"image": np.concatenate([squares, squares[..., ::-1]])}
+
+
+def _stamps(quick: bool) -> Data:
+    names = stamps.stamp_names()[: QUICK_STAMPS if quick else STAMPS]
+    return {"image": np.stack([photographs.on_white(name) for name in names])}
 
 
 def _files(quick: bool) -> Data:
@@ -71,22 +96,23 @@ def _texts(quick: bool) -> Data:
     return dict(sentences.unlabelled(TEXTS // 2 if quick else TEXTS, TOKENS))
 
 
-def _question(model: str, provide: Callable[[bool], Data], **limits: Any) -> Question:
-    asked = {"max_drop": 0.01, **limits}
-    suffix = f", {limits['size']:g}x smaller" if "size" in limits else ""
-    return Question(id=f"{model}{suffix}", model=model, limits=asked, provide=provide)
+def _question(model: str, provide: Callable[[bool], Data], size: float = 0.0, **knobs: Any) -> Question:
+    limits = {"max_drop": 0.01, **({"size": size} if size else {})}
+    suffix = f", {size:g}x smaller" if size else ""
+    return Question(id=f"{model}{suffix}", model=model, limits=limits, provide=provide, **knobs)
 
 
+CLOTHES = {"choosing": _other_clothes, "shared": CHOOSING}
 QUESTIONS: dict[str, Question] = {
     found.id: found
     for found in (
-        _question("fashion_resnet", _clothes),
-        _question("fashion_vit", _clothes),
-        _question("effnet_lite0", _crops),
+        _question("fashion_resnet", _clothes, **CLOTHES),
+        _question("fashion_vit", _clothes, **CLOTHES),
+        _question("effnet_lite0", _crops, choosing=_stamps),
         _question("magika", _files),
         _question("minilm", _texts),
-        _question("fashion_resnet", _clothes, size=10.0),
-        _question("fashion_mobile", _clothes, size=10.0),
+        _question("fashion_resnet", _clothes, size=10.0, **CLOTHES),
+        _question("fashion_mobile", _clothes, size=10.0, **CLOTHES),
     )
 }
 
@@ -95,3 +121,10 @@ QUESTIONS: dict[str, Question] = {
 def data_of(name: str, quick: bool) -> Data:
     """The data of a question, made once."""
     return QUESTIONS[name].provide(quick)
+
+
+@functools.cache
+def choosing_of(name: str, quick: bool) -> Data | None:
+    """What a question's recipes are chosen by, made once; None where that is a part of its data."""
+    choosing = QUESTIONS[name].choosing
+    return None if choosing is None else choosing(quick)

@@ -23,14 +23,15 @@ CALIBRATION, JUDGED, SECONDS = 256, 2000, 1200
 OLIVE_JUDGED, OLIVE_SECONDS = 1000, 300
 """Its evaluation takes many times as long a sample; a search that has begun a recipe goes over its time."""
 
-Maker = Callable[[Question, Data, Path], Path]
+Maker = Callable[[Question, Data, Data | None, Path], Path]
+"""A question, its data, what recipes are chosen by if that is no part of them, and a folder to work in -> a file."""
 
 
 class NotRunError(RuntimeError):
     """A peer that could not be run; the text is the reason."""
 
 
-def defaults(question: Question, data: Data, folder: Path) -> Path:
+def defaults(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
     """`pumice.compress` with nothing but its defaults."""
     import pumice
 
@@ -42,7 +43,7 @@ def defaults(question: Question, data: Data, folder: Path) -> Path:
 def stock(which: int) -> Maker:
     """One of onnxruntime's own modes, on the feeds that the case calibrates with."""
 
-    def make(question: Question, data: Data, folder: Path) -> Path:
+    def make(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
         found = quantized(STOCK[which], question.case.path, [dict(feed) for feed in question.case.calibration()])
         if found.error:
             raise NotRunError(found.error)
@@ -51,24 +52,27 @@ def stock(which: int) -> Maker:
     return make
 
 
-def nncf(question: Question, data: Data, folder: Path) -> Path:
+def nncf(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
     """`nncf.quantize_with_accuracy_control` with the same data and the same drop allowed."""
-    order = _order(question, data, folder / "nncf.onnx", JUDGED)
+    order = _order(question, data, choosing, folder / "nncf.onnx", JUDGED)
     return _ordered("nncf-peers", NNCF_PACKAGES, NNCF, order)
 
 
-def olive(question: Question, data: Data, folder: Path) -> Path:
+def olive(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
     """Olive's search over its quantizations for the lowest latency, with the same data and the same drop allowed."""
     (*_, (scores, *_)) = onnxruntime_run(question.case.path)(question.case.feed).values()
     if (scores < 0).any() and np.isclose(np.linalg.norm(scores), 1.0, atol=1e-3):
         raise NotRunError("its accuracies are those of classes, and this model gives none")
-    order = _order(question, data, folder / "olive.onnx", OLIVE_JUDGED)
+    order = _order(question, data, choosing, folder / "olive.onnx", OLIVE_JUDGED)
     order |= {"classes": scores.shape[-1], "seconds": OLIVE_SECONDS}
     return _ordered("olive-peers", OLIVE_PACKAGES, OLIVE, order)
 
 
-def _order(question: Question, data: Data, result: Path, judged: int) -> dict[str, Any]:
+def _order(question: Question, data: Data, choosing: Data | None, result: Path, judged: int) -> dict[str, Any]:
     """What a peer in its own environment is asked: to calibrate on the first samples and to judge by so many others."""
+    if choosing is not None:
+        data = {name: np.concatenate([data[name][:CALIBRATION], choosing[name]]) for name in data}
+    np.savez(result.parent / "data.npz", **data)
     count = len(next(iter(data.values())))
     calibration = min(CALIBRATION, count // 2)
     return {
@@ -106,14 +110,14 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def made(maker: Maker, question: Question, data: Data, folder: Path) -> Path:
+def made(maker: Maker, question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
     """The file.
 
     Raises:
         NotRunError: with the reason.
     """
     try:
-        return maker(question, data, folder)
+        return maker(question, data, choosing, folder)
     except NotRunError:
         raise
     except Exception as error:

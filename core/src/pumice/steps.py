@@ -122,7 +122,10 @@ class Train(Step):
     nesterov: bool = knob(True, Flag(), help="look ahead along the momentum (sgd)")
     weight_decay: float = knob(1e-4, Float(0.0, 1.0), help="pull of matrices and kernels towards zero")
     schedule: str = knob(
-        "cosine", Choice("constant", "step", "cosine", "one-cycle"), help="course of the learning rate"
+        "cosine",
+        Choice("constant", "step", "cosine", "one-cycle"),
+        help="course of the learning rate",
+        search=Choice("cosine", "one-cycle"),
     )
     warmup: float = knob(0.0, Float(0.0, 1.0), help="share of the steps over which the rate rises from zero")
     clip: float = knob(0.0, Float(0.0, 1e9), help="longest gradient, all weights together; 0 is any")
@@ -214,8 +217,9 @@ class Prune(Step):
     scopes: tuple[str, ...] = knob((), Names(), help="layers ranked among themselves, a glob pattern for each scope")
     by: str = knob(
         "score",
-        Choice("score", "score-per-mac", "score-per-param"),
-        help="what a ranking over layers compares: scores, or scores by what a channel costs",
+        Choice("score", "score-per-mac", "score-per-param", "score-per-time"),
+        help="what a ranking over layers compares: scores, or scores by what a channel costs; its time is measured on "
+        "the run's runtime, without half of the layer's channels",
         when=lambda s: s.scope != "local",
     )
     schedule: str = knob("one-shot", Choice("one-shot", "iterative", "cubic"), help="how the rounds approach the ratio")

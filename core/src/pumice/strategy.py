@@ -132,7 +132,7 @@ class ImportanceScorer(Strategy):
         """The scorer to prune with: itself, or what a scorer that stands for others chose after trying them.
 
         `trials.candidates()` are the installed scorers that the data suffice for; `trials.of(scorer)` prunes the model
-        with one as the step would, and says what that cost.
+        with one to the step's target, refits what is left, and says what that cost.
         """
         return self
 

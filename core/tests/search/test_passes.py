@@ -5,7 +5,7 @@ import pytest
 
 from pumice.data import open_dataset
 from pumice.errors import PumiceError
-from pumice.search.passes import MOST_PASSES, power_of_two, seconds_of_a_pass, wanted_passes
+from pumice.search.passes import MOST_PASSES, rounded_passes, seconds_of_a_pass, wanted_passes
 from pumice.testing.models import random_feeds, tiny_cnn, weightless
 
 
@@ -25,9 +25,9 @@ def test_a_model_that_cannot_be_trained_says_so():
         seconds_of_a_pass(weightless(), plain)
 
 
-@pytest.mark.parametrize(("count", "power"), [(0.0, 0), (0.9, 0), (1.0, 1), (3.9, 2), (17.0, 16)])
-def test_passes_come_in_powers_of_two(count, power):
-    assert power_of_two(count) == power
+@pytest.mark.parametrize(("count", "passes"), [(0.0, 0), (0.9, 0), (1.0, 1), (3.9, 3), (5.0, 4), (7.9, 6), (17.0, 16)])
+def test_passes_come_in_few_numbers(count, passes):
+    assert rounded_passes(count) == passes
 
 
 def test_few_samples_are_wanted_more_often_but_not_without_end():

@@ -1,6 +1,9 @@
 """The search on a small real problem: a verdict on unseen samples, resumed, in processes, and honest when it fails."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 
 import attrs
@@ -11,7 +14,7 @@ from pumice.errors import PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
 from pumice.registry import registry
-from pumice.search import application, laboratory, openings, passes, search
+from pumice.search import application, laboratory, ladder, passes, search
 from pumice.search.laboratory import Evidence, Laboratory
 from pumice.search.openings import singles
 from pumice.search.study import Study
@@ -179,9 +182,26 @@ def test_what_was_too_late_is_tried_again_when_there_is_more_time(problem, tmp_p
     assert ("measured", first.values) in [(trial.state, trial.values) for trial in others]
 
 
+def test_a_search_that_is_killed_loses_nothing_but_the_trial_in_flight(problem, tmp_path):
+    asked = {**LIMITS, "trials": 50, "study": str(tmp_path)}
+    script = f"from pumice.search import search; search({str(problem[0])!r}, {str(problem[1])!r}, {asked!r})"
+    begun = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script])
+    study = Study(tmp_path)
+    while not list(tmp_path.glob("models/*.onnx")) or len(study.trials()) < 2:
+        assert begun.poll() is None
+        time.sleep(0.1)
+    begun.kill()
+    assert begun.wait() == -signal.SIGKILL
+    kept = study.trials()
+    found = search(*problem, {**asked, "trials": len(kept) + 1})
+    assert len(kept) >= 2
+    assert list(found.trials[: len(kept)]) == kept
+    assert found.trials[-1].state in ("measured", "stopped")
+
+
 def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem, monkeypatch):
     monkeypatch.setattr(application, "singles", lambda space: singles(space)[:2])
-    monkeypatch.setattr(openings, "CLOSE", 1.0)  # a ladder of few rungs
+    monkeypatch.setattr(ladder, "CLOSE", 1.0)  # a ladder of few rungs
     monkeypatch.setattr(passes, "REPAIR_STEPS", 20)
     limits = {**LIMITS, "trials": 11, "goal": "size", "searcher": "tpe"}
     first, second = (search(*problem, limits) for _ in range(2))

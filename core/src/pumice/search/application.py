@@ -28,8 +28,9 @@ from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.laboratory import Evidence, Laboratory, number_of
+from pumice.search.ladder import Ladder, most_epochs
 from pumice.search.machine import computing
-from pumice.search.openings import ORIGIN, Ladder, Opening, most_epochs, singles
+from pumice.search.openings import ORIGIN, Opening, singles
 from pumice.search.passes import seconds_of_a_pass
 from pumice.search.space import Proposal, Space
 from pumice.search.study import Study
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
 
 REPEATS = 25
 """Proposals in a row that were tried before: after them the space counts as exhausted."""
-SPARED = 0.04
+SPARED = 0.03
 """Share of the time that is kept for the verdict."""
-SHARE, GENEROUS = 0.5, 4
-"""A trial may take this share of the time that is left, or that many times what the quickest took."""
+GENEROUS = 4
+"""A trial may take this many times what the quickest took, whatever is left."""
 STATES = ("measured", "stopped", "late", "failed")
 
 
@@ -371,9 +372,12 @@ class _Loop:
 
     @property
     def seconds(self) -> float:
-        """What a trial that begins now may take; the first, which gives an answer at all, whatever it needs."""
-        left = self.deadline - time.perf_counter()
-        return max(left * SHARE, min(left, GENEROUS * self.quickest)) if self.history else float("inf")
+        """What a trial that begins now may take; the first, which gives an answer at all, whatever it needs.
+
+        It is half of the time that is left with one worker, and more where others go on beside it.
+        """
+        left, share = self.deadline - time.perf_counter(), self.limits.workers / (self.limits.workers + 1)
+        return max(left * share, min(left, GENEROUS * self.quickest)) if self.history else float("inf")
 
     @property
     def quickest(self) -> float:
@@ -399,7 +403,7 @@ class _Loop:
         while waiting and _key(waiting[0].proposal) in self.tried:
             waiting.popleft()
         if self.ladder is not None and (len(trials) % 2 or not waiting):
-            rung = self.ladder.rung(trials)
+            rung = self.ladder.rung(trials, self.seconds)
             if rung is not None and _key(rung.proposal) not in self.tried:
                 return rung
         return waiting.popleft() if waiting else None

@@ -3,7 +3,8 @@
 All are `concurrent.futures` executors. A process that dies costs the trial it was at, which is recorded as failed; the
 pool is made anew and the search goes on. On a cluster the trial runs again on another worker.
 
-The laboratory travels once, through the folder of the study, and is opened where trials run.
+Processes of this machine share out the cores that they may use, so that each computes and is timed on its own, and none
+waits for another. The laboratory travels once, through the folder of the study, and is opened where trials run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pumice.cores import keep_to, usable_cores
 from pumice.errors import PumiceError
 from pumice.search.laboratory import Laboratory
 from pumice.search.machine import can_share
 from pumice.search.trial import Trial
 
 if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
     from distributed import Client
 
 HERE, DASK = "processes", "dask://"
@@ -80,16 +84,31 @@ def workers(laboratory: Laboratory) -> Iterator[Workers]:
             make = functools.partial(client.get_executor, pure=False)
             yield Workers(make=make, run=run, executor=make())
     elif count > 1:
-        run = _travelling(laboratory)
-        context = multiprocessing.get_context("spawn")
-        make = functools.partial(ProcessPoolExecutor, count, mp_context=context)
-        opened = Workers(make=make, run=run, executor=make())
+        make = functools.partial(_processes, count)
+        opened = Workers(make=make, run=_travelling(laboratory), executor=make())
         try:
             yield opened
         finally:
             opened.executor.shutdown(wait=False, cancel_futures=True)
     else:
         yield Workers(make=Here, run=laboratory.run, executor=Here())
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    waiting = context.SimpleQueue()
+    for share in shared_out(usable_cores(), count):
+        waiting.put(share)
+    return ProcessPoolExecutor(count, context, _keep_to_a_share, (waiting,))
+
+
+def shared_out(cores: Sequence[int], count: int) -> list[Sequence[int]]:
+    """The cores of each of so many workers: its own, or all of them where there are too few."""
+    return [cores[at::count] for at in range(count)] if len(cores) >= count else [cores] * count
+
+
+def _keep_to_a_share(waiting: SimpleQueue[Sequence[int]]) -> None:
+    keep_to(waiting.get())
 
 
 @contextmanager
