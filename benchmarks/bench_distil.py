@@ -6,9 +6,10 @@
     fashion       a student of a quarter of the teacher's weights, alone and taught, with all labels and with a tenth
     wide          the same student, taught by a network of sixteen times its weights that is trained for it first
     temperature   the one knob of soft targets, moved, and drawn
-    losses        all losses, features and relations beside soft targets, where half of the pictures have labels
-    stages        a twentieth of the weights, directly and by way of assistants
-    together      distilled, pruned, distilled again and quantized
+    losses        all losses, features and relations beside soft targets, where a tenth of the pictures have labels
+    stages        a twentieth of the weights, directly and by way of assistants, in as many steps and in three times as
+                  many
+    together      what pruning leaves of the wide network, taught by it and quantized
     characters    generation: what students know, and what they write
     sentences     MiniLM from six layers to three without labels
     memory        the plan for three billion weights
@@ -57,6 +58,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
 TEMPERATURES = (1.0, 3.0, 5.0, 10.0)
 SHARP = {**SOFT, "temperature": 1.0}
 WIDE_EPOCHS = 8
+TOGETHER_EPOCHS = 6
 FIGURES = {"bits": False, "accuracy": True, "perplexity": False, "distinct": True, "repetition": False,
            "exposure": False}  # fmt: skip
 """Of a generator, and whether higher is better."""
@@ -107,11 +109,8 @@ def fashion(seeds: Iterable[int], *, quick: bool) -> Part:
 
 def wide(seeds: Iterable[int], *, quick: bool) -> Part:
     """As `fashion`, taught by a better teacher; those that learn alone are the same."""
-    size = whole(quick=quick)
+    size, teacher = whole(quick=quick), _wide_teacher(quick=quick)
     tenth = attrs.evolve(size, labelled=size.labelled // 10)
-    teacher = Run(
-        name="Fashion-MNIST, wide teacher/0", function=pictures.grown, arguments=(size, 1 if quick else WIDE_EPOCHS)
-    )
     runs = [teacher] + [
         Run(name=f"Fashion-MNIST, {name}/{seed}", function=function, arguments=(*arguments, seed), after=after)
         for seed in seeds
@@ -129,6 +128,11 @@ def wide(seeds: Iterable[int], *, quick: bool) -> Part:
     }), teacher=teacher.name)  # fmt: skip
 
 
+def _wide_teacher(*, quick: bool) -> Run:
+    arguments = (whole(quick=quick), 1 if quick else WIDE_EPOCHS)
+    return Run(name="Fashion-MNIST, wide teacher/0", function=pictures.grown, arguments=arguments)
+
+
 def beside_alone(teacher: str, peers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The teacher, and every way of teaching after the way alone that it is compared with."""
     ways: dict[str, tuple[str, ...]] = {teacher: ()}
@@ -139,7 +143,7 @@ def beside_alone(teacher: str, peers: Mapping[str, str]) -> dict[str, tuple[str,
 
 
 def losses(seeds: Iterable[int], *, quick: bool) -> Part:
-    """Every loss beside the labels alone."""
+    """Divergences beside the labels alone, and what is added to soft targets beside these."""
     size = small(quick=quick)
     runs = []
     for seed in seeds:
@@ -148,7 +152,8 @@ def losses(seeds: Iterable[int], *, quick: bool) -> Part:
             Run(name=f"{name}/{seed}", function=pictures.taught, arguments=(size, made, 0.9, seed))
             for name, made in LOSSES.items()
         ]
-    return Part(runs=runs, ways={"labels alone": (), **dict.fromkeys(LOSSES, ("labels alone",))})
+    peers = {name: ("soft-targets",) if len(made) > 1 else ("labels alone",) for name, made in LOSSES.items()}
+    return Part(runs=runs, ways={"labels alone": (), **peers})
 
 
 def temperature(seeds: Iterable[int], *, quick: bool) -> Part:
@@ -163,23 +168,30 @@ def temperature(seeds: Iterable[int], *, quick: bool) -> Part:
 
 
 def stages(seeds: Iterable[int], *, quick: bool) -> Part:
-    """A twentieth of the teacher's weights, directly and by way of two assistants; as many steps in all."""
-    size = attrs.evolve(small(quick=quick), epochs=3 if quick else 9)
-    ways = {"a twentieth, directly": 0, "a twentieth, by two assistants": 2}
-    runs = [
-        Run(name=f"{name}/{seed}", function=pictures.in_stages, arguments=(size, assistants, seed))
-        for seed in seeds for name, assistants in ways.items()
-    ]  # fmt: skip
-    direct, staged = ways
-    return Part(runs=runs, ways={direct: (), staged: (direct,)})
+    """A twentieth of the teacher's weights, directly and by way of two assistants, in as many passes in all.
+
+    In the longer course every stage makes as many as the direct way does in the shorter one.
+    """
+    size, peers, runs = small(quick=quick), dict[str, tuple[str, ...]](), []
+    for passes in (1, 3) if quick else (12, 36):
+        course = attrs.evolve(size, epochs=passes)
+        direct, staged = (f"a twentieth, {passes} passes, {way}" for way in ("directly", "by two assistants"))
+        peers |= {direct: (), staged: (direct,)}
+        runs += [
+            Run(name=f"{name}/{seed}", function=pictures.in_stages, arguments=(course, assistants, seed))
+            for seed in seeds for name, assistants in ((direct, 0), (staged, 2))
+        ]  # fmt: skip
+    return Part(runs=runs, ways=peers)
 
 
 def together(seeds: Iterable[int], *, quick: bool) -> Part:
-    """Distilled, pruned and INT8: accuracy beside the teacher's, and how many times smaller and faster."""
-    size = pictures.Size(pictures=600, test=300, labelled=600, epochs=1) if quick else pictures.Size(epochs=3)
-    name = "distilled, pruned, INT8"
-    runs = [Run(name=f"{name}/{seed}", function=pictures.together, arguments=(size, seed)) for seed in seeds]
-    teacher = Run(name="Fashion-MNIST, teacher/0", function=pictures.teacher, arguments=(size.test,))
+    """Pruned, distilled and INT8: accuracy beside the wide teacher's, and how many times smaller and faster."""
+    size = attrs.evolve(whole(quick=quick), epochs=1 if quick else TOGETHER_EPOCHS)
+    name, teacher = "distilled, pruned, INT8", _wide_teacher(quick=quick)
+    runs = [
+        Run(name=f"{name}/{seed}", function=pictures.together, arguments=(size, seed), after=(teacher.name,))
+        for seed in seeds
+    ]
     figures = ("accuracy", "times smaller", *(f"times faster, {runtime}" for runtime in pictures.RUNTIMES))
     return Part(
         runs=[teacher, *runs], ways={name: ()}, metrics=dict.fromkeys(figures, True), teacher=teacher.name
@@ -215,17 +227,21 @@ def letters(seeds: Iterable[int], *, quick: bool) -> Part:
 def sentence_embeddings(seeds: Iterable[int], *, quick: bool) -> Part:
     """Six layers to three by the embeddings, and features, attention or what matters beside."""
     size = sentences.Size(texts=32, length=16) if quick else sentences.Size()
-    mse, plain = "MiniLM, and feature-mse", "MiniLM, embeddings alone"
+    mse, plain, attention = "MiniLM, and feature-mse", "MiniLM, embeddings alone", "MiniLM, and attention, values"
+    relations = [{"name": name, "mask": "attention_mask"} for name in ("attention-maps", "value-relation")]
     ways: dict[str, list[dict[str, Any]]] = {
         plain: [],
         mse: [{"name": "feature-mse"}],
-        "MiniLM, and attention, values": [{"name": "attention-maps"}, {"name": "value-relation"}],
+        attention: relations,
+        f"{attention}, in the first half": [{**loss, "until": 0.5} for loss in relations],
+        f"{attention} of the last layer": relations,
         "MiniLM, and attribution": [{"name": "attribution"}],
     }
     teacher = Run(name="MiniLM, teacher/0", function=sentences.teacher, arguments=())
     runs = [teacher, Run(name="MiniLM, layers left out/0", function=sentences.untaught, arguments=())]
     runs += [
-        Run(name=f"{name}/{seed}", function=sentences.taught, arguments=(name, size, way, seed))
+        Run(name=f"{name}/{seed}", function=sentences.taught,
+            arguments=(name, size, way, "last layer" in name, seed))
         for seed in seeds for name, way in ways.items()
     ]  # fmt: skip
     peers = {name: () if name in {plain, mse} else (mse,) for name in ways}
@@ -257,7 +273,7 @@ def whole(*, quick: bool) -> pictures.Size:
 def small(*, quick: bool) -> pictures.Size:
     if quick:
         return pictures.Size(pictures=600, test=300, labelled=300, epochs=1)
-    return pictures.Size(pictures=6_400, labelled=3_200, epochs=5)
+    return pictures.Size(pictures=12_800, labelled=1_280, epochs=8)
 
 
 def _row(

@@ -1,7 +1,7 @@
 """Weights of few bits, recurrent networks in integers, mixed precision, and CPUs without VNNI.
 
     python benchmarks/bench_lowbit.py [--quick] [--json FILE] [--only ID,ID] [--parts NAME,NAME] [--variants NAME,NAME]
-                                      [--limit SECONDS] [--records FOLDER] [--seconds N]
+                                      [--limit SECONDS] [--records FOLDER] [--seconds N] [--page FILE]
 
 Five tables, each a part:
 
@@ -18,10 +18,14 @@ on one thread in onnxruntime and in the runtime `native` (median and quartiles, 
 
 Every attempt is a run of its own on one core (`runs.py`): it leaves its record in the folder `--records` as soon as it
 is done and is not repeated where the record is there. `--seconds` ends a call early; the tables have what there is, and
-`--seconds 0` only prints. `--limit` stops an attempt that takes longer.
+`--seconds 0` only prints. `--limit` stops an attempt that takes longer. `--page` puts the tables into a Markdown page
+as well, each between the comments `<!-- PART -->` and `<!-- /PART -->`.
 """
 
 import argparse
+import contextlib
+import io
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -48,8 +52,11 @@ def main() -> int:
         records = carried_out(runs, arguments.records or Path(work), arguments.seconds)
     wrong, entries, details = False, [], []
     for part in arguments.parts:
-        print(f"\n{part}\n")
-        mistaken, more, known = _shown(part, arguments, records)
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            mistaken, more, known = _shown(part, arguments, records)
+        print(f"\n{part}\n\n{text.getvalue()}", end="")
+        if arguments.page:
+            _enter(arguments.page, part, text.getvalue())
         wrong, entries, details = wrong or mistaken, entries + more, details + known
     if arguments.json:
         write_json(arguments.json, {"cases": entries, "details": details})
@@ -94,6 +101,13 @@ def _shown(
             return False, [], clustering.shown(records)
 
 
+def _enter(page: Path, part: str, text: str) -> None:
+    """Put the tables of a part where the page has a place for them."""
+    between = re.compile(rf"(<!-- {part} -->\n).*(<!-- /{part} -->)", re.DOTALL)
+    narrow = re.sub(r"(?<=\|) +| +(?=\|)", " ", text)
+    page.write_text(between.sub(lambda found: f"{found[1]}\n{narrow}\n{found[2]}", page.read_text()))
+
+
 def _cases(part: str, arguments: argparse.Namespace) -> list[str]:
     """Those of a part; of these, the ones asked for."""
     whole, quick = {
@@ -120,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", type=names, metavar="NAME,NAME", help="of techniques, these only")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that one attempt may take")
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="where runs leave what they found")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page to put the tables into as well")
     parser.add_argument("--seconds", type=float, help="stop after this long; print what there is")
     return parser
 

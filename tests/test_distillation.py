@@ -12,6 +12,7 @@ import pumice
 from pumice.cli.application import application
 from pumice.distil.architectures import built
 from pumice.distil.loss import DistillationLoss, SampledLoss
+from pumice.errors import ModelError
 from pumice.registry import registry
 from pumice.steps import Distil
 from pumice.strategy import Loss
@@ -64,6 +65,37 @@ def test_a_loss_teaches_text(gpt, name):
     assert np.isfinite(found).all()
     if not issubclass(LOSSES[name], SampledLoss):
         assert found[-1] < found[0]
+
+
+@pytest.fixture(scope="module")
+def bert():
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    words (int64[N, T] ids, int64[N, T] present) => (float[N, T, 11] scores) <float[11, 11] table = {%s}> {
+        found = Gather(table, ids)
+        shares = Cast<to = 1>(present)
+        axis = Constant<value_ints = [-1]>()
+        weights = Unsqueeze(shares, axis)
+        scores = Mul(found, weights)
+    }"""
+    like = ir.from_proto(onnx.parser.parse_model(text % ", ".join(["0"] * 121)))
+    return built({"family": "bert", "width": 8, "heads": 2, "layers": 2}, like)
+
+
+@pytest.mark.parametrize("name", ["attention-maps", "value-relation"])
+def test_what_stands_in_the_padding_teaches_nothing(bert, name):
+    tokens, present = np.random.default_rng(0).integers(0, 11, (32, 6)), np.ones((32, 6), np.int64)
+    present[:, 4:] = 0
+    curves = [
+        curve(run(bert, {"ids": ids, "present": present}, step({"name": name, "mask": "present"}, layers=0.5)))
+        for ids in (tokens, np.where(present, tokens, 7))
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+def test_a_mask_that_is_no_input_is_refused(bert):
+    data = {name: np.ones((8, 4), np.int64) for name in ("ids", "present")}
+    with pytest.raises(ModelError, match="no such input; did you mean 'present'"):
+        run(bert, data, step({"name": "attention-maps", "mask": "presents"}, layers=0.5))
 
 
 def test_several_losses_teach_together():

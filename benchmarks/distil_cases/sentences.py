@@ -14,7 +14,11 @@ from models import sentences
 from models.inference import onnxruntime_run
 
 import pumice
+from distil_cases import pictures
+from pumice.distil.loss import DistillationLoss
 from pumice.distil.students import shortened, weights
+from pumice.distil.taps import pairs
+from pumice.prune.sizes import with_sizes
 from pumice.registry import registry
 from pumice.steps import Distil
 from pumice.strategy import Loss
@@ -29,10 +33,10 @@ EMBEDDING = {"name": "feature-cosine", "at": ["sentence_embedding"], "weight": 5
 
 @attrs.frozen(kw_only=True)
 class Size:
-    texts: int = 3000
+    texts: int = 12_000
     length: int = 40
     """Tokens of a text; longer ones are cut, shorter ones padded."""
-    epochs: int = 1
+    epochs: int = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -56,10 +60,13 @@ def untaught(folder: Path) -> Outcome:
     return _judged(path, 0.0)
 
 
-def taught(name: str, size: Size, losses: list[dict[str, Any]], seed: int, folder: Path) -> Outcome:
-    """The student after its training by the embeddings and these losses; it is left in a file called by the name."""
-    made = tuple(registry().make(Loss, loss) for loss in (EMBEDDING, *losses))
-    step = Distil(losses=made, epochs=size.epochs, **COURSE)
+def taught(name: str, size: Size, losses: list[dict[str, Any]], last: bool, seed: int, folder: Path) -> Outcome:
+    """The student after its training by the embeddings and these losses, of the last layer only or of all.
+
+    It is left in a file called by the name, and trained on a GPU where there is one.
+    """
+    made = [_made(EMBEDDING), *(_at_the_end(_made(loss)) if last else _made(loss) for loss in losses)]
+    step = Distil(losses=tuple(made), epochs=size.epochs, device=pictures.device(), **COURSE)
     feeds = sentences.unlabelled(size.texts, size.length)
     test = {name: array[:16] for name, array in feeds.items()}
     recipe = pumice.Recipe([step])
@@ -67,6 +74,16 @@ def taught(name: str, size: Size, losses: list[dict[str, Any]], seed: int, folde
     path = folder / f"{name} {seed}.onnx"
     pumice.save(result.model, path)
     return _judged(path, result.seconds["distil"])
+
+
+def _made(loss: dict[str, Any]) -> DistillationLoss:
+    return registry().make(Loss, loss)  # type: ignore[return-value]
+
+
+def _at_the_end(loss: DistillationLoss) -> DistillationLoss:
+    teacher = with_sizes(pumice.load(sentences.MINILM.path))
+    last = pairs(loss, with_sizes(shortened(teacher, COURSE["layers"])), teacher)[-1]
+    return attrs.evolve(loss, at=(f"{last.student}={last.teacher}",))
 
 
 def _judged(path: Path, seconds: float) -> Outcome:

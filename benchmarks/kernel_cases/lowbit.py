@@ -1,7 +1,7 @@
 """A linear layer of 4096 x 4096 with weights of four bits, and layers whose input is quantized on the way.
 
 `block 128` has a scale for each 128 weights of a column, as onnxruntime's MatMulNBits has; `codebook` has a table of 16
-entries and a scale for each column.
+entries and a scale for each column. Targets of four bits are about MatMulNBits.
 """
 
 from collections.abc import Iterator
@@ -48,6 +48,7 @@ def _four_bits(
         operations=2.0 * m * SIZE * SIZE,
         peak="integer" if table == "int8" else "float",
         target=target,
+        rival="onnxruntime",
         weight_bytes=SIZE * SIZE // 2,
         ours=lambda threads, seed: four_bits(m, table, group, threads, seed),
         peers={name: {"form": "int4", "m": m, "k": SIZE, "n": SIZE, **more} for name, more in peers.items()},

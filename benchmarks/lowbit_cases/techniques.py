@@ -17,12 +17,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "int4": {"name": "int4"},
     "kmeans tensor": {"name": "kmeans", "codebook": "tensor"},
     "kmeans": {"name": "kmeans"},
-    "kmeans fisher": {"name": "kmeans", "weighting": "fisher"},
     "kmeans channel": {"name": "kmeans", "codebook": "channel"},
     "mixed": {"name": "mixed"},
 }
-"""`kmeans` is at most a table an output, as far as 6 % of the codes' bytes go; `kmeans channel` always is. `fisher`
-knows what weights do to the outputs, the others what their inputs are like."""
+"""`kmeans` has tables, scales and wider codes as far as 6 % of the codes' bytes go; `kmeans channel`, a table an output
+at any cost."""
 OWN_BUDGET = frozenset({"mixed"})
 QUICK = ("int8", "int4", "kmeans tensor", "kmeans")
 
