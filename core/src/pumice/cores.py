@@ -16,9 +16,10 @@ def usable_cores() -> tuple[int, ...]:
 
 def keep_to(cores: Iterable[int]) -> None:
     """Confine this process to some cores, the threads that it has already included, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
+    threads = Path("/proc/self/task")
+    if not threads.is_dir():  # not Linux
         return
-    for thread in Path("/proc/self/task").iterdir():
+    for thread in threads.iterdir():
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.sched_setaffinity(int(thread.name), cores)
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings, strategies as st
 
 from pumice.data import Dataset, open_dataset
 from pumice.errors import DataError
+from pumice.registry import discover
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
 Y = np.arange(20) % 4
@@ -156,6 +157,17 @@ def test_the_fingerprint_follows_content_and_selection(model):
 def test_what_cannot_be_used_is_told_in_a_sentence(model, source, words):
     with pytest.raises(DataError, match=words):
         list(open_dataset(source, model).batches())
+
+
+@pytest.mark.parametrize("image", ["a.png", "cat/a.JPG", "calibration/a.png"])
+def test_images_without_a_reader_of_images_name_the_plugin_to_install(tmp_path, model, monkeypatch, image):
+    monkeypatch.setenv("PUMICE_PLUGINS", "")
+    monkeypatch.setattr("pumice.registry._registry", discover)
+    for file in (tmp_path / image, tmp_path / "test" / "a.png"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with pytest.raises(DataError, match=r"holds images, .*: pip install pumice-data-images$"):
+        open_dataset(tmp_path, model)
 
 
 def test_labels_of_another_number_are_refused(model):

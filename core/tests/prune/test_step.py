@@ -316,6 +316,11 @@ def test_among_losses_that_chance_explains_the_outputs_that_moved_least_win(lost
     assert Trials(None, None, None).best((First(), Last())).name == chosen
 
 
+def test_of_trials_that_all_lost_everything_one_is_taken(monkeypatch):
+    monkeypatch.setattr(Trials, "of", lambda self, scorer: trial(scorer, np.inf, np.inf))
+    assert Trials(None, None, None).best((First(), Last())).name == "first"
+
+
 def test_every_trial_has_its_line():
     ledger = run(Prune(scorer=Best(), ratio=0.5), data=random_feeds(16, size=1)).ledger
     tried = [entry for entry in ledger.of("prune") if entry.reason.startswith("tried")]

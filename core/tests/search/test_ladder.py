@@ -66,6 +66,12 @@ def test_the_ladder_closes_in_on_what_the_accuracy_allows(space, allows):
     assert max(ratios) <= MOST
 
 
+def test_it_climbs_where_there_is_nothing_but_pruning_as_well(space):
+    trials = climbed(ladder(attrs.evolve(space, pipelines=(("prune",),))), beyond(lambda passes: 0.5))
+    kept = [trial.values["prune.ratio"] for trial in trials if not trial.figures.drop]
+    assert 0.5 - max(kept) <= CLOSE
+
+
 def test_it_refits_first_and_goes_on_with_training_and_then_with_more_of_it(space):
     one = ladder(space, 6_400, pass_seconds=20.0, budget=10.0)
     trials = climbed(one, beyond(lambda passes: 0.2 + passes / 30))

@@ -4,12 +4,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from pumice.data.images import ImageFolderReader
 from pumice.data.npz import NpzFolderReader, NpzReader
 from pumice.measure.metrics import BUILTIN_METRICS
 from pumice.measure.plan_runtime import ReferenceRuntime
 from pumice.quantize.simulated_runtime import SimulatedRuntime
-from pumice.testing import DatasetReaderContract, MetricContract, RuntimeContract, StrategyContract
+from pumice.testing import DatasetReaderContract, MetricContract, RuntimeContract
 from pumice.testing.metric import SAMPLES
 
 METRICS = {metric.name: metric for metric in BUILTIN_METRICS}
@@ -91,7 +90,3 @@ class TestNpzFolder(DatasetReaderContract):
         for index, (feed, label) in enumerate(zip(feeds, labels, strict=True)):
             np.savez(folder / f"{index}.npz", x=feed[None], labels=label)
         return folder
-
-
-class TestImageFolder(StrategyContract):
-    strategy = ImageFolderReader

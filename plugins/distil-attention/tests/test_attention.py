@@ -57,6 +57,15 @@ class TestValueRelationWithoutPadding(DistillationLossContract):
         return attrs.evolve(super().target(), mask=np.array([[1, 1, 0], [1, 1, 1]]))
 
 
+def test_maps_without_an_axis_of_heads_are_those_of_one_head():
+    own, other = (np.random.default_rng(seed).uniform(0.1, 1, (2, 1, 3, 3)) for seed in (0, 1))
+    for mask in (None, np.array([[1, 1, 0], [1, 1, 1]])):
+        whole, grad = AttentionMaps().compare(own, Target(other, mask=mask), 0.0)
+        bare, bare_grad = AttentionMaps().compare(own[:, 0], Target(other[:, 0], mask=mask), 0.0)
+        assert bare == pytest.approx(whole)
+        np.testing.assert_allclose(bare_grad, grad[:, 0])
+
+
 @pytest.mark.parametrize("kind", [AttentionMaps, ValueRelation])
 def test_padding_counts_nothing(kind):
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])

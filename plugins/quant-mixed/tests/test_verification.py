@@ -11,7 +11,7 @@ from pumice.model import infer_shapes
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.target import Target
 from pumice_quant_mixed import Mixed
-from pumice_quant_mixed.verification import Parts, _divergences, _expected_losses, _log_probabilities, verified
+from pumice_quant_mixed.verification import Parts, _divergences, _expected_losses, _log_probabilities, _told, verified
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]> g (float[N,24] x) => '
 LOGITS = "(float[N,9] y) { y = MatMul(x, w) }"
@@ -75,6 +75,13 @@ def test_the_expected_loss_is_what_a_network_that_is_right_as_often_as_it_says_l
     every = np.arange(len(right))
     lost = right[every, logits.argmax(1)] - right[every, noisy.argmax(1)]
     assert _expected_losses(before, after).mean() == pytest.approx(lost.mean(), rel=0.2)
+
+
+@pytest.mark.parametrize(("kind", "counts"), [(np.int64, [0.0, 1.0]), (np.float32, None)])
+def test_answers_as_long_as_their_sample_are_compared_where_they_are_whole_numbers(kind, counts):
+    before = [np.ones((1, width), kind) for width in (5, 7)]
+    told = _told(before, [before[0], 2 * before[1]])
+    assert told is None if counts is None else list(told[1]) == counts
 
 
 def test_probabilities_and_their_logits_tell_the_same():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mimetypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -108,8 +109,16 @@ def open_path(path: Path, model: ModelLike | None) -> Dataset:
     for reader in readers:
         if reader.recognises(path):
             return reader.open(path, cast(Any, model))
+    if "images" not in known.strategies("dataset") and _holds_images(path):
+        raise DataError(f"'{path}' holds images, which no installed reader knows: pip install pumice-data-images")
     forms = ", ".join(reader.name for reader in readers)
     raise DataError(f"'{path}' is no form of data that an installed reader knows ({forms}); see `pumice plugins`")
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether an image lies in the folder, or in a folder of it."""
+    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
+    return any(str(mimetypes.guess_type(file.name)[0]).startswith("image/") for file in files)
 
 
 def _table(source: Any, inputs: ModelInputs, labels: Any = None) -> Dataset:

@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 
 from pumice.data.dataset import Dataset
-from pumice.data.images import ImageFolderReader
 from pumice.data.npz import NpzFolderReader, NpzReader
 from pumice.data.opening import open_path
 from pumice.data.splits import subsets_of
@@ -35,7 +34,6 @@ class FolderOfPartsReader(DatasetReader):
 
 BUILTIN_READERS: tuple[type[DatasetReader], ...] = (
     FolderOfPartsReader,
-    ImageFolderReader,
     NpzFolderReader,
     NpzReader,
     TextReader,

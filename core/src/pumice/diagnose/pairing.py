@@ -23,10 +23,6 @@ from numpy.typing import NDArray
 from pumice.model import attribute, constant, consumers, is_constant, nodes, weight_of
 from pumice.registry import registry
 
-_NARROW = frozenset({
-    ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2,
-    ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT4E2M1,
-})  # fmt: skip
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu"})
 
 
@@ -209,10 +205,6 @@ def _evaluate(
         outputs=tuple(output.name or "" for output in node.outputs),
     )
     return np.asarray(op.forward(view, *arrays)[node.outputs.index(value)])
-
-
-def _narrow(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype in _NARROW
 
 
 def _is_float_constant(value: ir.Value | None) -> bool:

@@ -269,9 +269,9 @@ def _require_memory(
     if needed > free:
         where = "this machine" if placement is None else f"'{settings.device}'"
         raise DataError(f"the memory of {where} does not suffice for this distillation: {plan.fitting(free)}")
-    told = f"the training needs {needed / 1e6:,.0f} MB at the highest, by plan"
-    context.notes.append(told)
-    context.ledger.note(settings.name, told, memory=dict(plan.rows()))
+    said = f"the training needs {needed / 1e6:,.0f} MB at the highest, by plan"
+    context.notes.append(said)
+    context.ledger.note(settings.name, said, memory=dict(plan.rows()))
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------

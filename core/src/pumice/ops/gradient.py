@@ -13,7 +13,6 @@ and new arrays are made by `namespace(x)`.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -128,8 +127,3 @@ def kept(grad: Any, shape: Sequence[int], axes: Sequence[int]) -> Any:
 def spread(grad: Any, shape: Sequence[int]) -> Any:
     """`grad` repeated to `shape`, without copying."""
     return namespace(grad).broadcast_to(grad, tuple(shape))
-
-
-def flat_rows(x: Any) -> Any:
-    """(..., n) as (rows, n)."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

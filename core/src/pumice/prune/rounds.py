@@ -2,9 +2,8 @@
 
 The share that is gone after round t of n follows the schedule: all at once; in equal steps; or fast first and slowly at
 the end, 1 - (1 - t/n)^3 of the way (Zhu and Gupta, 2017). It is a share of what there was before the first round, so
-that what a round rounds up the next one makes up for. Where the step
-has a budget, every round is judged on calibration data, and the last that kept it is the result; if the first already
-breaks it, the step is rolled back.
+that what a round rounds up the next one makes up for. Where the step has a budget, every round is judged on calibration
+data, and the last that kept it is the result; if the first already breaks it, the step is rolled back.
 """
 
 from __future__ import annotations

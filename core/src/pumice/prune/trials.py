@@ -44,7 +44,7 @@ class Trial:
     scorer: ImportanceScorer
     measure: str
     loss: float
-    """What the measure lost; infinite if the scorer failed."""
+    """What the measure lost; infinite if the scorer failed, or if it is not a number."""
     error: float
     """Standard error of the loss."""
     noise: float
@@ -81,7 +81,8 @@ class Trials:
         try:
             changed = self.pruned(scorer, fitted)
             found = judge(self.model, changed, rows(judged, SAMPLES), context.metrics, context.runtime, max_drop=1.0)
-            trial = Trial(scorer=scorer, measure=found.measure, loss=found.loss, error=found.error, noise=found.noise)
+            loss = failed if math.isnan(found.loss) else found.loss
+            trial = Trial(scorer=scorer, measure=found.measure, loss=loss, error=found.error, noise=found.noise)
         except PumiceError as error:
             trial = Trial(scorer=scorer, measure="", loss=failed, error=0.0, noise=failed, failure=str(error))
         self.table.append(trial)
@@ -112,7 +113,8 @@ class Trials:
             )
             raise PluginError(f"no importance scorer could be chosen: {why}")
         least = min(able, key=lambda trial: trial.loss)
-        return min((trial for trial in able if trial.not_worse(least)), key=lambda trial: trial.noise).scorer
+        alike = [trial for trial in able if trial is least or trial.not_worse(least)]
+        return min(alike, key=lambda trial: trial.noise).scorer
 
     def candidates(self, among: Iterable[str] = ()) -> list[ImportanceScorer]:
         """The installed scorers (those named, or all) with their defaults, as far as the data suffice for them."""

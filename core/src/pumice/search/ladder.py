@@ -65,13 +65,15 @@ class Course:
 
     def knobs(self, ratio: float) -> Knobs:
         """What the trials of this course at a ratio have in common."""
-        found: Knobs = {"pipeline": self.name, "prune.recover": "least-squares", "prune.ratio": ratio}
+        found: Knobs = {"prune.recover": "least-squares", "prune.ratio": ratio}
         for step in _repairs(self.pipeline):
             found |= {f"{step.name}.epochs": self.epochs(ratio), f"{step.name}.schedule": SCHEDULE}
         return found
 
     def holds(self, trial: Trial) -> bool:
-        return self.knobs(trial.values["prune.ratio"]).items() <= trial.values.items()
+        """Whether a trial is one of this course; a knob that nobody may choose has no value there."""
+        knobs, known = self.knobs(trial.values["prune.ratio"]), trial.values
+        return pipeline_of(trial) == self.name and all(known.get(name, value) == value for name, value in knobs.items())
 
     def rate(self, rate: float) -> Knobs:
         return {f"{step.name}.lr": rate for step in _repairs(self.pipeline)}
@@ -129,8 +131,8 @@ class Seen:
     @property
     def broken(self) -> set[str]:
         """Pipelines that could not be had."""
-        judged = {t.values["pipeline"] for t in self.mine if t.state in ("measured", "stopped", "running")}
-        return {t.values["pipeline"] for t in self.mine} - judged
+        judged = {pipeline_of(t) for t in self.mine if t.state in ("measured", "stopped", "running")}
+        return {pipeline_of(t) for t in self.mine} - judged
 
     @property
     def usual(self) -> Knobs:
@@ -224,7 +226,7 @@ class Ladder:
 
     def _least(self, trials: Sequence[Trial]) -> float:
         """The ratio that the size asks for beyond what a quantizer reaches alone with the accuracy kept."""
-        alone = (t.figures for t in trials if t.figures and t.values.get("pipeline") == "quantize")
+        alone = (t.figures for t in trials if t.figures and pipeline_of(t) == "quantize")
         reached = max((found.compression for found in alone if found.drop <= self.max_drop), default=1.0)
         return ratio_for(self.size, reached) if reached > 1.0 else 0.0
 
@@ -281,6 +283,11 @@ class Ladder:
         return min(1.0, max(ratios, default=1.0))
 
 
+def pipeline_of(trial: Trial) -> str:
+    """The steps of a trial's recipe, also where there is but one pipeline to choose."""
+    return " > ".join(step["use"] for step in trial.recipe["step"])
+
+
 def lost_least(trials: Sequence[Trial], tells: Callable[[str], bool]) -> Knobs:
     """What some knobs, by their names, were in the trial that lost least of the most that differ in nothing else."""
     most = most_alike(trials, tells)
@@ -310,7 +317,8 @@ def _tells_rate(name: str) -> bool:
 
 def _rates(mine: Sequence[Trial]) -> list[float]:
     """Rates to try side by side: the first, and the neighbours of the best so far."""
-    best = RATES.index(next(iter(lost_least(mine, _tells_rate).values()), FIRST_RATE))
+    found = next(iter(lost_least(mine, _tells_rate).values()), FIRST_RATE)
+    best = RATES.index(min(RATES, key=lambda rate: abs(rate - found)))  # an earlier version's is none of them
     return [FIRST_RATE, *RATES[best + 1 : best + 2], *RATES[max(0, best - 1) : best]]
 
 
@@ -347,7 +355,7 @@ def _quantizers(trials: Sequence[Trial], max_drop: float, seconds: float) -> lis
     Limits on size and time are not asked here: pruning is what reaches them. What took longer than so many seconds
     alone is left out, unless there is nothing else.
     """
-    alone = [(t, t.figures.drop) for t in trials if t.figures and t.values.get("pipeline") == "quantize"]
+    alone = [(t, t.figures.drop) for t in trials if t.figures and pipeline_of(t) == "quantize"]
     ranked = sorted(
         alone, key=lambda one: (one[0].seconds > seconds, max(0.0, one[1] - max_drop), one[0].cost, one[0].number)
     )

@@ -22,7 +22,6 @@ import attrs
 
 from pumice.errors import KnobError
 from pumice.knobs import Choice, Domain, Knob, Use
-from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.steps import STEPS, Step
 from pumice.strategy import Need, Strategy
@@ -240,8 +239,3 @@ def _matters(knob: Knob, strategy: type[Strategy], so_far: Mapping[str, Any]) ->
         return knob.when(strategy(**plain))
     except KnobError:
         return False
-
-
-def recipe_of(proposal: Proposal) -> Recipe:
-    """The recipe itself, checked."""
-    return Recipe.from_dict(proposal.recipe, "the proposed recipe")

@@ -35,10 +35,6 @@ class Study:
     def models(self) -> Path:
         return self.folder / "models"
 
-    @property
-    def prefixes(self) -> Path:
-        return self.folder / "prefixes"
-
     @classmethod
     def open(cls, folder: Path, question: Mapping[str, Any]) -> Study:
         """The study in a folder, begun if it is not there.

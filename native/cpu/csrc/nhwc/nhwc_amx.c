@@ -63,7 +63,7 @@ static void split_row(char *first, char *second, const float *from, int64_t coun
 }
 
 static void convert(char *to, int64_t to_step, const float *from, int64_t from_step, int64_t pixels, int64_t count) {
-    for (int64_t i = 0; i < pixels; i++) split_all(to + i * to_step, to + i * to_step + PART, BOTH, from + i * from_step, count);
+    for (int64_t i = 0; i < pixels; i++, to += to_step, from += from_step) split_all(to, to + PART, BOTH, from, count);
 }
 
 /* Tiles of 16 pairs of channels x 16 filters: two of first parts, two of second ones, for every 32 channels. Of 16 filters
@@ -176,7 +176,8 @@ static __attribute__((noipa)) void overlapping_32(const char *a, int64_t a_step,
 
 static void tile(int pixels, const char *a, int64_t a_step, int64_t part, const int64_t *offset, int64_t steps,
                  const char *panel, float *tile, int accumulate) {
-    (pixels <= 16 ? tile_16 : a_step < BOTH ? overlapping_32 : tile_32)(a, a_step, part, offset, steps, panel, tile, accumulate);
+    (pixels <= 16 ? tile_16 : a_step < BOTH ? overlapping_32 : tile_32)(a, a_step, part, offset, steps, panel, tile,
+                                                                        accumulate);
 }
 
 /* Two tiles of 16 pixels each, from the one of number `sum` on, whose sums take turns. */

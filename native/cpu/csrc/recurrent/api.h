@@ -39,20 +39,22 @@ int pumice_gates_pack(struct pumice_gates **packed, const struct pumice_matrix *
 void pumice_gates_free(struct pumice_gates *packed);
 int64_t pumice_gates_bytes(const struct pumice_gates *packed);
 
-/* One direction of such a layer, with sigmoid and tanh as ONNX's defaults have them; a GRU resets after its product
- * (linear_before_reset). At every step the hidden state becomes levels: by_row, symmetric with a scale for each row;
- * else by ONNX's DynamicQuantizeLinear, one scale and zero point for the batch. Cell and hidden state stay f32.
- *
- * `projected` [time][batch][gates * hidden] is W x + b for all steps; or NULL, and `input` says what it is made of at each.
- * h [batch][hidden] and c hold the state before and after; y [time][batch][hidden] with y_stride elements from step to step. Rows that are shorter by `lengths` (or NULL)
- * keep their last state, and their outputs beyond it are zero. */
-struct pumice_recurrent_input { /* W, what multiplies it and b */
+/* What the sums over a layer's inputs are made of at each step: W, what multiplies it and b. */
+struct pumice_recurrent_input {
     const struct pumice_gates *weights;
     const uint8_t *levels; /* [time][batch][inputs] */
     const float *scale;    /* of all levels, with `zero`; or [time][batch], zero NULL: it is 128 */
     const uint8_t *zero;
     const float *bias; /* [gates * hidden] or NULL */
 };
+
+/* One direction of such a layer, with sigmoid and tanh as ONNX's defaults have them; a GRU resets after its product
+ * (linear_before_reset). At every step the hidden state becomes levels: by_row, symmetric with a scale for each row;
+ * else by ONNX's DynamicQuantizeLinear, one scale and zero point for the batch. Cell and hidden state stay f32.
+ *
+ * `projected` [time][batch][gates * hidden] is W x + b for all steps; or NULL, and `input` says what it is made of.
+ * h [batch][hidden] and c hold the state before and after; y is [time][batch][hidden] with y_stride elements from step to
+ * step. Rows that are shorter by `lengths` (or NULL) keep their last state, and their outputs beyond it are zero. */
 struct pumice_recurrence_u8 {
     const struct pumice_gates *recurrent;
     int32_t reverse, by_row;

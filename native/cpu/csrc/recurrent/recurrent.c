@@ -197,7 +197,8 @@ static void run_block(void *context, int64_t only, int64_t number) {
     const struct direction *d = layer->directions + number / layer->blocks;
     const int64_t chunks = d->w->chunks;
     for (int64_t phase = 0; phase < layer->steps * layer->phases; phase++)
-        for (int64_t i = 0; i < chunks; i++) run_part(layer, d, phase, phase % 2 ? chunks - 1 - i : i, number % layer->blocks);
+        for (int64_t i = 0; i < chunks; i++)
+            run_part(layer, d, phase, phase % 2 ? chunks - 1 - i : i, number % layer->blocks);
 }
 
 /* --- the layer ---------------------------------------------------------------------------------------------------- */

@@ -180,7 +180,7 @@ static float dequantize(const uint8_t *q, int is_signed, const float *dy, float 
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t some = smaller(LANES, count - i);
         uint8_t last[LANES] = {0};
-        const uint8_t *from = some == LANES ? q + i : memcpy(last, q + i, (size_t)some);
+        const uint8_t *from = some == LANES ? q + i : memcpy(last, q + i, (size_t)some % LANES); /* below LANES, told to the compiler */
         const vi level = sub_i(is_signed ? load_s8((const int8_t *)from) : load_u8(from), offset);
         const vf d = part(dy + i, some); /* zero beyond the end */
         put(dq + i, mul(d, step), some);

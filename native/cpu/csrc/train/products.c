@@ -102,8 +102,8 @@ static void multiply(struct products_job *j, const char *rows, int64_t first, in
     for (int64_t from = 0; from < j->steps; from += j->product->slice)
         for (int64_t r = 0; r < count; r += BLOCK)
             j->product->tile((int)smaller(BLOCK, count - r), rows + r * j->row_bytes, j->row_bytes, j->product->part,
-                             offset + from, smaller(j->product->slice, j->steps - from), panel + from * step_bytes, sums + r * BLOCK,
-                             from > 0);
+                             offset + from, smaller(j->product->slice, j->steps - from), panel + from * step_bytes,
+                             sums + r * BLOCK, from > 0);
     const int64_t column = number * BLOCK;
     if (j->level->table.nhwc_finish(j->y + first * columns + column, columns, sums, BLOCK, count,
                                     smaller(BLOCK, columns - column), NULL, NULL, 0, -INFINITY, INFINITY))

@@ -21,7 +21,8 @@ static int32_t *integers(int count, int bits) {
 }
 
 /* One cell at the level in force: h, c and y, the least and the greatest h, each of `units` places. */
-static float *cell_of(int gates, int count, int units, const struct recurrent_sums *sums, const float *before, const float *extra) {
+static float *cell_of(int gates, int count, int units, const struct recurrent_sums *sums, const float *before,
+                      const float *extra) {
     float *out = room((size_t)(5 * units) * sizeof *out);
     memset(out, 0, (size_t)(5 * units) * sizeof *out);
     memcpy(out, before, (size_t)(2 * units) * sizeof *out);

@@ -287,6 +287,12 @@ def test_an_axis_padded_with_its_own_elements_is_gathered(mode, pads, rng):
     assert kinds(session, feeds) == ["gather"]
 
 
+def test_an_axis_that_padding_only_shifts_is_not_left_as_it_was(rng):
+    text = 'float[D, E] y) { p = Constant <value_ints = [1, 2, -1, 3]> () y = Pad <mode = "reflect"> (x, p) }'
+    model, feeds = single(text, 2), {"x": rng.standard_normal((5, 6)).astype(np.float32)}
+    np.testing.assert_array_equal(opened(model).run(feeds)["y"], compile_plan(model, kernels=()).run(feeds)["y"])
+
+
 def test_the_example_agrees_with_the_reference(quantized_cnn, given_images):
     """Integers through the whole of core's own definition, too."""
     from pumice.quantize.fusion import fused

@@ -121,17 +121,20 @@ def _cut(values: Array, heads: int) -> Array:
 
 
 def _rows(relations: Array, mask: Array | None) -> Any:
-    """The share of every row of (N, heads, queries, keys) in the mean: a number, or (N, 1, queries, 1)."""
-    count, heads, queries, _ = relations.shape
+    """The share of every row of (N, heads, queries, keys) in the mean: a number, or (N, 1, queries, 1).
+
+    Without an axis of heads, or with more than one, it has as many.
+    """
     if mask is None:
-        return 1 / (count * heads * queries)
+        return 1 / relations[..., 0].size
+    count, *heads, queries, _ = relations.shape
     if mask.shape != (count, queries):
         raise DataError(
             f"the mask of the distillation is {list(mask.shape)} where {[count, queries]} tokens are compared: name an "
             f"input of that shape with the knob 'mask'"
         )
-    tokens = mask[:, None, :, None].astype(relations.dtype)
-    return tokens / (tokens.sum() * heads)
+    tokens = mask.reshape(count, *[1] * len(heads), queries, 1).astype(relations.dtype)
+    return tokens / (tokens.sum() * math.prod(heads))
 
 
 def _relation(values: Array, mask: Array | None) -> tuple[Array, float]:

@@ -3,8 +3,8 @@
     score[c] = sum over scorers of weight * rank(c) / (channels - 1)
 
 Weights that are not given are searched: every scorer alone, then points drawn evenly from the simplex of weights; what
-loses least when the model is pruned with it and refitted wins. `auto` stops after the scorers alone: it
-takes the best of them. Before anything was tried, all weigh alike.
+loses least when the model is pruned with it and refitted wins. `auto` stops after the scorers alone: it takes the best
+of them. Before anything was tried, all weigh alike.
 """
 
 from __future__ import annotations

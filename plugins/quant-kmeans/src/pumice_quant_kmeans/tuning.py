@@ -67,9 +67,10 @@ def tune(original: ir.Model, changed: ir.Model, context: QuantizeContext, steps:
     for name, value in tables.items():
         assert value.const_value is not None
         value.const_value = ir.tensor(_as_stored(found[name], value.const_value.numpy()), name=name)
+    which = "that it learned from, too few to put some aside" if judged is samples else "that it did not learn from"
     return (
         f"fine-tuning the centroids took the noise of the outputs from {first:.3g} to {best:.3g} of the signal, on "
-        f"{len(judged)} samples that it did not learn from"
+        f"{len(judged)} samples {which}"
     )
 
 

@@ -12,7 +12,8 @@ its last axis:
     any other numbers   the ratio of noise to signal, as the accuracy guard counts it
 
 The expectations are those of a network that is right as often as it says; numbers that are no decisions but lie on a
-last axis are taken for such, and judged by their noise as well.
+last axis are taken for such, and judged by their noise as well. Where that axis varies from sample to sample, there is
+nothing to decide among, and noise alone judges.
 """
 
 from __future__ import annotations
@@ -120,20 +121,28 @@ def _losses(
 
 def _told(before: Sequence[Array], after: Sequence[Array]) -> tuple[str, Array] | None:
     """What an output tells of the loss, and the loss of every answer; None if it makes no decisions."""
-    exact, found = (np.concatenate([_answers(output) for output in outputs]) for outputs in (before, after))
-    if exact.dtype.kind in "iub":
-        return "share of other answers", np.any(exact != found, axis=1).astype(np.float64)
-    if exact.dtype.kind != "f" or exact.shape[1] < 2:
+    exact, found = ([_answers(output) for output in outputs] for outputs in (before, after))
+    kind, widths = exact[0].dtype.kind, {answers.shape[1] for answers in exact}
+    if kind in "iub":
+        return "share of other answers", np.concatenate([_changed(*pair) for pair in zip(exact, found, strict=True)])
+    if kind != "f" or len(widths) > 1 or min(widths) < 2:
         return None
-    exact, found = _log_probabilities(exact), _log_probabilities(found)
-    if len(exact) > len(before):
-        return "loss in bits", _divergences(exact, found)
-    return "loss of accuracy", _expected_losses(exact, found)
+    log_p, log_q = (_log_probabilities(np.concatenate(answers)) for answers in (exact, found))
+    if len(log_p) > len(before):
+        return "loss in bits", _divergences(log_p, log_q)
+    return "loss of accuracy", _expected_losses(log_p, log_q)
+
+
+def _changed(before: Array, after: Array) -> Array:
+    """1 for every row that changed, else 0; where there are others than before, all have."""
+    changed = np.any(before != after, axis=1) if before.shape == after.shape else np.ones(len(before))
+    return np.asarray(changed, np.float64)
 
 
 def _answers(output: Array) -> Array:
     """Rows along the last axis; numbers in a row of their own where there is only one axis."""
-    return output.reshape(-1, output.shape[-1] if output.ndim > 1 else 1)
+    rows, width = (math.prod(output.shape[:-1]), output.shape[-1]) if output.ndim > 1 else (output.size, 1)
+    return output.reshape(rows, width)
 
 
 def _log_probabilities(numbers: Array) -> Array:

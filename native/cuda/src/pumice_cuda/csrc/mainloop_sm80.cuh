@@ -1,8 +1,8 @@
 // The loop of matrix products and convolutions from Ampere on: out (M, N) = epilogue(A B'), B (N, K), with mma.sync,
 // whose operands every warp reads from shared memory into registers.
 //
-// A block of 8 warps makes 128 rows by 128 columns, each warp 32 by 64, or 128 by 64, each warp 16 by 64. Steps of 64 bytes of K come through a ring of
-// STAGES buffers by asynchronous copies of ACCESS bytes, for each of which the source of A or B says where it lies, how
+// A block of 8 warps makes 128 rows by 128 columns, each warp 32 by 64, or 128 by 64, each warp 16 by 64. Steps of 64
+// bytes of K come through a ring of STAGES buffers by asynchronous copies of ACCESS bytes, for each of which the source of A or B says where it lies, how
 // much of it is inside the array (the rest becomes zero) and how to go on to the next step. Rows of a buffer are four
 // chunks of 16 bytes, permuted so that the eight rows that ldmatrix reads at once lie in different banks.
 //

@@ -29,11 +29,10 @@ def _attention(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
     if product.node.domain or not _SPELLING.fullmatch(names) or tail[-1].at != 0 or not _over_keys(tail[-2]):
         return None
     scaled, masked = "s" in names, "m" in names
-    known = _other(tail[0]) if scaled else None
-    if scaled and (known is None or known.size != 1 or (tail[0].node.op_type == "Div" and tail[0].at != 0)):
+    known, found = (_other(tail[0]), _factor(tail[0])) if scaled else (None, 1.0)
+    if found is None:
         return None
-    factor = float(np.asarray(to_host(known)).reshape(())) if scaled else 1.0
-    factor = 1.0 / factor if scaled and tail[0].node.op_type == "Div" else factor
+    factor = found
 
     def run(q: Any, k: Any, *rest: Any) -> Any:
         from pumice_cuda.attention import attention, takes
@@ -47,6 +46,17 @@ def _attention(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
         return (attention(q, keys, v, factor, mask),)
 
     return run
+
+
+def _factor(scaling: Link) -> float | None:
+    """What scores are multiplied by; None if that is not one number that is known, or they are divided by zero."""
+    divides, known = scaling.node.op_type == "Div", _other(scaling)
+    if known is None or known.size != 1 or (divides and scaling.at != 0):
+        return None
+    value = float(np.asarray(to_host(known)).reshape(()))
+    if not divides:
+        return value
+    return 1.0 / value if value else None
 
 
 def _over_keys(softmax: Link) -> bool:

@@ -74,23 +74,30 @@ def pad(c: Compiler, step: Step) -> bool:
     """Elements that repeat others, along one axis, by index; the operator itself says which."""
     x, *rest = step.inputs
     known = [None if slot == ABSENT else c.known(slot) for slot in rest]
-    before, after = c.shape(x), c.shape(step.outputs[0])
-    axes = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-    if step.node.get("mode", "constant") == "constant" or len(axes) != 1 or c.dtype(x).hasobject:
+    before = c.shape(x)
+    if step.node.get("mode", "constant") == "constant" or 0 in c.shape(step.outputs[0]) or c.dtype(x).hasobject:
         return False
     if any(value is None for value, slot in zip(known, rest, strict=True) if slot != ABSENT):
         return False
-    assert step.op.forward is not None
-    (axis,) = axes
-    along = np.arange(before[axis]).reshape([-1 if i == axis else 1 for i in range(len(before))])
-    (index,) = step.op.forward(step.node, np.broadcast_to(along, before), *known)
-    source, count = c.plain(x), after[axis]
-    places = constant(np.ascontiguousarray(index.swapaxes(axis, -1).reshape(-1, count)[0], np.int64))
+    places = [_padded(step, known, before, axis) for axis in range(len(before))]
+    changed = [i for i, size in enumerate(before) if not np.array_equal(places[i], np.arange(size))]
+    if len(changed) != 1:
+        return False
+    (axis,) = changed
+    source = c.plain(x)
     c.emit(
-        "gather", c.result(step.outputs[0]), source, places, outer=math.prod(before[:axis]), size=before[axis],
-        count=count, bytes=math.prod(before[axis + 1 :]) * source.dtype.itemsize, wide=1,
+        "gather", c.result(step.outputs[0]), source, constant(places[axis]), outer=math.prod(before[:axis]),
+        size=before[axis], count=len(places[axis]), bytes=math.prod(before[axis + 1 :]) * source.dtype.itemsize, wide=1,
     )  # fmt: skip
     return True
+
+
+def _padded(step: Step, amounts: Sequence[Any], shape: Sequence[int], axis: int) -> Any:
+    """The indices, int64, that an axis of the result of a Pad has of the operand's."""
+    assert step.op.forward is not None
+    along = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    (index,) = step.op.forward(step.node, np.broadcast_to(along, shape), *amounts)
+    return np.ascontiguousarray(index.swapaxes(axis, 0).reshape(index.shape[axis], -1)[:, 0], np.int64)
 
 
 def concat(c: Compiler, step: Step) -> bool:

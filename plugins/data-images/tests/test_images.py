@@ -1,11 +1,36 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx import parser
 from PIL import Image
 
-from pumice.data import open_dataset
+from pumice.data import open_dataset, open_splits
 from pumice.errors import DataError
+from pumice.testing import DatasetReaderContract
+from pumice_data_images import ImageFolderReader
 
 RNG = np.random.default_rng(0)
+
+
+class TestImageFolder(DatasetReaderContract):
+    strategy = ImageFolderReader
+
+    def feeds(self):
+        return np.random.default_rng(2).integers(0, 256, (5, 3, 8, 8)).astype(np.float32)
+
+    def write(self, folder, feeds, labels):
+        for number, feed in enumerate(feeds):
+            write(folder / f"{number}.png", feed.transpose(1, 2, 0).astype(np.uint8))
+        (folder / "labels.csv").write_text("".join(f"{number}.png,{label}\n" for number, label in enumerate(labels)))
+        (folder / "pumice.toml").write_text("[inputs.x]\nscale = 1.0\n")
+        return folder
+
+
+def model_of(inputs):
+    """A model of these inputs whose output is the first one."""
+    kind, name = inputs.split(", ")[0].split()
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({kind} y) {{ y = Identity({name}) }}'
+    return ir.from_proto(parser.parse_model(text))
 
 
 def write(path, pixels):
@@ -19,7 +44,7 @@ def noise(*shape):
 
 
 @pytest.fixture
-def model(model_of):
+def model():
     return model_of("float[N,3,4,6] image")
 
 
@@ -74,7 +99,7 @@ def test_the_default_scales_to_one_and_says_so(tmp_path, model):
     assert any("no pumice.toml" in note and "NCHW" in note for note in dataset.notes)
 
 
-def test_the_default_follows_the_input(tmp_path, model_of):
+def test_the_default_follows_the_input(tmp_path):
     pixels = write(tmp_path / "a.png", noise(8, 12, 3))
     assert first(tmp_path, model_of("float[N,4,6,3] image"))["image"].shape == (1, 4, 6, 3)
     assert first(tmp_path, model_of("float[N,1,4,6] image"))["image"].shape == (1, 1, 4, 6)
@@ -82,7 +107,7 @@ def test_the_default_follows_the_input(tmp_path, model_of):
     np.testing.assert_array_equal(bytes_[0], pixels.transpose(2, 0, 1))
 
 
-def test_everything_declared_is_done(tmp_path, model_of):
+def test_everything_declared_is_done(tmp_path):
     pixels = write(tmp_path / "a.png", noise(10, 14, 3))
     (tmp_path / "pumice.toml").write_text(
         "[inputs.image]\ncrop = [4, 6]\nchannels = 'BGR'\nlayout = 'NHWC'\nscale = 1.0\n"
@@ -92,28 +117,33 @@ def test_everything_declared_is_done(tmp_path, model_of):
     np.testing.assert_allclose(first(tmp_path, model_of("float[N,H,W,3] image"))["image"][0], expected, rtol=1e-6)
 
 
-def test_resizing_by_one_number_sets_the_shorter_side(tmp_path, model_of):
+def test_resizing_by_one_number_sets_the_shorter_side(tmp_path):
     write(tmp_path / "a.png", noise(20, 40, 3))
     (tmp_path / "pumice.toml").write_text("[inputs.image]\nresize = 10\n")
     assert first(tmp_path, model_of("float[N,3,H,W] image"))["image"].shape == (1, 3, 10, 20)
 
 
-def test_other_inputs_may_be_constants(tmp_path, model_of):
+def test_other_inputs_may_be_constants(tmp_path):
     write(tmp_path / "a.png", noise(4, 6, 3))
     (tmp_path / "pumice.toml").write_text("[inputs.size]\nconstant = [[4.0, 6.0]]\n")
-    feeds = first(tmp_path, model_of("float[N,3,4,6] image,  float[N,2] size", "float[N,3,4,6] y"))
+    feeds = first(tmp_path, model_of("float[N,3,4,6] image, float[N,2] size"))
     assert feeds["size"].tolist() == [[4.0, 6.0]]
 
 
 def test_a_folder_may_hold_folders_of_images_for_both_parts(tmp_path, model):
-    from pumice.data import open_splits
-
     write(tmp_path / "calibration/a.png", noise(4, 6, 3))
     write(tmp_path / "test/cat/a.png", noise(4, 6, 3))
     (tmp_path / "pumice.toml").write_text("[inputs.image]\nscale = 1.0\n")
     splits = open_splits(tmp_path, model)
     assert (splits.calibration.labelled, splits.test.labelled) == (False, True)
     assert next(splits.calibration.batches()).feeds["image"].max() > 1
+
+
+def test_a_folder_of_parts_is_left_to_core_which_opens_its_test_part(tmp_path, model):
+    for name in ("calibration/a.png", "test/b.png", "test/c.png"):
+        write(tmp_path / name, noise(4, 6, 3))
+    dataset = open_dataset(tmp_path, model)
+    assert (len(dataset), dataset.labelled) == (2, False)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
@@ -143,15 +173,15 @@ def test_a_declaration_that_makes_no_sense_is_told(tmp_path, model, toml, words)
         open_dataset(tmp_path, model)
 
 
-def test_a_model_that_takes_no_image_is_told(tmp_path, model_of):
+def test_a_model_that_takes_no_image_is_told(tmp_path):
     write(tmp_path / "a.png", noise(4, 6, 3))
     with pytest.raises(DataError, match="is no image"):
         open_dataset(tmp_path, model_of("float[N,7] x"))
     with pytest.raises(DataError, match="not clear which of the inputs"):
-        open_dataset(tmp_path, model_of("float[N,3,4,6] a,  float[N,3,4,6] b", "float[N,3,4,6] y"))
+        open_dataset(tmp_path, model_of("float[N,3,4,6] a, float[N,3,4,6] b"))
 
 
-def test_photographs_are_turned_upright(tmp_path, model_of):
+def test_photographs_are_turned_upright(tmp_path):
     image = Image.fromarray(noise(4, 6, 3))
     exif = image.getexif()
     exif[0x0112] = 6  # turned by a quarter
