@@ -33,10 +33,10 @@ EMBEDDING = {"name": "feature-cosine", "at": ["sentence_embedding"], "weight": 5
 
 @attrs.frozen(kw_only=True)
 class Size:
-    texts: int = 12_000
+    texts: int = 3_000
     length: int = 40
     """Tokens of a text; longer ones are cut, shorter ones padded."""
-    epochs: int = 2
+    epochs: int = 1
 
 
 @attrs.frozen(kw_only=True)

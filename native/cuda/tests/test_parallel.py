@@ -21,7 +21,8 @@ def work(peers, path):
 
 @pytest.fixture
 def two(monkeypatch):
-    """Two processes, copies of this one, whose peers need no NCCL."""
+    """Two processes, copies of this one, whose peers need no NCCL, on a machine that hides none of its GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     copies = multiprocessing.get_context("fork")
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda _: copies)
     monkeypatch.setattr(parallel, "_gpus", lambda: 2)
@@ -50,7 +51,6 @@ def seen(peers):
 
 @pytest.mark.parametrize(("given", "first"), [("5, 3", "5"), (None, "0")])
 def test_a_process_sees_its_own_gpu_only(two, monkeypatch, given, first):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert parallel.in_parallel(seen) == first

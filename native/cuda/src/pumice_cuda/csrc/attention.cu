@@ -1,9 +1,9 @@
 // Attention, out = softmax(factor Q K' + mask) V for every head, in one pass over the keys.
 //
 // A block has 64 queries of a head, a warp 16 of them, and kGroups of four warps go through chunks of kKeys keys side by
-// side, each with its own share of the softmax: the greatest score so far, the sum and the weighted values relative to
-// it. At the end the groups' shares are put together. What a warp makes of its queries and keys stays in registers: the
-// scores that a thread holds are those that it needs of the next product's first operand.
+// side and in step, each with its own share of the softmax: the greatest score so far, the sum and the weighted values
+// relative to it. At the end the groups' shares are put together. What a warp makes of its queries and keys stays in
+// registers: the scores that a thread holds are those that it needs of the next product's first operand.
 //
 // Every operand is the sum of two bfloat16, 16 bits of mantissa: hi hi' + hi lo' + lo hi' is off by about 2^-17 of the
 // product of the norms, and has float's range.
@@ -107,10 +107,6 @@ struct Chunk {
         }
     }
 };
-
-__device__ inline void sync_group(int group) {
-    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kThreads) : "memory");
-}
 
 // --- what a warp knows of its 16 queries ------------------------------------------------------------------------------
 
@@ -270,11 +266,12 @@ __global__ void __launch_bounds__(kThreads * kGroups, kGroups == 1 && kSize <= 6
             queries[d][c] = Pair(two[0], two[1]);
         }
     Share<kSize> share;
-    for (int first = group * kKeys; first < shape.keys; first += kGroups * kKeys) {
-        sync_group(group);
+    for (int round = 0; round < shape.keys; round += kGroups * kKeys) {
+        const int first = round + group * kKeys;  // beyond the last key: the group attends to nothing
+        __syncthreads();
         keys.fill(k, shape.k.row, first, shape.keys);
         values.fill(v, shape.v.row, first, shape.keys);
-        sync_group(group);
+        __syncthreads();
         float scores[kKeys / 8][4] = {};
         score<kSize, kKeys>(scores, queries, keys, mask, shape, query, first);
         attend<kSize, kKeys>(share, scores, values);
@@ -294,4 +291,5 @@ __global__ void __launch_bounds__(kThreads * kGroups, kGroups == 1 && kSize <= 6
     }
 }
 
-// instances: attention<16, 64, 1>; attention<64, 64, 1>; attention<64, 64, 2>; attention<128, 16, 1>
+// instances: attention<16, 64, 1>; attention<32, 32, 2>; attention<32, 64, 1>; attention<64, 32, 2>
+// instances: attention<64, 64, 1>; attention<64, 64, 2>; attention<128, 16, 1>

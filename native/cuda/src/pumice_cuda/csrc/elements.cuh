@@ -61,3 +61,14 @@ __device__ inline void store(T *to, const float *values) {
     for (int w = 0; w < kWide; w++) narrow(values[w], vector.at[w]);
     *reinterpret_cast<Vector<T, kWide> *>(to) = vector;
 }
+
+// NaN stays NaN.
+struct Greatest {
+    __device__ static float neutral() { return __int_as_float(0xff800000); }
+    __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+};
+
+struct Least {
+    __device__ static float neutral() { return __int_as_float(0x7f800000); }
+    __device__ float operator()(float a, float b) const { return a < b || a != a ? a : b; }
+};

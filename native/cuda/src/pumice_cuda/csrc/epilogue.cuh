@@ -2,8 +2,8 @@
 //
 //     v = activation((sum + offset[n]) * scale[n] * scale_by * row_scale[m] + bias[n] + residual[m, n])
 //
-// A product whose range is asked for (RANGED, of f32) stores v factor[n], and the least and the greatest of it, and of
-// zero, for every 16 rows and 64 columns.
+// A product whose range is asked for (RANGED, of f32) stores v factor[n], and the least and the greatest of it (NaN if
+// there is one), and of zero, for every 16 rows and 64 columns.
 //
 // Output::s32 stores sum + offset[n]. Outputs of 8 bits are levels, and a residual of theirs is added to them as
 // onnxruntime's QLinearAdd does, rounding a second time:
@@ -283,7 +283,7 @@ struct Strip {
         for (int i = 0; i < 4; ++i) {
             v[i] *= i % 2 ? factor.y : factor.x;
             if (has_row(i / 2) && (WHOLE || column + 8 * block + i % 2 < e.columns))
-                least = fminf(least, v[i]), greatest = fmaxf(greatest, v[i]);
+                least = Least()(least, v[i]), greatest = Greatest()(greatest, v[i]);
         }
     }
 
@@ -468,8 +468,8 @@ __device__ __forceinline__ void store_range(const Epilogue& e, float least, floa
     static_assert(BLOCKS % 8 == 0, "ranges are of 64 columns");
 #pragma unroll
     for (int distance = 16; distance; distance /= 2) {
-        least = fminf(least, __shfl_xor_sync(~0u, least, distance));
-        greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, distance));
+        least = Least()(least, __shfl_xor_sync(~0u, least, distance));
+        greatest = Greatest()(greatest, __shfl_xor_sync(~0u, greatest, distance));
     }
     int lane = threadIdx.x % 32, across = (e.columns + 63) / 64, place = column / 64 + lane;
     if (lane < BLOCKS / 8 && row < e.rows && place < across)

@@ -151,4 +151,4 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-// instances: lstm_grid<4, false>; lstm_grid<8, false>; lstm_grid<4, true>
+// instances: lstm_grid<4, false>; lstm_grid<8, false>; lstm_grid<4, true>; lstm_grid<8, true>

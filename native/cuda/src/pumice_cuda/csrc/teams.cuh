@@ -8,17 +8,6 @@ struct Add {
     __device__ float operator()(float a, float b) const { return a + b; }
 };
 
-// NaN stays NaN.
-struct Greatest {
-    __device__ static float neutral() { return __int_as_float(0xff800000); }
-    __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
-};
-
-struct Least {
-    __device__ static float neutral() { return __int_as_float(0x7f800000); }
-    __device__ float operator()(float a, float b) const { return a < b || a != a ? a : b; }
-};
-
 // For what a NaN reaches by another way, too: one instruction.
 struct Larger {
     __device__ static float neutral() { return __int_as_float(0xff800000); }

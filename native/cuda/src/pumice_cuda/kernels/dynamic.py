@@ -61,7 +61,7 @@ _FUSING: dict[str, Any] = {"run": reference.forward, "rank": 5}
 """By itself another record computes the operator, or core."""
 
 KERNELS = (
-    Kernel(op_type="DynamicQuantizeLinear", since=11, rank=11, run=_quantize, rtol=0.0, atol=0.0),
+    Kernel(op_type="DynamicQuantizeLinear", since=11, run=_quantize, rtol=0.0, atol=0.0),
     Kernel(op_type="LayerNormalization", since=17, fuse=_normalised, rtol=1e-5, atol=1e-5, **_FUSING),
     Kernel(op_type="Mul", fuse=_multiplied, rtol=0.0, atol=0.0, **_FUSING),
 )

@@ -1,4 +1,4 @@
-"""Quantization of the Plan: Q, DQ and dynamic Q for 8 bits, Relu before Q in one pass, and the gradients of Q and DQ.
+"""Quantization of the Plan: Q and DQ for 8 bits, Relu before Q in one pass, and the gradients of Q and DQ.
 
 Blocks of scales, other types and empty arrays go to core's code.
 """
@@ -50,12 +50,6 @@ def _dequantize(node: Node, q: Array, scale: Array, zero: Array | None = None) -
     if not _plain(node, q, scale) or node.get("output_dtype", 0) not in (0, 1):
         return reference.forward(node, q, scale, zero)
     return (dequantize(q, scale, zero, axis=_axis(node, scale)),)
-
-
-def _dynamic_quantize(node: Node, x: Array) -> Outputs:
-    from pumice_cuda.quantize import dynamic_quantize
-
-    return dynamic_quantize(x) if x.size else reference.forward(node, x)
 
 
 def _is_whole(node: Node) -> str | None:
@@ -116,7 +110,6 @@ KERNELS = (
         for name, run, dtypes in (("QuantizeLinear", _quantize, FLOATS), ("DequantizeLinear", _dequantize, BYTES))
     ),
     Kernel(op_type="Relu", run=reference.forward, fuse=_relu_quantize, dtypes=FLOATS, **_EXACT),
-    Kernel(op_type="DynamicQuantizeLinear", since=11, run=_dynamic_quantize, **_EXACT),
     Kernel(op_type="QuantizeLinear", part="vjp", run=_quantize_vjp, accepts=_is_whole, **_SUMS),
     Kernel(op_type="DequantizeLinear", part="vjp", run=_dequantize_vjp, accepts=_is_whole, dtypes=BYTES, **_SUMS),
 )
