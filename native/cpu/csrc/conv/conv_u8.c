@@ -342,18 +342,20 @@ static float *padded_multipliers(const struct pumice_conv_u8 *conv, const float 
     const int64_t groups = conv->depthwise ? 1 : s->groups, each = s->filters / groups;
     const int64_t columns = (conv->depthwise ? conv->depthwise_form.channels : conv->form.filters) * conv->panels;
     float *padded = pumice_scratch(SCRATCH_CONV_POINTERS, (size_t)(groups * columns + CONV_SLACK) * sizeof *padded);
-    for (int64_t g = 0; padded && g < groups; g++)
-        for (int64_t n = 0; n < columns; n++)
-            padded[g * columns + n] = multiplier && n < each ? multiplier[g * each + n] : 1;
+    for (int64_t g = 0; padded && g < groups; g++) {
+        const int64_t given = multiplier ? each : 0;
+        if (given) memcpy(padded + g * columns, multiplier + g * each, (size_t)given * sizeof *padded);
+        for (int64_t n = given; n < columns; n++) padded[g * columns + n] = 1;
+    }
     return padded;
 }
 
 /* Whether sums times multipliers could leave int32. */
 static int may_overflow(const struct pumice_conv_shape *s, const struct pumice_conv_u8_epilogue *e) {
     if (e->result != PUMICE_CONV_LEVELS) return 0;
-    for (int64_t n = 0; n < s->filters; n++)
-        if (!(fabsf(e->multiplier[n]) < 0.5f)) return 1;
-    return e->residual && !(fabsf(e->residual_multiplier) < 1e6f);
+    int large = 0; /* all of them, in vectors, instead of up to the first */
+    for (int64_t n = 0; n < s->filters; n++) large |= !(fabsf(e->multiplier[n]) < 0.5f);
+    return large || (e->residual && !(fabsf(e->residual_multiplier) < 1e6f));
 }
 
 /* About how long one image takes a thread, from the rates of a fast core: products, and results made and stored. */

@@ -102,12 +102,13 @@ static void point_at_rows(const struct conv_u8_run *run, const uint8_t *image, i
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
     const int64_t count = round_up(window_rows(conv), 4);
-    for (int64_t r = 0; r < count; r++) {
-        const int64_t tap = smaller(r, window_rows(conv) - 1);
-        const int64_t row_d = window_start(conv, 0, d) + tap / s->kernel[1] * s->dilation[0];
-        const int64_t row_h = window_start(conv, 1, h) + tap % s->kernel[1] * s->dilation[1];
-        for (int part = 0; part < conv->parts; part++) rows[part * count + r] = row_at(run, image, row_d, row_h);
-    }
+    int64_t r = 0;
+    for (int64_t i = 0; i < s->kernel[0]; i++)
+        for (int64_t j = 0; j < s->kernel[1]; j++)
+            rows[r++] = row_at(run, image, window_start(conv, 0, d) + i * s->dilation[0],
+                               window_start(conv, 1, h) + j * s->dilation[1]);
+    for (; r < count; r++) rows[r] = rows[r - 1];
+    for (; r < conv->parts * count; r++) rows[r] = rows[r - count];
 }
 
 /* Sums in the order of the places to a result that is not plain levels. */
@@ -216,26 +217,32 @@ static void block_of_row(const struct row *row) {
     }
 }
 
-/* One output row, or two, all channels, where no sum is wanted. `rows` are those of the windows. */
-static void levels_of_rows(const struct conv_u8_run *run, const uint8_t *const *rows, int64_t r, int lines) {
+/* What all rows have in common where no sum is wanted. */
+static struct conv_u8_line line_of(const struct conv_u8_run *run, struct conv_requantize *how) {
     const struct pumice_conv_u8 *conv = run->conv;
     const struct pumice_conv_shape *s = &conv->shape;
-    const int64_t places = conv->depthwise_form.channels, width = s->output[2] * s->channels, at = r * width;
-    struct conv_requantize how = conv_u8_requantization(run, run->placed, at);
-    struct conv_u8_line line = {
-        .lines = lines, .columns = conv->frame[2], .column = s->channels, .before = conv->in_place ? s->before[2] : 0,
-        .stride = s->stride[2], .count = s->output[2], .out_stride = s->channels, .below = width,
-        .border = (uint8_t)conv->zero_point, .how = &how,
+    return (struct conv_u8_line){
+        .columns = conv->frame[2], .column = s->channels, .before = conv->in_place ? s->before[2] : 0,
+        .stride = s->stride[2], .count = s->output[2], .out_stride = s->channels, .below = s->output[2] * s->channels,
+        .border = (uint8_t)conv->zero_point, .how = how,
     };
-    for (int64_t first = 0; first < s->channels; first += places) {
-        for (int i = 0; i < lines + 2; i++) line.rows[i] = rows[i] + first;
-        line.channels = (int)smaller(places, s->channels - first);
-        line.weights = conv->weights + first / places * conv_u8_depthwise_bytes(conv), line.bias = conv->bias + first;
-        how.multiplier = run->placed + first;
-        conv->level->table.conv_u8_depthwise_line(run->y + at + first, &line);
+}
+
+/* One output row, or two, all channels. `rows` are those of the windows. */
+static void levels_of_rows(const struct conv_u8_run *run, const uint8_t *const *rows, int64_t r,
+                           struct conv_u8_line *line, struct conv_requantize *how) {
+    const struct pumice_conv_u8 *conv = run->conv;
+    const int64_t places = conv->depthwise_form.channels, channels = conv->shape.channels, at = r * line->below;
+    line->weights = conv->weights;
+    for (int64_t first = 0; first < channels; first += places, line->weights += conv_u8_depthwise_bytes(conv)) {
+        for (int i = 0; i < line->lines + 2; i++) line->rows[i] = rows[i] + first;
+        line->channels = (int)smaller(places, channels - first);
+        line->bias = conv->bias + first;
+        how->multiplier = run->placed + first;
+        conv->level->table.conv_u8_depthwise_line(run->y + at + first, line);
     }
     if (run->epilogue->table)
-        conv_u8_look_up(run->y + at, s->channels, lines * s->output[2], s->channels, run->epilogue->table);
+        conv_u8_look_up(run->y + at, channels, line->lines * line->count, channels, run->epilogue->table);
 }
 
 /* Some output rows, all channels. */
@@ -256,6 +263,8 @@ static void rows_task(void *context, int64_t chunk, int worker) {
     struct row row = {.run = run, .rows = pointer, .pointers = pointers, .stage = stage, .patch = stage + staged};
     const struct pumice_conv_u8_epilogue *e = run->epilogue;
     const int by_lines = has_lines(conv) && e->result == PUMICE_CONV_LEVELS && !e->residual && !run->overflows;
+    struct conv_requantize how = conv_u8_requantization(run, run->placed, 0);
+    struct conv_u8_line line = line_of(run, &how);
     row.lines = 1;
     for (int64_t r = chunk * run->rows; r < last; r += row.lines) {
         const uint8_t *image = run->images + r / rows * volume(conv->frame) * s->channels;
@@ -266,7 +275,8 @@ static void rows_task(void *context, int64_t chunk, int worker) {
                         s->dilation[1] == 1 && h + 1 < s->output[1] && r + 1 < last ? 2 : 1;
             if (row.lines == 2)
                 pointer[3] = row_at(run, image, window_start(conv, 0, d), window_start(conv, 1, h) + 3);
-            levels_of_rows(run, pointer, r, row.lines);
+            line.lines = row.lines;
+            levels_of_rows(run, pointer, r, &line, &how);
             continue;
         }
         const int64_t below = smaller(s->output[1] - r % s->output[1], last - r);
@@ -288,8 +298,9 @@ static int prepare(struct conv_u8_run *run) {
     float *placed = pumice_scratch(SCRATCH_CONV_BORDER, (size_t)multipliers * sizeof *placed + (size_t)bytes);
     if (!placed) return 0;
     for (int64_t first = 0; first < multipliers; first += places)
-        for (int64_t place = 0; place < places; place++)
-            placed[first + place] = run->multiplier[first + channel_at(&conv->depthwise_form, place)];
+        for (int64_t place = 0; place < places; place += 4)
+            memcpy(placed + first + place, run->multiplier + first + channel_at(&conv->depthwise_form, place),
+                   4 * sizeof *placed);
     memset(placed + multipliers, conv->zero_point, (size_t)bytes);
     run->placed = placed;
     run->border = (const uint8_t *)(placed + multipliers);

@@ -46,7 +46,7 @@ struct conv_requantize {
 /* Depthwise tiles hold a block of channels, in an order that suits the level's instructions. */
 struct conv_u8_depthwise_form {
     int channels;          /* of a block, at most CONV_DEPTHWISE_CHANNELS */
-    const uint8_t *order;  /* place n of a block holds channel order[n]; NULL: channel n */
+    const uint8_t *order;  /* place n of a block holds channel order[n], four neighbours together; NULL: channel n */
     int offset;            /* as conv_u8_form's */
     int lines;             /* rows that conv_u8_depthwise_line takes at once; 0: it is not this level's own */
 };
