@@ -77,6 +77,14 @@ def test_padding_counts_nothing(kind):
     assert kind().compare(moved, Target(other, mask=mask), 0.0)[0] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", [AttentionMaps, ValueRelation])
+def test_a_batch_of_padding_alone_costs_nothing(kind):
+    own, other = (RNG.dirichlet(np.ones(4), (2, 3, 4)) for _ in range(2))
+    found, grad = kind().compare(own, Target(other, mask=np.zeros((2, 4), np.int64)), 0.0)
+    assert found == 0
+    assert np.all(grad == 0)
+
+
 def test_places_are_compared_however_many_channels_there_are():
     places = RNG.uniform(0.5, 2, (3, 1, 4, 4))
     own, other = (np.repeat(places, channels, axis=1) for channels in (2, 5))

@@ -134,7 +134,8 @@ def _rows(relations: Array, mask: Array | None) -> Any:
             f"input of that shape with the knob 'mask'"
         )
     tokens = mask.reshape(count, *[1] * len(heads), queries, 1).astype(relations.dtype)
-    return tokens / (tokens.sum() * math.prod(heads))
+    total = tokens.sum()
+    return tokens / ((total + (total == 0)) * math.prod(heads))  # a batch of padding alone counts nothing
 
 
 def _relation(values: Array, mask: Array | None) -> tuple[Array, float]:
