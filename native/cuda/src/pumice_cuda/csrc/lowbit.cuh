@@ -221,6 +221,17 @@ struct Weights {
     __device__ int64 table(int output, int group) const { return int64(output) * table_output + group * table_group; }
 };
 
+// The values of a word of both outputs of a thread, by [part][output][pair].
+template <typename Decoder>
+__device__ __forceinline__ void decode_both(const Decoder &decoder, const typename Decoder::Row (&rows)[2],
+                                            const Word (&words)[2], Word (&values)[Decoder::kParts][2][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        decoder.template decode<0>(words[half], rows[half], values[0][half]);
+        if constexpr (Decoder::kParts == 2) decoder.template decode<1>(words[half], rows[half], values[1][half]);
+    }
+}
+
 // Adds the product of words j = first .. first + kWords - 1 of a step: kColumns times eight rows of A, whose values
 // `activations(column, j)` gives, with a tile's 16 outputs, whose codes are [half][word]; a thread has `output` and the
 // eighth after it. A group of scales covers
@@ -242,13 +253,9 @@ __device__ void add_words(const Weights &weights, const Decoder &decoder, const 
         float products[kColumns][4] = {}, totals[kColumns][4] = {};
 #pragma unroll
         for (int j = start; j < start + kTogether; j++) {
+            const Word words[2] = {codes[0][j], codes[1][j]};
             Word decoded[Decoder::kParts][2][4];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                decoder.template decode<0>(codes[half][j], rows[half], decoded[0][half]);
-                if constexpr (Decoder::kParts == 2)
-                    decoder.template decode<1>(codes[half][j], rows[half], decoded[1][half]);
-            }
+            decode_both(decoder, rows, words, decoded);
 #pragma unroll
             for (int column = 0; column < kColumns; column++) {
                 const Activations<kSplit> a = activations(column, first + j);

@@ -38,11 +38,7 @@ struct Sums {
                         const Activations<kSplit> &a) {
         const Word ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
         Word decoded[Decoder::kParts][2][4];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            decoder.template decode<0>(words[half], rows[half], decoded[0][half]);
-            if constexpr (Decoder::kParts == 2) decoder.template decode<1>(words[half], rows[half], decoded[1][half]);
-        }
+        decode_both(decoder, rows, words, decoded);
 #pragma unroll
         for (int s = 0; s < kSplit; s++)
 #pragma unroll
