@@ -170,6 +170,14 @@ def test_images_without_a_reader_of_images_name_the_plugin_to_install(tmp_path, 
         open_dataset(tmp_path, model)
 
 
+def test_rows_without_a_reader_of_text_name_the_plugin_to_install(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("PUMICE_PLUGINS", "")
+    monkeypatch.setattr("pumice.registry._registry", discover)
+    (tmp_path / "a.jsonl").write_text('{"x": [1, 2, 3]}\n')
+    with pytest.raises(DataError, match=r"holds rows of text, .*: pip install pumice-data-text$"):
+        open_dataset(tmp_path / "a.jsonl", model)
+
+
 def test_labels_of_another_number_are_refused(model):
     with pytest.raises(DataError, match="20 samples but 3 labels"):
         open_dataset(feeds(), model, labels=[1, 2, 3])

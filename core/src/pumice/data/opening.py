@@ -109,10 +109,15 @@ def open_path(path: Path, model: ModelLike | None) -> Dataset:
     for reader in readers:
         if reader.recognises(path):
             return reader.open(path, cast(Any, model))
-    if "images" not in known.strategies("dataset") and _holds_images(path):
-        raise DataError(f"'{path}' holds images, which no installed reader knows: pip install pumice-data-images")
+    for name, what, holds in (("images", "images", _holds_images), ("text", "rows of text", _holds_rows)):
+        if name not in known.strategies("dataset") and holds(path):
+            raise DataError(f"'{path}' holds {what}, which no installed reader knows: pip install pumice-data-{name}")
     forms = ", ".join(reader.name for reader in readers)
     raise DataError(f"'{path}' is no form of data that an installed reader knows ({forms}); see `pumice plugins`")
+
+
+def _holds_rows(file: Path) -> bool:
+    return file.is_file() and file.suffix.lower() in {".csv", ".tsv", ".jsonl", ".ndjson"}
 
 
 def _holds_images(folder: Path) -> bool:

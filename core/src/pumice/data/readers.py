@@ -11,7 +11,6 @@ from pumice.data.dataset import Dataset
 from pumice.data.npz import NpzFolderReader, NpzReader
 from pumice.data.opening import open_path
 from pumice.data.splits import subsets_of
-from pumice.data.text import TextReader
 from pumice.strategy import DatasetReader
 
 
@@ -32,9 +31,4 @@ class FolderOfPartsReader(DatasetReader):
         return dataset
 
 
-BUILTIN_READERS: tuple[type[DatasetReader], ...] = (
-    FolderOfPartsReader,
-    NpzFolderReader,
-    NpzReader,
-    TextReader,
-)
+BUILTIN_READERS: tuple[type[DatasetReader], ...] = (FolderOfPartsReader, NpzFolderReader, NpzReader)

@@ -16,32 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import attrs
 import numpy as np
 
-from pumice.data.dataset import Dataset, IndexedDataset, Sample, with_row
-from pumice.data.declaration import Declaration, InputDeclaration, TokenizerDeclaration, read_declaration
+from pumice.data.dataset import IndexedDataset, Sample, with_row
+from pumice.data.declaration import Declaration, InputDeclaration, TokenizerDeclaration
 from pumice.data.inputs import Array, Feeds, InputSpec, ModelInputs
 from pumice.data.labels import value_of
 from pumice.errors import DataError, nearest
-from pumice.strategy import DatasetReader
 
 _USUAL = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
 
 Row = Mapping[str, Any]
-
-
-@attrs.frozen(kw_only=True)
-class TextReader(DatasetReader):
-    """A .csv or .jsonl file, a row a sample: texts with a declared tokenizer, arrays of ids, or columns of numbers."""
-
-    name = "text"
-
-    def recognises(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".jsonl", ".ndjson"}
-
-    def open(self, path: Path, model: Any) -> Dataset:
-        return TextTable(path, ModelInputs.of(model), read_declaration(path))
 
 
 class TextTable(IndexedDataset):
