@@ -15,14 +15,14 @@ from models.language import information
 
 import pumice
 from pumice.distil.architectures import built
-from pumice.distil.generation import Decoder, sample
-from pumice.distil.quality import quality
 from pumice.distil.students import weights
 from pumice.measure import pick_runtime
 from pumice.registry import registry
 from pumice.steps import Distil, Step, Train
 from pumice.strategy import Loss
 from pumice.train.application import trainable_plan
+from pumice_distil_policy.generation import Decoder, sample
+from pumice_distil_policy.quality import quality
 
 TEACHER = language.TRAINED / "char_gpt.onnx"
 STUDENT = {"family": "gpt", "width": 60, "layers": 3, "heads": 4, "positions": language.LENGTH}

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from pumice.distil.loss import Samples, Target, TaughtBatch
+from pumice.distil.loss import Target, TaughtBatch
 from pumice.errors import DataError
 from pumice.testing import LossContract
 from pumice_distil_policy import OnPolicy
+from pumice_distil_policy.generation import Samples
 
 RNG = np.random.default_rng(4)
 N, LENGTH, PROMPT, WORDS = 3, 6, 2, 4

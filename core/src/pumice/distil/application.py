@@ -21,7 +21,6 @@ from pumice.distil.connectors import Connection, Connectors
 from pumice.distil.loss import DistillationLoss, SampledLoss
 from pumice.distil.memory import available_bytes, planned
 from pumice.distil.objective import Distillation, Term, asked_for, told
-from pumice.distil.policy import SamplingFeeder
 from pumice.distil.stages import in_stages, keep, kept
 from pumice.distil.streaming import Streamed
 from pumice.distil.students import narrowed, opened, shortened, weights
@@ -180,18 +179,7 @@ class Lesson:
         """Batches of the data, and what the student generates where a loss asks for it."""
         plain = Feeder(training, min(self.settings.batch, training.count()), seed, self.settings.augment)
         sampled = [term.loss for term in self.objective.terms if isinstance(term.loss, SampledLoss)]
-        if not sampled:
-            return plain
-        return SamplingFeeder(
-            plain.dataset,
-            plain.batch,
-            plain.seed,
-            plain.augment,
-            settings=sampled[0],
-            student=self.student,
-            teacher=self.teacher,
-            parameters=self.parameters,
-        )
+        return sampled[0].feeder(plain, self.student, self.teacher, self.parameters) if sampled else plain
 
 
 def by_teacher(loss: DistillationLoss, student: ir.Model, teacher: ir.Model, runtime: Runtime) -> Distillation:

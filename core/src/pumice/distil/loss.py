@@ -12,15 +12,21 @@ values that attention reads. Where `same_width` is set, core joins values of dif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from pumice.errors import DataError
-from pumice.knobs import Float, Int, Names, knob
+from pumice.knobs import Float, Names, knob
 from pumice.strategy import Loss, Need
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.train import Parameters
+    from pumice.train.feeding import Feeder
 
 Array = NDArray[Any]
 
@@ -62,20 +68,6 @@ class Target:
     """(N, tokens): 1 at tokens and 0 at padding; for a loss that names the input that says so."""
 
 
-@attrs.frozen(eq=False)
-class Samples:
-    """Sequences that a language model has continued by itself."""
-
-    tokens: Array
-    """(N, length), whole numbers."""
-    prompt: int
-    """How many of each were given."""
-    log_student: Array
-    """(N, length - prompt): logarithm of the probability that the student gave to every token drawn."""
-    log_drawn: Array
-    """The same of the mixture of student and teacher that it was drawn from."""
-
-
 @attrs.frozen(kw_only=True, eq=False)
 class TaughtBatch:
     """A batch, and what the teacher says about it."""
@@ -87,8 +79,8 @@ class TaughtBatch:
     feeds: Mapping[str, Array] = attrs.field(factory=dict)
     labels: Any = None
     size: int = 1
-    samples: Samples | None = None
-    """Where the batch is what the student has generated."""
+    samples: Any = None
+    """What the student has generated, where the batch is that (`SampledLoss`)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -144,9 +136,12 @@ class DistillationLoss(Loss):
 
 @attrs.frozen(kw_only=True)
 class SampledLoss(DistillationLoss):
-    """Base of losses on what the student generates itself: its tokens are drawn anew for every step."""
+    """Base of losses on what the student generates itself: they see those batches only, and other losses the data."""
 
-    prompt: int = knob(16, Int(1, 100_000), help="tokens of a sample that are given; the student goes on from there")
-    teacher_share: float = knob(0.2, Float(0.0, 1.0), help="share of the teacher in what tokens are drawn from")
-    temperature: float = knob(1.0, Float(0.01, 100.0), help="scores are divided by it when tokens are drawn")
-    reuse: int = knob(1, Int(1, 100), help="steps that learn from the same samples")
+    def feeder(self, data: Feeder, student: ir.Model, teacher: ir.Model, parameters: Parameters) -> Feeder:
+        """What each step learns from: the batches of `data`, and such as the student generates.
+
+        The latter have an attribute `samples`, which `value_and_grad` finds in its batch. `parameters` are the
+        student's, read whenever it generates.
+        """
+        raise NotImplementedError

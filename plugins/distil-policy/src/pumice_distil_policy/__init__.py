@@ -17,15 +17,22 @@ The first part is exact for each token by itself; the second one credits a token
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice import Float, Loss, hookimpl, knob
-from pumice.distil.loss import SampledLoss, Samples, TaughtBatch
+from pumice import Float, Int, Loss, hookimpl, knob
+from pumice.distil.loss import SampledLoss, TaughtBatch
 from pumice.errors import DataError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pumice.train import Parameters
+    from pumice.train.feeding import Feeder
+    from pumice_distil_policy.generation import Samples
 
 Array = NDArray[Any]
 
@@ -35,8 +42,23 @@ class OnPolicy(SampledLoss):
     """KL(student, teacher) of whole sequences that the student generates."""
 
     name = "on-policy"
+    prompt: int = knob(16, Int(1, 100_000), help="tokens of a sample that are given; the student goes on from there")
+    teacher_share: float = knob(0.2, Float(0.0, 1.0), help="share of the teacher in what tokens are drawn from")
+    temperature: float = knob(1.0, Float(0.01, 100.0), help="scores are divided by it when tokens are drawn")
+    reuse: int = knob(1, Int(1, 100), help="steps that learn from the same samples")
     clip: float = knob(0.2, Float(0.0, 10.0), help="how far from 1 the ratio of new to old probabilities may count")
     credit: float = knob(0.5, Float(0.0, 100.0), help="share of what follows from a token, beside the token itself")
+
+    def feeder(self, data: Feeder, student: ir.Model, teacher: ir.Model, parameters: Parameters) -> Feeder:
+        from pumice_distil_policy.sampling import SamplingFeeder
+
+        return SamplingFeeder(
+            *(data.dataset, data.batch, data.seed, data.augment),
+            settings=self,
+            student=student,
+            teacher=teacher,
+            parameters=parameters,
+        )
 
     def value_and_grad(self, outputs: Mapping[str, Array], batch: TaughtBatch) -> tuple[float, dict[str, Array]]:
         if batch.samples is None:

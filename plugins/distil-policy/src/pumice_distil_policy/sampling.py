@@ -15,16 +15,16 @@ import attrs
 import numpy as np
 
 from pumice.data import Batch
-from pumice.distil.generation import Decoder, sample
-from pumice.distil.loss import SampledLoss, Samples
 from pumice.errors import DataError
 from pumice.train.application import trainable_plan
 from pumice.train.feeding import Feeder, Portion
+from pumice_distil_policy.generation import Decoder, Samples, sample
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pumice.train import Parameters
+    from pumice_distil_policy import OnPolicy
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,7 +38,7 @@ class SampledBatch(Batch):
 class SamplingFeeder(Feeder):
     """The batches of a feeder, each beside sequences that begin like its samples and that the student goes on with."""
 
-    settings: SampledLoss = attrs.field(kw_only=True)
+    settings: OnPolicy = attrs.field(kw_only=True)
     student: ir.Model = attrs.field(kw_only=True)
     teacher: ir.Model = attrs.field(kw_only=True)
     parameters: Parameters = attrs.field(kw_only=True)

@@ -19,9 +19,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.distil.loss import Samples
 from pumice.distil.teacher import Answers
 from pumice.errors import DataError
+from pumice_distil_policy.generation import Samples
 
 Array = NDArray[Any]
 PARTS = 4

@@ -21,7 +21,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from pumice.distil.loss import Samples
 from pumice.errors import ModelError
 from pumice.plan import Plan
 from pumice.program import ABSENT, Step, compute
@@ -30,6 +29,20 @@ Array = NDArray[Any]
 Axes = dict[int, tuple[int, ...]]
 """By slot, the axes that are time."""
 TOLERANCE = 1e-3
+
+
+@attrs.frozen(eq=False)
+class Samples:
+    """Sequences that a language model has continued by itself."""
+
+    tokens: Array
+    """(N, length), whole numbers."""
+    prompt: int
+    """How many of each were given."""
+    log_student: Array
+    """(N, length - prompt): logarithm of the probability that the student gave to every token drawn."""
+    log_drawn: Array
+    """The same of the mixture of student and teacher that it was drawn from."""
 
 
 @attrs.frozen(eq=False)
