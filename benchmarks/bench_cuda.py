@@ -6,10 +6,13 @@ Every case is checked first, on fresh random data and into poisoned outputs; a c
 script ends with 1. A contestant's calls are recorded into a CUDA graph that goes round several sets of inputs, more
 than the cache holds, and the graph is replayed between two events. All contestants take turns, round by round. Times
 are medians of a call; the spread is half the distance of the quartiles, relative. `ratio` is the best peer's median
-over ours, above 1 is faster; `!` marks a ratio below the case's target. Clocks are left as they are found.
+over ours, above 1 is faster; `!` marks a ratio below the case's target. Clocks are left as they are found. The JSON
+keeps the date, the device and every round of every contestant; `results/cuda_h200/` holds those of an H200.
 """
 
 import argparse
+import functools
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import Any
 import attrs
 import numpy as np
 from cuda_cases import Case, Work, all_cases
-from tables import Table, measurement, write_json
+from tables import Table, measurement, now, write_json
 
 ROTATED_BYTES, MOST_SETS = 240 << 20, 64
 GRAPH_SECONDS, QUICK_GRAPH_SECONDS = 4e-3, 1e-3
@@ -33,10 +36,18 @@ class Row:
     """One measured line."""
 
     case: Case
-    median: Mapping[str, float]
-    """Seconds by contestant; ours is ''."""
-    spread: float
+    rounds: Mapping[str, Sequence[float]]
+    """Seconds of a call in every round, by contestant; ours is ''."""
     failures: Sequence[str]
+
+    @functools.cached_property
+    def median(self) -> Mapping[str, float]:
+        return {name: float(np.median(times)) for name, times in self.rounds.items()}
+
+    @property
+    def spread(self) -> float:
+        low, high = np.percentile(self.rounds[""], [25, 75])
+        return float((high - low) / 2 / self.median[""])
 
     @property
     def best(self) -> str | None:
@@ -61,7 +72,8 @@ class Row:
             self.case.name, "µs", self.median[""] * 1e6, peers, spread=self.spread, higher_is_better=False
         )
         sizes = {"operations": self.case.operations, "moved": self.case.moved}
-        return {**found, "family": self.case.family, "target": self.case.target, **sizes}
+        rounds = {name or "ours": " ".join(f"{t * 1e6:.2f}" for t in times) for name, times in self.rounds.items()}
+        return {**found, "family": self.case.family, "target": self.case.target, **sizes, "rounds": rounds}
 
 
 class Recorded:
@@ -97,14 +109,15 @@ class Recorded:
 
 
 def main() -> int:
-    """Print the table; 1 if a case is wrong, 2 without a GPU."""
+    """Print the table; 1 if a case is wrong, 2 without a GPU or without PyTorch."""
     arguments = _parser().parse_args()
     from pumice_cuda import device
 
-    if problem := device.unavailable():
+    missing = None if importlib.util.find_spec("torch") else "the peers need PyTorch: pip install torch"
+    if problem := device.unavailable() or missing:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    print(f"{device.examination()}\n")
+    print(f"{device.examination()}; {now()}\n")
     table, rows, wrong = Table(COLUMNS), [], []
     for case in all_cases(arguments.quick, arguments.only):
         if arguments.matching not in case.name:
@@ -112,17 +125,25 @@ def main() -> int:
         found = measured(case, arguments.quick)
         if isinstance(found, str):
             wrong.append(f"{case.name}: {found}")
-            continue
-        table.row(found.cells())
-        rows.append(found)
-    failures = [line for row in rows for line in row.failures]
-    for line in (*wrong, *failures):
+        else:
+            table.row(found.cells())
+            rows.append(found)
+        if arguments.json:
+            write_json(arguments.json, {"device": str(device.examination()), **record(rows, wrong)})
+    for line in (*wrong, *failed_peers(rows)):
         print(f"\n{line}")
     _print_means(rows)
-    if arguments.json:
-        record = {"device": str(device.examination()), "wrong": wrong, "failures": failures}
-        write_json(arguments.json, {**record, "cases": [row.measurement() for row in rows]})
     return 1 if wrong else 0
+
+
+def record(rows: Sequence[Row], wrong: Sequence[str]) -> dict[str, Any]:
+    """What was measured so far, for machines."""
+    return {"wrong": wrong, "failures": failed_peers(rows), "cases": [row.measurement() for row in rows]}
+
+
+def failed_peers(rows: Sequence[Row]) -> list[str]:
+    """What went wrong with peers."""
+    return [line for row in rows for line in row.failures]
 
 
 def measured(case: Case, quick: bool) -> Row | str:
@@ -147,9 +168,7 @@ def measured(case: Case, quick: bool) -> Row | str:
         times = _interleaved(contestants, QUICK_ROUNDS if quick else ROUNDS)
         del contest, contestants
     cupy.get_default_memory_pool().free_all_blocks()
-    low, median, high = np.percentile(times[""], [25, 50, 75])
-    medians = {name: float(np.median(found)) for name, found in times.items()}
-    return Row(case=case, median=medians, spread=float((high - low) / 2 / median), failures=failures)
+    return Row(case=case, rounds=times, failures=failures)
 
 
 def _interleaved(contestants: Mapping[str, Recorded], rounds: int) -> dict[str, list[float]]:
@@ -163,13 +182,9 @@ def _interleaved(contestants: Mapping[str, Recorded], rounds: int) -> dict[str, 
 
 
 def _for_torch(stream: Any) -> Any:
-    """PyTorch on the same stream, if it is here."""
-    import contextlib
+    """PyTorch on the same stream."""
+    import torch
 
-    try:
-        import torch
-    except ImportError:
-        return contextlib.nullcontext()
     return torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr))
 
 
@@ -188,7 +203,7 @@ def _print_means(rows: Sequence[Row]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few cases, little time each")
-    parser.add_argument("--json", type=Path, help="also write the table as JSON")
+    parser.add_argument("--json", type=Path, help="also write every round as JSON, as it grows")
     parser.add_argument("--only", type=lambda text: set(text.split(",")), default=set(), help="families of cases")
     parser.add_argument("--matching", default="", help="only cases with this in their names")
     return parser

@@ -6,10 +6,11 @@ Every network runs as it is and with 8-bit integers, rounded to nearest: how wel
 median of a call with one sample, NumPy in and NumPy out; throughput is of batches. The CPU has the cores that the
 process may use, all for one call. Cost is that of a million inferences in batches, from two prices an hour, that of the
 GPU and that of one core: the defaults are round figures in dollars, no provider's. `differs` is the largest difference
-between the two, relative to the largest output. The picture has throughput over throughput, a mark a network.
+between the two, relative to the largest output. The picture has all three, a mark a network.
 """
 
 import argparse
+import operator
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from cuda_cases.models import QUICKEST
 from models import Feed
-from tables import Table, write_json
+from tables import Table, now, write_json
 
 import pumice
 from pumice.data import open_dataset
@@ -34,7 +35,8 @@ LENGTH = 64
 """Of an axis without a size, other than the first."""
 TOKENS = 60
 """Integers are drawn below this."""
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" '
+PANEL = 340, 240
+"""Width and height of a chart of the picture."""
 STYLE = ".axis { stroke: #888 } .before { fill: #c33 } .after { fill: #27c } text { font: 10px sans-serif }"
 COLUMNS = {
     "network": 22, "cpu ms": -8, "gpu ms": -8, "cpu /s": -9, "gpu /s": -9, "ratio": -7, "cpu $/M": -8, "gpu $/M": -8,
@@ -59,7 +61,7 @@ class Measured:
         ms, rate, cost = self.latency, self.throughput, self.dollars
         return [
             self.name, f"{ms['cpu']:.3f}", f"{ms['gpu']:.3f}", f"{rate['cpu']:.0f}", f"{rate['gpu']:.0f}",
-            f"{rate['gpu'] / rate['cpu']:.1f}", f"{cost['cpu']:.3f}", f"{cost['gpu']:.3f}", f"{self.differs:.1e}",
+            f"{rate['gpu'] / rate['cpu']:.1f}", f"{cost['cpu']:.2g}", f"{cost['gpu']:.2g}", f"{self.differs:.1e}",
         ]  # fmt: skip
 
 
@@ -72,14 +74,15 @@ def main() -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     cores = len(os.sched_getaffinity(0))
-    print(f"{device.examination()}; {cores} cores\n")
+    print(f"{device.examination()}; {cores} cores; {now()}\n")
     prices = {"cpu": arguments.core_hour * cores, "gpu": arguments.gpu_hour}
+    place = {"device": str(device.examination()), "cores": cores, "prices": prices}
     table, found = Table(COLUMNS), []
     for name, model in networks():
         found.append(measured(name, model, prices, arguments.seconds, cores))
         table.row(found[-1].cells())
         if arguments.json:
-            write_json(arguments.json, {"cores": cores, "prices": prices, "networks": [attrs.asdict(m) for m in found]})
+            write_json(arguments.json, {**place, "networks": [attrs.asdict(m) for m in found]})
     if arguments.picture:
         arguments.picture.write_text(picture(found))
     return 0
@@ -136,17 +139,26 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
 
 
 def picture(found: list[Measured]) -> str:
-    """Throughput on the GPU over that on the CPU, both in powers of ten."""
-    points = [
-        Point(
-            x=float(np.log10(m.throughput["cpu"])), y=float(np.log10(m.throughput["gpu"])),
-            kind="after" if m.throughput["gpu"] > m.throughput["cpu"] else "before", title=m.name,
-        )
-        for m in found
-    ]  # fmt: skip
-    drawing = scatter(points, "CPU, log10 of samples a second", "GPU, the same", "GPU against CPU")
-    opening, bracket, rest = str(drawing).partition(">")
-    return f"{opening.replace('<svg ', SVG, 1)}{bracket}<style>{STYLE}</style>{rest}\n"
+    """What the GPU takes, does and costs over the same of the CPU, side by side, all in powers of ten."""
+    panels = [
+        ("latency", "log10 of milliseconds", [m.latency for m in found], operator.lt),
+        ("throughput", "log10 of samples a second", [m.throughput for m in found], operator.gt),
+        ("cost", "log10 of dollars a million", [m.dollars for m in found], operator.lt),
+    ]
+    (width, height), drawings = PANEL, []
+    for number, (what, unit, pairs, better) in enumerate(panels):
+        points = [
+            Point(
+                x=float(np.log10(pair["cpu"])), y=float(np.log10(pair["gpu"])),
+                kind="after" if better(pair["gpu"], pair["cpu"]) else "before", title=m.name,
+            )
+            for m, pair in zip(found, pairs, strict=True)
+        ]  # fmt: skip
+        drawing = str(scatter(points, f"CPU: {what}, {unit}", "GPU, the same", f"{what} of GPU and CPU"))
+        place = f'x="{number * width}" width="{width}" height="{height}"'
+        drawings.append(drawing.replace("<svg ", f"<svg {place} ", 1))
+    size = f'viewBox="0 0 {len(panels) * width} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(drawings)}</svg>\n'
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ import attrs
 import numpy as np
 from models import language
 from models.transformers import Shape, is_described
-from tables import Table, write_json
+from tables import Table, now, write_json
 
 from pumice.autograd import Profile
 from pumice.data import Batch, open_dataset
@@ -314,7 +314,7 @@ def main() -> int:
     if problem := device.unavailable():
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    print(f"{device.examination()}\n")
+    print(f"{device.examination()}; {now()}\n")
     table, found = Table({"case": 58, "metric": 14, "ratio": -6, "figures": 110}), []
     for row in rows(options.only, quick=options.quick, seconds=options.seconds):
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"

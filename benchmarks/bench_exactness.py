@@ -1,6 +1,6 @@
-"""Quantized models, integer by integer: the simulator and the runtime `native` against onnxruntime.
+"""Quantized models, integer by integer: the simulator and the runtime `native`, or another, against onnxruntime.
 
-    python benchmarks/bench_exactness.py [--quick] [--json FILE] [--only ID,ID] [--samples 8]
+    python benchmarks/bench_exactness.py [--quick] [--json FILE] [--only ID,ID] [--samples 8] [--runtime cuda]
 
 Each model is compressed with nothing but defaults. Every tensor of integers in the file that comes out is then computed
 by onnxruntime and by the simulator, layer by layer (`pumice.quantize.simulation`), from the same calibration samples:
@@ -10,7 +10,7 @@ by onnxruntime and by the simulator, layer by layer (`pumice.quantize.simulation
   share      the largest share of a tensor's elements that differ
   because    operators on real numbers before those tensors, and how far from half-way between two integers the numbers
              lay that were rounded to different sides; `arithmetic` would mean that integers alone disagree
-  native     the largest difference of an output of the runtime `native` in exact mode, over that output's largest value
+  native     the largest difference of an output of that runtime in exact mode, over that output's largest value
 
 Exit code 1 says that a difference has no explanation.
 """
@@ -28,12 +28,14 @@ from models import CASES, Case, Feed, case, onnxruntime_run
 from tables import Table, measurement, write_json
 
 import pumice
+from pumice.errors import PumiceError
 from pumice.measure.runtimes import pick_runtime
 from pumice.model import load
 from pumice.quantize.simulation import LayerDifference, compare_integers
+from pumice.strategy import Runtime
 
 QUICK = ("digits_cnn", "fashion_resnet", "fashion_mobile")
-COLUMNS = {"case": 14, "equal": -9, "steps": -5, "share": -9, "because": 60, "native": -8}
+COLUMNS = {"case": 14, "equal": -9, "steps": -5, "share": -9, "because": 60}
 
 
 def main() -> int:
@@ -43,27 +45,32 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON, case by case")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="ID,ID", help="these cases only")
     parser.add_argument("--samples", type=int, default=8, help="calibration samples compared")
+    parser.add_argument("--runtime", default="native", help="whose outputs are compared")
     options = parser.parse_args()
-    table, explained, record = Table(COLUMNS), True, {"cases": []}
+    try:
+        runtime = pick_runtime(options.runtime)
+    except PumiceError as error:
+        parser.error(str(error))
+    table, explained, record = Table({**COLUMNS, runtime.name: -8}), True, {"cases": []}
     for name in options.only or (QUICK if options.quick else CASES):
         found = case(name)
         feeds = list(itertools.islice(found.calibration(), options.samples))
         with tempfile.TemporaryDirectory() as folder:
-            differences, native = compared(found, feeds, Path(folder) / "int8.onnx")
+            differences, ours = compared(found, feeds, Path(folder) / "int8.onnx", runtime)
         explained &= all(difference.explained for difference in differences)
-        table.row(shown(name, differences, native))
-        record["cases"] += figures(name, differences, native)
+        table.row(shown(name, differences, ours))
+        record["cases"] += figures(name, differences, ours, runtime.name)
         if options.json:
             write_json(options.json, record)
     return 0 if explained else 1
 
 
-def compared(found: Case, feeds: Sequence[Feed], target: Path) -> tuple[list[LayerDifference], float]:
-    """The differences of every integer tensor, and the largest of an output of `native`, relative."""
+def compared(found: Case, feeds: Sequence[Feed], target: Path, runtime: Runtime) -> tuple[list[LayerDifference], float]:
+    """The differences of every integer tensor, and the largest of an output of the runtime, relative."""
     pumice.compress(found.path, data=[dict(feed) for feed in found.calibration()], measure=False).save(target)
     differences = compare_integers(load(target), feeds, pick_runtime("ort"))
-    onnxruntime, native = onnxruntime_run(target), pick_runtime("native").open(target)
-    return differences, max(_apart(native.run(feed), onnxruntime(feed)) for feed in feeds)
+    theirs, ours = onnxruntime_run(target), runtime.open(target)
+    return differences, max(_apart(ours.run(feed), theirs(feed)) for feed in feeds)
 
 
 def _apart(ours: Feed, theirs: Feed) -> float:
@@ -77,14 +84,14 @@ def _apart(ours: Feed, theirs: Feed) -> float:
     )
 
 
-def shown(name: str, differences: Sequence[LayerDifference], native: float) -> list[str]:
+def shown(name: str, differences: Sequence[LayerDifference], ours: float) -> list[str]:
     """The cells of one row."""
     unequal = [difference for difference in differences if difference.steps]
     equal = f"{len(differences) - len(unequal)}/{len(differences)}"
     if not unequal:
-        return [name, equal, "0", "", "", f"{native:.0e}"]
+        return [name, equal, "0", "", "", f"{ours:.0e}"]
     steps, share = max(found.steps for found in unequal), max(found.share for found in unequal)
-    return [name, equal, str(steps), f"{share:.4%}", because(unequal), f"{native:.0e}"]
+    return [name, equal, str(steps), f"{share:.4%}", because(unequal), f"{ours:.0e}"]
 
 
 def because(unequal: Sequence[LayerDifference]) -> str:
@@ -95,13 +102,13 @@ def because(unequal: Sequence[LayerDifference]) -> str:
     return f"{', '.join(operators)}; {max(found.from_tie for found in unequal):.6f} steps from half-way"
 
 
-def figures(name: str, differences: Sequence[LayerDifference], native: float) -> list[dict[str, Any]]:
+def figures(name: str, differences: Sequence[LayerDifference], ours: float, runtime: str) -> list[dict[str, Any]]:
     """The row for machines."""
     of = {
         "integer tensors that differ": sum(found.steps > 0 for found in differences),
         "largest difference in steps": max((found.steps for found in differences), default=0),
         "largest share that differs": max((found.share for found in differences), default=0.0),
-        "native, largest relative difference": native,
+        f"{runtime}, largest relative difference": ours,
     }
     return [measurement(name, what, value, {}, spread=0.0, higher_is_better=False) for what, value in of.items()]
 

@@ -5,8 +5,8 @@
 
 Every question may lose one point of accuracy, or 1% of fidelity where the user has no labels (`search_cases`); some ask
 for a tenth of the size besides, with pruning allowed. A row is one file: the metric with its 95% interval on what
-judges (the case's own test set, or the half that nobody chose by), what it lost there (without labels: agreement short
-of 1), its size, and its latency on one thread in onnxruntime and in our runtime, all files of a question taking turns.
+judges and nobody was given, what it lost there (without labels: of the agreement with the original, or of the cosine),
+its size, and its latency on one thread in onnxruntime and in our runtime, all files of a question taking turns.
 `gain` is times faster in onnxruntime times times smaller, the objective of the search; a file that breaks a limit has
 none.
 
@@ -28,7 +28,7 @@ from typing import Any
 import attrs
 import numpy as np
 from measuring import Latency, interleaved_latency
-from models import Evaluation, reference
+from models import Evaluation
 from search_cases import QUESTIONS, Question, choosing_of, data_of
 from search_cases.answers import Answer, answered, evaluated, rival, slug
 from search_cases.peers import MAKERS, NotRunError, made
@@ -129,7 +129,7 @@ def _answer(
                 _tell(f"{question.id}: {name}")
                 files.append(_made(name, question, arguments.quick, folder))
         _tell(f"{question.id}: judging")
-        rows = _timed([_judged(question, row) for row in files], question, arguments.quick)
+        rows = _timed([_judged(question, row, folder) for row in files], question, arguments.quick)
         _show(question, answer, rows, table, record)
 
 
@@ -137,11 +137,11 @@ def _searched(question: Question, minutes: float, arguments: argparse.Namespace,
     """What a search found, and the folder of its study. Its data lie in files, so that all workers have them."""
     study = (arguments.studies or temporary) / slug(question.id)
     parts = {"data": data_of(question.id, arguments.quick), "test": choosing_of(question.id, arguments.quick)}
-    files = {name: temporary / f"{name}.npz" for name, part in parts.items() if part is not None}
+    files = {name: temporary / f"{name}.npz" for name in parts}
     for name, path in files.items():
         np.savez(path, **parts[name])
     limits = {**question.limits, "budget": minutes, "study": str(study), "workers": arguments.workers}
-    return search(question.case.path, files["data"], limits, test=files.get("test")), study
+    return search(question.case.path, files["data"], limits, test=files["test"]), study
 
 
 def _made(name: str, question: Question, quick: bool, folder: Path) -> Row:
@@ -156,18 +156,19 @@ def _made(name: str, question: Question, quick: bool, folder: Path) -> Row:
             return Row(variant=name, note=f"not run: {error}")
 
 
-def _judged(question: Question, row: Row) -> Row:
+def _judged(question: Question, row: Row, folder: Path) -> Row:
     if row.path is None:
         return row
-    case, against = question.case, question.judged(reference(question.case))
+    original = folder / question.model / "float.npz"
+    against = question.judged(evaluated(question, question.case.path, original))
     if row.variant == FLOAT:
         return attrs.evolve(row, evaluation=against, lost=0.0)
     try:
-        evaluation = question.judged(evaluated(question, row.path))
+        evaluation = question.judged(evaluated(question, row.path, row.path.with_suffix(".npz")))
     except Exception as error:  # a peer's file may be one that onnxruntime refuses
         return attrs.evolve(row, path=None, note=f"{type(error).__name__}: {error}")
     labelled = "labels" in data_of(question.id, True)
-    lost = against.value - evaluation.value if labelled else 1.0 - case.agreement(evaluation, against)
+    lost = against.value - evaluation.value if labelled else 1.0 - question.case.agreement(evaluation, against)
     return attrs.evolve(row, evaluation=evaluation, lost=lost)
 
 
@@ -175,7 +176,7 @@ def _timed(rows: Sequence[Row], question: Question, quick: bool) -> list[Row]:
     seconds = QUICK_SECONDS if quick else SECONDS
     files = {row.variant: row.path for row in rows if row.path is not None}
     ort = interleaved_latency(files, question.case.feed, seconds * len(files) / 4)
-    native = _native(files, dict(question.case.feed), seconds / 4)
+    native = _native(files, dict(question.case.feed), seconds * len(files) / 8)
     return [attrs.evolve(row, ort=ort.get(row.variant), native=native.get(row.variant)) for row in rows]
 
 

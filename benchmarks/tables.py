@@ -1,13 +1,14 @@
 """How every benchmark here prints and records: a Markdown table whose rows appear as they are measured, and JSON.
 
-The JSON of a benchmark is `{"machine": {...}, "cases": [{"case", "metric", "ours", "peers", "ratio", "spread"}]}` and
-whatever else the script adds. `ratio` is ours over the best peer, turned so that above 1.0 is better; `spread` is the
-relative half-width of what was measured (of a 95% interval, or half the distance of the quartiles).
+The JSON of a benchmark is `{"machine": {...}, "date", "cases": [{"case", "metric", "ours", "peers", "ratio",
+"spread"}]}` and whatever else the script adds. `ratio` is ours over the best peer, turned so that above 1.0 is better;
+`spread` is the relative half-width of what was measured (of a 95% interval, or half the distance of the quartiles).
 """
 
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: found for name in VERSIONS if (found := _version(name))},
     }
+
+
+def now() -> str:
+    """The date and time of a measurement."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
 
 class Table:
@@ -61,10 +67,10 @@ def measurement(
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a benchmark's record with the machine named, whole or not at all."""
+    """Write a benchmark's record with the machine and the date named, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{os.getpid()}-{path.name}")
-    work.write_text(json.dumps({"machine": machine(), **record}, indent=1) + "\n")
+    work.write_text(json.dumps({"machine": machine(), "date": now(), **record}, indent=1) + "\n")
     work.replace(path)
 
 

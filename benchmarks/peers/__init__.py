@@ -10,10 +10,11 @@ Nothing here knows pumice.
 from .cache import Quantized, digest, quantized, remembered
 from .isolation import Failed, Finished, isolated
 from .recorded import TOOLS, Recorded, recorded
-from .stock_onnxruntime import BEST_OF, STOCK, Variant
+from .stock_onnxruntime import BEST_OF, PER_TENSOR, STOCK, Variant
 
 __all__ = [
     "BEST_OF",
+    "PER_TENSOR",
     "STOCK",
     "TOOLS",
     "Failed",

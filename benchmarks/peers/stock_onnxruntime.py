@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import numpy as np
@@ -30,6 +30,7 @@ class Variant:
     """Operator types to quantize; empty means all that onnxruntime would."""
     calibration: Literal["MinMax", "Percentile", "Entropy"] = "MinMax"
     percentile: float = 99.99
+    per_channel: ClassVar[bool] = True
 
     def quantize(self, source: Path, feeds: Feeds, target: Path) -> None:
         """Write the quantized `source` to `target`."""
@@ -57,11 +58,18 @@ class Variant:
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                per_channel=True,
+                per_channel=self.per_channel,
                 op_types_to_quantize=operators,
                 calibrate_method=CalibrationMethod[self.calibration],
                 extra_options=options,
             )
+
+
+@attrs.frozen(kw_only=True)
+class PerTensor(Variant):
+    """One scale for all of a weight, as onnxruntime does without being told."""
+
+    per_channel: ClassVar[bool] = False
 
 
 STOCK = (
@@ -69,6 +77,9 @@ STOCK = (
     Variant(id="ort dynamic", mode="dynamic"),
 )
 """The two that a user meets first: every operator type, min-max."""
+
+PER_TENSOR = PerTensor(id="ort static, per tensor", mode="static")
+"""For graphs on which `ort static` ends with an error."""
 
 BEST_OF = (
     Variant(id="ort linear min-max", mode="static", operators=LINEAR),

@@ -1,31 +1,29 @@
 """What a search is given: a case's model, and data such as its user would have.
 
     fashion_*      the 60,000 labelled pictures that trained it, and to choose by half of the official test pictures
-    effnet_lite0   squares of eleven photographs, mirrored ones too, and to choose by other cut-outs, without labels
-    magika         files of the installed packages, without labels
-    minilm         texts without labels
+    effnet_lite0   stamps on white, and to choose by framings of others that the network recognises, without labels
+    magika         typed files of the system and of installed packages, and to choose by others
+    minilm         texts, and to choose by others, without labels
 
-None of them judge: a result is judged by the case, on its own test set, or the half of it that nobody was given. A
-network knows the pictures that trained it better than others, so on them a smaller one seems to lose more than it does.
-Without labels what may be lost is fidelity.
+None of them judge: a result is judged by the case, on its own test set, or the half of it that nobody was given; where
+that is too small to tell one changed answer in a hundred, by more that was put aside besides (`framings`,
+`typed_files`). A network knows the pictures that trained it better than others, so on them a smaller one seems to lose
+more than it does. Without labels what may be lost is fidelity.
 """
 
 import functools
-import itertools
-import sysconfig
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from models import Case, Evaluation, case, file_types, photographs, pictures, sentences, stamps
+from models import Case, Evaluation, Run, case, pictures, sentences
+
+from . import framings, typed_files
 
 PICTURES, QUICK_PICTURES = 60_000, 2_000
 CHOOSING, QUICK_CHOOSING = 5_000, 1_000
-CROPS, QUICK_CROPS = 8, 4
-STAMPS, QUICK_STAMPS = 655, 100
-FILES, TEXTS, TOKENS = 4000, 1200, 64
+TEXTS, QUICK_TEXTS, TOKENS = 1200, 400, 64
 
 Data = dict[str, np.ndarray]
 
@@ -41,14 +39,20 @@ class Question:
     """Knobs of `Auto`."""
     provide: Callable[[bool], Data]
     """Whether it is quick -> feeds by input, and labels if there are any."""
-    choosing: Callable[[bool], Data] | None = None
+    choosing: Callable[[bool], Data]
     """As `provide`: other samples, which recipes are chosen by."""
+    judge: Callable[[Run], Evaluation] | None = None
+    """What judges; None is the case."""
     shared: int = 0
-    """How many samples of the case's own test set those are, its first; the others judge."""
+    """How many samples of the case's own test set are those to choose by, its first; the others judge."""
 
     @property
     def case(self) -> Case:
         return case(self.model)
+
+    def evaluate(self, run: Run) -> Evaluation:
+        """What a model scores on all that may judge."""
+        return (self.judge or self.case.evaluate)(run)
 
     def judged(self, found: Evaluation) -> Evaluation:
         """The part of an evaluation that judges."""
@@ -69,31 +73,11 @@ def _other_clothes(quick: bool) -> Data:
     return {"x": known.test[:count], "labels": known.labels[:count].astype(np.int64)}
 
 
-def _crops(quick: bool) -> Data:
-    squares = np.concatenate([feed["image"] for feed in photographs.crops(QUICK_CROPS if quick else CROPS)])
-    return {"image": np.concatenate([squares, squares[..., ::-1]])}
-
-
-def _stamps(quick: bool) -> Data:
-    names = stamps.stamp_names()[: QUICK_STAMPS if quick else STAMPS]
-    return {"image": np.stack([photographs.on_white(name) for name in names])}
-
-
-def _files(quick: bool) -> Data:
-    """Of every type as many, in the order of their names, as long as there are any."""
-    root = Path(sysconfig.get_paths()["purelib"])
-    found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        kind = file_types.TYPES.get(path.suffix[1:])
-        if kind and path.is_file() and path.stat().st_size >= file_types.LEAST_BYTES:
-            found.setdefault(kind, []).append(path)
-    in_turn = (path for paths in itertools.zip_longest(*found.values()) for path in paths if path is not None)
-    chosen = itertools.islice(in_turn, FILES)
-    return {"bytes": np.stack([file_types.edges(path.read_bytes()) for path in chosen])}
-
-
-def _texts(quick: bool) -> Data:
-    return dict(sentences.unlabelled(TEXTS // 2 if quick else TEXTS, TOKENS))
+def _texts(part: int, quick: bool) -> Data:
+    """Every other one of the texts, which are of two kinds, shuffled."""
+    found = sentences.unlabelled(QUICK_TEXTS if quick else TEXTS, TOKENS)
+    chosen = np.random.default_rng(0).permutation(len(found["input_ids"]))[part::2]
+    return {name: tokens[chosen] for name, tokens in found.items()}
 
 
 def _question(model: str, provide: Callable[[bool], Data], size: float = 0.0, **knobs: Any) -> Question:
@@ -108,9 +92,14 @@ QUESTIONS: dict[str, Question] = {
     for found in (
         _question("fashion_resnet", _clothes, **CLOTHES),
         _question("fashion_vit", _clothes, **CLOTHES),
-        _question("effnet_lite0", _crops, choosing=_stamps),
-        _question("magika", _files),
-        _question("minilm", _texts),
+        _question(
+            "effnet_lite0",
+            lambda quick: {"image": framings.calibrating(quick)},
+            choosing=lambda quick: {"image": framings.choosing(quick)},
+            judge=framings.judge,
+        ),
+        _question("magika", typed_files.calibrating, choosing=typed_files.choosing, judge=typed_files.judge),
+        _question("minilm", functools.partial(_texts, 0), choosing=functools.partial(_texts, 1)),
         _question("fashion_resnet", _clothes, size=10.0, **CLOTHES),
         _question("fashion_mobile", _clothes, size=10.0, **CLOTHES),
     )
@@ -124,7 +113,6 @@ def data_of(name: str, quick: bool) -> Data:
 
 
 @functools.cache
-def choosing_of(name: str, quick: bool) -> Data | None:
-    """What a question's recipes are chosen by, made once; None where that is a part of its data."""
-    choosing = QUESTIONS[name].choosing
-    return None if choosing is None else choosing(quick)
+def choosing_of(name: str, quick: bool) -> Data:
+    """What a question's recipes are chosen by, made once."""
+    return QUESTIONS[name].choosing(quick)

@@ -2,7 +2,7 @@
 
     QUESTION/found.json    what a search came to, and found.onnx and found.toml where it has a winner
     MODEL/RIVAL.onnx       a rival's file, or RIVAL.txt, why there is none; questions about one model share them
-    *.npz                  beside a file what it scores
+    *.npz                  beside a file what it scores, and MODEL/float.npz what the original does
 
 What lies there is taken as it is; delete it to have it anew.
 """
@@ -88,12 +88,12 @@ def rival(name: str, question: Question, folder: Path, make: Callable[[], Path])
     return place
 
 
-def evaluated(question: Question, path: Path) -> Evaluation:
-    """What a file scores on the case's own test set in onnxruntime, computed once."""
-    place = path.with_suffix(".npz")
+def evaluated(question: Question, path: Path, place: Path) -> Evaluation:
+    """What a file scores in onnxruntime on all that may judge, computed once and kept in `place` (.npz)."""
     if not place.exists() or place.stat().st_mtime < path.stat().st_mtime:
-        found = question.case.evaluate(onnxruntime_run(path))
+        found = question.evaluate(onnxruntime_run(path))
         told = {"metric": found.metric, "value": found.value, "higher_is_better": found.higher_is_better}
+        place.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(place, scores=found.scores, answers=found.answers, told=json.dumps(told))
     with np.load(place) as kept:
         return Evaluation(scores=kept["scores"], answers=kept["answers"], **json.loads(str(kept["told"])))

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 from models import onnxruntime_run
-from peers import STOCK, quantized
+from peers import PER_TENSOR, STOCK, Variant, quantized
 from peers.environment import PeerError, interpreter
+
+from pumice.data import open_dataset
+from pumice.measure import choose_metrics
 
 from . import Data, Question
 
@@ -23,15 +26,15 @@ CALIBRATION, JUDGED, SECONDS = 256, 2000, 1200
 OLIVE_JUDGED, OLIVE_SECONDS = 1000, 300
 """Its evaluation takes many times as long a sample; a search that has begun a recipe goes over its time."""
 
-Maker = Callable[[Question, Data, Data | None, Path], Path]
-"""A question, its data, what recipes are chosen by if that is no part of them, and a folder to work in -> a file."""
+Maker = Callable[[Question, Data, Data, Path], Path]
+"""A question, its data, what recipes are chosen by, and a folder to work in -> a file."""
 
 
 class NotRunError(RuntimeError):
     """A peer that could not be run; the text is the reason."""
 
 
-def defaults(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
+def defaults(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
     """`pumice.compress` with nothing but its defaults."""
     import pumice
 
@@ -40,49 +43,72 @@ def defaults(question: Question, data: Data, choosing: Data | None, folder: Path
     return path
 
 
-def stock(which: int) -> Maker:
-    """One of onnxruntime's own modes, on the feeds that the case calibrates with."""
+def stock(*variants: Variant) -> Maker:
+    """onnxruntime's own quantization: the first of the variants that does not end with an error."""
 
-    def make(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
-        found = quantized(STOCK[which], question.case.path, [dict(feed) for feed in question.case.calibration()])
-        if found.error:
-            raise NotRunError(found.error)
-        return found.path
+    def make(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
+        feeds = [_row(data, at) for at in range(_calibration(data))]
+        for variant in variants:
+            found = quantized(variant, question.case.path, feeds)
+            if not found.error:
+                return found.path
+        raise NotRunError(found.error)
 
     return make
 
 
-def nncf(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
+def nncf(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
     """`nncf.quantize_with_accuracy_control` with the same data and the same drop allowed."""
     order = _order(question, data, choosing, folder / "nncf.onnx", JUDGED)
     return _ordered("nncf-peers", NNCF_PACKAGES, NNCF, order)
 
 
-def olive(question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
+def olive(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
     """Olive's search over its quantizations for the lowest latency, with the same data and the same drop allowed."""
-    (*_, (scores, *_)) = onnxruntime_run(question.case.path)(question.case.feed).values()
-    if (scores < 0).any() and np.isclose(np.linalg.norm(scores), 1.0, atol=1e-3):
-        raise NotRunError("its accuracies are those of classes, and this model gives none")
     order = _order(question, data, choosing, folder / "olive.onnx", OLIVE_JUDGED)
+    if order["metric"] == "cosine":
+        why = "'NoneType' object has no attribute 'model_dump'"
+        raise NotRunError(
+            f"its own metrics are of classes, and with one of the user's it ends with AttributeError: {why}"
+        )
+    (scores, *_) = onnxruntime_run(question.case.path)(_row(data, 0)).values()
     order |= {"classes": scores.shape[-1], "seconds": OLIVE_SECONDS}
     return _ordered("olive-peers", OLIVE_PACKAGES, OLIVE, order)
 
 
-def _order(question: Question, data: Data, choosing: Data | None, result: Path, judged: int) -> dict[str, Any]:
-    """What a peer in its own environment is asked: to calibrate on the first samples and to judge by so many others."""
-    if choosing is not None:
-        data = {name: np.concatenate([data[name][:CALIBRATION], choosing[name]]) for name in data}
-    np.savez(result.parent / "data.npz", **data)
-    count = len(next(iter(data.values())))
-    calibration = min(CALIBRATION, count // 2)
+def _order(question: Question, data: Data, choosing: Data, result: Path, judged: int) -> dict[str, Any]:
+    """What a peer in its own environment is asked: to calibrate on the first samples and to judge by what chooses."""
+    calibration, count = _calibration(data), len(next(iter(choosing.values())))
+    np.savez(
+        result.parent / "data.npz",
+        **{name: np.concatenate([array[:calibration], choosing[name]]) for name, array in data.items()},
+    )
     return {
         "model": str(question.case.path),
         "data": str(result.parent / "data.npz"),
         "samples": calibration,
-        "stride": max(1, (count - calibration) // judged),
+        "stride": max(1, count // judged),
+        "metric": _metric(question, choosing),
         "max_drop": question.limits["max_drop"],
         "result": str(result),
     }
+
+
+def _calibration(data: Data) -> int:
+    return min(CALIBRATION, len(next(iter(data.values()))))
+
+
+def _row(data: Data, at: int) -> Data:
+    """The feeds of one sample."""
+    return {name: array[at : at + 1] for name, array in data.items() if name != "labels"}
+
+
+def _metric(question: Question, choosing: Data) -> str:
+    """The metric that the search goes by."""
+    few, run = {name: array[:8] for name, array in choosing.items()}, onnxruntime_run(question.case.path)
+    rows = [run(_row(few, at)) for at in range(8)]
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return choose_metrics(outputs, open_dataset(few, question.case.path)).metrics[0].name
 
 
 def _ordered(environment: str, packages: Sequence[str], script: Path, order: Mapping[str, Any]) -> Path:
@@ -103,14 +129,14 @@ def _ordered(environment: str, packages: Sequence[str], script: Path, order: Map
 
 MAKERS: dict[str, Maker] = {
     "pumice, defaults": defaults,
-    "ort static": stock(0),
-    "ort dynamic": stock(1),
+    "ort static": stock(STOCK[0], PER_TENSOR),
+    "ort dynamic": stock(STOCK[1]),
     "NNCF, accuracy control": nncf,
     "Olive, search": olive,
 }
 
 
-def made(maker: Maker, question: Question, data: Data, choosing: Data | None, folder: Path) -> Path:
+def made(maker: Maker, question: Question, data: Data, choosing: Data, folder: Path) -> Path:
     """The file.
 
     Raises:

@@ -1,5 +1,7 @@
 """The table of CPU and GPU, without a GPU."""
 
+import re
+
 import bench_cuda_devices as bench
 
 import pumice
@@ -13,14 +15,19 @@ def test_samples_are_drawn_for_every_trained_network():
         assert all(len(array) == 3 for array in feed.values())
 
 
-def test_the_picture_has_a_mark_for_each_network():
+def test_the_picture_has_a_mark_for_each_network_in_each_of_its_charts():
     measured = [
         bench.Measured(
-            name=name, latency={}, throughput={"cpu": 10.0, "gpu": gpu}, dollars={}, differs=0.0
+            name=name, latency={"cpu": 1.0, "gpu": 10 / gpu}, throughput={"cpu": 10.0, "gpu": gpu},
+            dollars={"cpu": 1.0, "gpu": 1.0}, differs=0.0,
         )
         for name, gpu in (("slower", 5.0), ("faster", 500.0))
     ]  # fmt: skip
     drawing = bench.picture(measured)
     assert drawing.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    assert drawing.count("<circle") == 2
-    assert "<title>faster</title>" in drawing
+    marks = re.findall(r'<circle class="(\w+)".*?<title>(\w+)</title>', drawing)
+    assert marks == [
+        ("before", "slower"), ("after", "faster"),
+        ("before", "slower"), ("after", "faster"),
+        ("before", "slower"), ("before", "faster"),
+    ]  # fmt: skip

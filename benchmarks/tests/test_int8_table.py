@@ -130,11 +130,13 @@ def test_the_ratio_is_above_one_where_ours_is_better():
     assert closer["ratio"] > 1.0
 
 
-def test_the_json_names_the_machine(tmp_path):
+def test_the_json_names_the_machine_and_the_date(tmp_path):
     from tables import write_json
 
     write_json(tmp_path / "new" / "t.json", {"cases": []})
-    assert json.loads((tmp_path / "new" / "t.json").read_text())["machine"]["cores"]
+    found = json.loads((tmp_path / "new" / "t.json").read_text())
+    assert found["machine"]["cores"]
+    assert found["date"].startswith("20")
 
 
 def test_integer_and_float_kernels_of_the_executed_graph_are_counted(tmp_path):

@@ -25,7 +25,7 @@ from pumice.ops import OpTable
 from pumice.ops.record import Forward, Kernel, Link, Node, Outputs, Placement
 from pumice.program import ABSENT, Step
 
-LONGEST = 6
+LONGEST = 9
 """Links of a chain at most."""
 
 

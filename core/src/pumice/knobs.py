@@ -77,7 +77,7 @@ class Int:
 
 @attrs.frozen
 class Float:
-    """A finite number in [low, high]; `log` as for `Int`. A text may end in one of the `units`, e.g. `5ms`."""
+    """A finite number in [low, high]; `log` as for `Int`. With `units` a text is taken as well, e.g. `5ms`."""
 
     low: float
     high: float
@@ -86,6 +86,8 @@ class Float:
     """Suffixes and what each multiplies by."""
 
     def convert(self, value: Any) -> Any:
+        if isinstance(value, str) and self.units:
+            return self.parse(value)
         return float(value) if not isinstance(value, bool) and isinstance(value, numbers.Real) else value
 
     def check(self, value: Any) -> str | None:

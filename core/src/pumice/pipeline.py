@@ -86,6 +86,18 @@ class Result:
     """Sentences the user should read, e.g. that there were no labels."""
     seconds: Mapping[str, float]
     """Wall time of every phase."""
+    runtime: str
+    """Name of the runtime that calibrated and measured."""
+    seed: int
+
+    def command(
+        self, model: str = "", data: str = "…", recipe: str = "recipe.toml", output: str = "…", test: str = ""
+    ) -> str:
+        """The command line that makes the same model again from its recipe."""
+        model = model or (self.name if self.name.endswith(".onnx") else f"{self.name}.onnx")
+        judged = f" --test {test}" if test else ""
+        settings = f"--recipe {recipe} --runtime {self.runtime} --seed {self.seed}"
+        return f"pumice compress {model} --data {data}{judged} {settings} -o {output}"
 
     def save(self, path: str | Path, exporter: str | Mapping[str, Any] | Exporter = "qdq") -> list[Path]:
         """Write the model through an exporter (atomically) and return the files written."""
@@ -104,6 +116,7 @@ class Result:
             "headline": self.headline(),
             "notes": list(self.notes),
             "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
             "measurements": self.measurements.to_json(),
             "ledger": self.ledger.to_json(),
             "layers": [attrs.asdict(layer) for layer in self.layers],
@@ -214,6 +227,8 @@ def compress(
         layers=tuple(layers),
         notes=(*(splits.notes if splits else ()), *chosen.notes, *context.notes),
         seconds=clock.laps,
+        runtime=engine.name,
+        seed=seed,
     )
     registry().notify("pumice_run_finished", result=result)
     return result

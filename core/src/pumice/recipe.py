@@ -93,15 +93,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return {"step": [{"use": step.name, **step.settings()} for step in self.steps]}
 
-    def write(self, path: Path) -> None:
-        """Write the TOML to a file, whole or not at all.
+    def write(self, path: Path, heading: str = "") -> None:
+        """Write the TOML to a file, whole or not at all; a heading is one line of comment above it.
 
         Raises:
             RecipeError: it cannot be written.
         """
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            temporary.write_text(self.to_toml(), encoding="utf-8")
+            comment = f"# {' '.join(heading.splitlines())}\n\n" if heading else ""
+            temporary.write_text(comment + self.to_toml(), encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

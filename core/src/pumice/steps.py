@@ -78,6 +78,11 @@ class Quantize(Step):
     max_drop: float = knob(
         0.01, Float(0.0, 1.0, units=PERCENT), help="accuracy that may be lost, as a fraction (0.01 is one point)"
     )
+    noise: float = knob(
+        0.0,
+        Float(0.0, 1e3),
+        help="squared noise that outputs may get, as a share of their squared signal; 0 leaves it to max_drop",
+    )
     exclude: tuple[str, ...] = knob((), Names(), help="nodes to leave in floating point (glob patterns)")
 
     def resolved(self) -> Self:

@@ -18,6 +18,7 @@ import enum
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
@@ -162,6 +163,11 @@ class Quantizer(Strategy):
     """Turns a floating-point model into one with low-bit weights or activations."""
 
     kind = "quantizer"
+    chooses: ClassVar[bool] = False
+    """Whether it gives every layer a format of its own, so that it can keep any budget: where too much is lost,
+    a search turns to it first."""
+    goals: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Values of knobs by the goal of a search (`Auto.goal`), where it begins with others than the defaults."""
 
     def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
         """Return the quantized model; `model` itself is left unchanged.

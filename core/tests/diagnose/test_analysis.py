@@ -87,6 +87,24 @@ def test_recurrent_layers_are_promised_what_the_runtime_has_kernels_for(kind, ga
     assert said in advice
 
 
+def test_what_pruning_would_leave_is_worked_out():
+    def weights(channels):  # two convolutions around a sum, and a layer of 5 outputs
+        return channels * 3 * 9 + channels + channels * channels * 9 + channels + channels * 5 + 5
+
+    told = advice_of(tiny_cnn())
+    assert "16 channels in 1 group can go; without 30% of each" in told
+    assert f"{weights(12) / weights(16):.0%} of the bytes and 59% of the multiply-accumulates are left" in told
+
+
+def test_weights_that_bear_few_bits_worse_than_the_others_are_named():
+    weights = {f"w{i}": np.random.default_rng(i).standard_normal((256, 256)).astype(np.float32) for i in range(5)}
+    layers = "".join(f"h{i + 1} = MatMul(h{i}, w{i}) " for i in range(5))
+    text = f"g (float[1, 256] h0) => (float[1, 256] h5) {{ {layers} }}"
+    assert "Sensitivity" not in advice_of(model_of(text, **weights))
+    weights["w3"][0] = 16.0  # of every output one weight needs a step that is too coarse for the others
+    assert "Sensitivity: rounded to 4 bits, the weights of 'n3' (" in advice_of(model_of(text, **weights))
+
+
 def test_dead_filters_are_found():
     weights = np.ones((8, 4), np.float32)
     weights[[2, 5]] = 0

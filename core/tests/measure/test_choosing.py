@@ -62,6 +62,26 @@ def test_rows_of_unit_length_are_embeddings_not_scores():
     assert chosen(rows)[0] == ["cosine", "relative-error"]
 
 
+@pytest.mark.parametrize("shape", [(384,), (64, 384)])
+def test_features_of_like_size_are_an_embedding_whatever_their_length(shape):
+    assert chosen(floats(*shape))[0] == ["cosine", "relative-error"]
+
+
+@pytest.mark.parametrize("columns", [2, 10, 1000])
+def test_scores_that_choose_are_classes_as_logits_and_as_a_softmax_that_is_sure(columns):
+    logits = floats(columns)
+    logits[np.arange(ROWS), np.arange(ROWS) % columns] += 20.0
+    assert chosen(logits)[0] == ["agreement", "cosine"]
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert chosen(exponents / exponents.sum(axis=1, keepdims=True))[0] == ["agreement", "cosine"]
+
+
+def test_peaks_of_independent_sigmoids_choose_too():
+    salience = np.full((ROWS, 360), 1e-3, np.float32)
+    salience[:, 40:45] = 0.9
+    assert chosen(salience)[0] == ["agreement", "cosine"]
+
+
 def test_one_number_a_sample_is_no_direction():
     assert chosen(RNG.standard_normal(ROWS).astype(np.float32))[0] == ["mse", "relative-error"]
     assert chosen(floats(1), np.full(ROWS, 9))[0] == ["relative-error"]

@@ -106,6 +106,16 @@ def test_no_more_layers_go_back_than_must(lab, model, bad):
     assert kept_in(context.ledger) == set(LAYERS[:bad])
 
 
+def test_layers_go_back_for_a_budget_of_noise_though_the_accuracy_is_kept(lab, model):
+    damage = {**dict.fromkeys(LAYERS, 1e-4), "at_h3": 0.02}
+    within = labelled(lab, model, metrics=(Top1(),), max_drop=0.5)
+    assert guarded(model, damage, within).calls == ["real"]
+    context = labelled(lab, model, metrics=(Top1(),), max_drop=0.5, noise=1e-5)
+    guarded(model, damage, context)
+    assert kept_in(context.ledger) == {"at_h3"}
+    assert "noise to signal" in context.notes[0]
+
+
 def test_a_budget_that_no_layer_keeps_is_an_error_that_says_so(lab, model):
     context = labelled(lab, model, metrics=(Top1(),))
     with pytest.raises(BudgetExceeded, match=r"rolled back: top1 lost 0\.\d+ on the calibration data.*raise max_drop"):

@@ -76,6 +76,13 @@ def test_values_are_kept_in_their_plain_type():
     assert [type(v) for v in (made.bits, made.rate, made.exclude)] == [int, float, tuple]
 
 
+def test_a_number_with_a_unit_may_be_given_as_a_text_anywhere():
+    domain = Float(0.0, 10.0, units=(("ms", 1.0), ("s", 1e3)))
+    assert [domain.convert(value) for value in ("5ms", "0.002 s", 5)] == [5.0, 2.0, 5.0]
+    assert domain.check(domain.convert("5 apples")) is not None
+    assert Float(0.0, 10.0).check(Float(0.0, 10.0).convert("5")) is not None
+
+
 def test_a_choice_keeps_its_own_option_and_does_not_take_true_for_one():
     domain = Choice(1, 0.5)
     assert domain.check(True) is not None

@@ -102,6 +102,8 @@ def result():
         ),
         notes=("there were no labels", HOSTILE),
         seconds={"load": 0.1, "quantize": 2.5},
+        runtime="reference",
+        seed=7,
     )
 
 
@@ -114,6 +116,11 @@ def test_the_page_and_its_json_lie_side_by_side(page, result):
     assert page.name == "report.html"
     account = json.loads(page.with_suffix(".json").read_text())
     assert account == json.loads(json.dumps(result.to_json()))
+
+
+def test_what_a_step_that_searches_has_chosen_is_shown_too(result, tmp_path):
+    result.ledger.note("auto", "the winner is trial 1", recipe={"step": [{"use": "prune", "ratio": 0.123}]})
+    assert "ratio = 0.123" in write_report(result, tmp_path / "report.html").read_text()
 
 
 def test_a_path_without_a_suffix_gets_one(result, tmp_path):

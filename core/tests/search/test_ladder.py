@@ -146,9 +146,8 @@ def test_scorers_are_compared_where_refitting_ends_and_trainings_take_the_best(s
 
     trials = climbed(ladder(space), loses)
     compared = [trial for trial in trials if trial.values["pipeline"] == "prune > quantize"]
-    assert {trial.values["prune.scorer"] for trial in compared} == {
-        s.name for s in space.strategies["importance-scorer"]
-    }
+    installed = {s.name for s in space.strategies["importance-scorer"]}
+    assert {trial.values["prune.scorer"] for trial in compared} == installed - space.choosers("importance-scorer")
     trials = climbed(
         ladder(space), lambda values: values["prune.ratio"] * (0.5 if values["prune.scorer"] == "fpgm" else 1)
     )

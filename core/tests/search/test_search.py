@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import attrs
 import numpy as np
@@ -13,11 +14,15 @@ import pytest
 from pumice.errors import PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
+from pumice.progress import Silent
 from pumice.registry import registry
-from pumice.search import application, laboratory, ladder, passes, search
+from pumice.search import application, guide, laboratory, ladder, overdue, passes, search
 from pumice.search.laboratory import Evidence, Laboratory
-from pumice.search.openings import singles
+from pumice.search.openings import Opening, singles
+from pumice.search.pace import Pace
+from pumice.search.space import Proposal
 from pumice.search.study import Study
+from pumice.search.workers import Workers
 from pumice.steps import Auto, Quantize
 from pumice.strategy import Searcher
 from pumice.testing.models import random_feeds, tiny_cnn
@@ -106,6 +111,7 @@ def test_a_search_that_was_stopped_goes_on(problem, tmp_path):
     assert [t.figures for t in second.trials[:2]] == [t.figures for t in first.trials]
     assert len(second.trials) == 3
     assert second.earlier == 2
+    assert second.trials[2].finished > first.trials[1].finished
     assert second.overhead == pytest.approx(1.0 - second.trials[2].seconds / second.seconds)
 
 
@@ -148,8 +154,8 @@ def test_a_searcher_that_breaks_ends_the_search_and_costs_nothing_that_was_found
     def broken(self, space, history):
         raise ModuleNotFoundError("No module named 'optuna'")
 
-    monkeypatch.setattr(application, "singles", lambda space: singles(space)[:1])
-    monkeypatch.setattr(application.Ladder, "of", lambda *_: None)
+    monkeypatch.setattr(guide, "singles", lambda *given: singles(*given)[:1])
+    monkeypatch.setattr(guide.Ladder, "of", lambda *_: None)
     monkeypatch.setattr(registry().get(Searcher, "random"), "propose", broken)
     found = search(*problem, LIMITS)
     assert found.verdict.winner.trial.number == len(found.trials) == 1
@@ -171,6 +177,59 @@ def test_a_trial_that_is_over_its_time_is_ended_and_says_so(problem, monkeypatch
     assert found.trials[0].reason == "it took more than the 0.05 s it had, at 'learn'"
     assert "1 late" in found.summary()
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["trials"][0]["cost"] is None
+
+
+def silent(self, model, context):
+    end = time.perf_counter() + 60.0
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_search_ends_in_time_with_an_answer_though_no_trial_does(problem, monkeypatch):
+    monkeypatch.setattr(Quantize, "run", silent)
+    monkeypatch.setattr(overdue, "GRACE", 0.1)
+    monkeypatch.setattr(guide.Ladder, "of", lambda *_: None)
+    began = time.perf_counter()
+    found = search(*problem, {"searcher": "random", "budget": 0.2, "max_drop": 0.1})
+    assert time.perf_counter() - began < 40.0
+    assert {trial.state for trial in found.trials} == {"late"}
+    assert found.verdict.sentence().startswith("no recipe meets the limits: none could be measured; trial 1 (quantize")
+
+
+class Stuck:
+    """An executor, and a guide, whose trial never ends."""
+
+    def submit(self, run, trial, seconds):
+        return Future()
+
+    def opening(self, trials, seconds, tried):
+        recipe = {"step": [{"use": "quantize"}]}
+        return Opening(proposal=Proposal(values={}, recipe=recipe), reason="it never ends")
+
+
+def test_a_worker_that_does_not_come_back_is_given_up(tmp_path):
+    over, ended = time.perf_counter() - 60.0, []
+    pace = Pace(began=over, deadline=over, end=over, samples=1, first=1)
+    pool = Workers(make=Stuck, run=None, executor=Stuck(), end=lambda: ended.append("pool"))
+    loop = application._Loop(Auto(trials=1), Study.open(tmp_path, {}), pool, Stuck(), pace, Silent())
+    assert [(trial.state, trial.reason) for trial in loop.run()] == [("late", "it did not end when its time was over")]
+    assert ended == ["pool"]
+
+
+def test_where_the_defaults_lose_too_much_a_milder_recipe_wins(problem, monkeypatch):
+    whole = Laboratory._drop
+
+    def harsh(self, session, limit, progress):
+        """As if every hundredth of noise changed a tenth of the answers."""
+        lost = 10.0 * self._noise(session)
+        return lost, lost, lost, whole(self, session, limit, progress)[3]
+
+    monkeypatch.setattr(Laboratory, "_drop", harsh)
+    found = search(*problem, {"searcher": "random", "trials": 6, "budget": 0.0, "max_drop": 2e-4})
+    usual, milder = found.trials[:2]
+    assert usual.drop > 2e-4 > milder.drop
+    assert 0.0 < milder.noise <= milder.recipe["step"][0]["noise"]
+    assert found.verdict.winner is not None
 
 
 def test_what_was_too_late_is_tried_again_when_there_is_more_time(problem, tmp_path):
@@ -200,7 +259,7 @@ def test_a_search_that_is_killed_loses_nothing_but_the_trial_in_flight(problem, 
 
 
 def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem, monkeypatch):
-    monkeypatch.setattr(application, "singles", lambda space: singles(space)[:2])
+    monkeypatch.setattr(guide, "singles", lambda *given: singles(*given)[:2])
     monkeypatch.setattr(ladder, "CLOSE", 1.0)  # a ladder of few rungs
     monkeypatch.setattr(passes, "REPAIR_STEPS", 20)
     limits = {**LIMITS, "trials": 11, "goal": "size", "searcher": "tpe"}

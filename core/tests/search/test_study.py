@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import time
 
 import pytest
 
 from pumice.errors import PumiceError
 from pumice.ledger import Ledger
-from pumice.search.prefixes import Prefix, Prefixes
+from pumice.search.prefixes import ABANDONED, Prefix, Prefixes
 from pumice.search.study import Study
 from pumice.search.trial import Trial
 from pumice.steps import Prune, Quantize
@@ -51,6 +52,14 @@ def test_a_kill_loses_nothing_that_was_finished(tmp_path):
     assert [t.number for t in Study.open(tmp_path, {}).trials()] == [1]
 
 
+def test_one_search_at_a_time_goes_on_with_a_study(tmp_path):
+    study = Study.open(tmp_path, {})
+    with study.alone(), pytest.raises(PumiceError, match="another search goes on in"), study.alone():
+        pass
+    with study.alone():
+        study.add(trial(1))
+
+
 @pytest.fixture
 def prefixes(tmp_path):
     return Prefixes(tmp_path / "prefixes", "origin")
@@ -88,6 +97,14 @@ def test_a_key_names_everything_that_decides_the_result(prefixes):
     }
     assert len(keys) == 5
     assert prefixes.key([Prune()], False) == prefixes.key([Prune()], False)
+
+
+def test_what_a_killed_run_left_half_written_goes_once_nobody_can_be_writing_it(prefixes):
+    for name, age in ((".new-old", 2 * ABANDONED), (".new-now", 0.0)):
+        (prefixes.folder / name / "entry").mkdir(parents=True)
+        os.utime(prefixes.folder / name, (time.time() - age,) * 2)
+    prefixes.put("key", prefix())
+    assert {entry.name for entry in prefixes.folder.iterdir()} == {"key", ".new-now"}
 
 
 def test_the_entries_unused_for_longest_make_room(prefixes):

@@ -62,10 +62,21 @@ def test_once_its_time_is_over_and_something_keeps_the_limits_the_others_are_not
     assert len(judge(trials, Laboratory()).verified) == 5
 
 
-def test_it_goes_on_over_its_time_while_what_kept_the_limits_in_the_search_does_not_here():
+def test_it_goes_on_while_what_kept_the_limits_in_the_search_does_not_here():
     trials = [trial(number, speedup=9.0 - number) for number in range(1, 9)]
-    found = judge(trials, Laboratory(drops=dict.fromkeys(range(1, 8), 0.5)), until=-math.inf)
-    assert found.winner.trial.number == 8
+    assert judge(trials, Laboratory(drops=dict.fromkeys(range(1, 8), 0.5))).winner.trial.number == 8
+
+
+def test_over_its_time_it_looks_at_the_surest_alone_while_nothing_keeps_the_limits():
+    trials = [trial(number, speedup=1.0 + number, drop=0.001 * number) for number in range(2, 9)]
+    found = judge(trials, Laboratory(drops=dict.fromkeys(range(3, 9), 0.5)), until=-math.inf)
+    assert found.winner.trial.number == 2
+    assert len(found.verified) == 2
+
+
+def test_what_compress_makes_by_itself_is_always_looked_at():
+    trials = [trial(1, speedup=0.9, drop=0.002), *(trial(number, speedup=9.0 - number) for number in range(2, 9))]
+    assert 1 in {one.trial.number for one in judge(trials, Laboratory()).verified}
 
 
 def test_it_ends_in_its_time_where_nothing_kept_the_limits_in_the_search():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pumice.data import open_dataset
-from pumice.errors import DataError, ModelError
+from pumice.errors import DataError, ModelError, PumiceError
 from pumice.steps import Train
 from pumice.train import Parameters, Trainer
 from pumice.train.application import trainable_plan
@@ -35,6 +35,14 @@ def test_it_learns(classifier, dataset, loss):
     fit = trainer(classifier(), dataset, loss, epochs=12, batch=32, lr=0.05).fit()
     assert fit.history.losses[0] > 0.5
     assert np.mean(fit.history.losses[-10:]) < 0.35
+
+
+def test_memory_that_does_not_suffice_is_said_with_the_knobs_that_help(classifier, dataset, loss):
+    def exhausting(outputs, batch):
+        raise MemoryError("Out of memory allocating 512 bytes")
+
+    with pytest.raises(PumiceError, match=r"32 samples at once \(Out of memory allocating 512 bytes\): set 'memory'"):
+        trainer(classifier(), dataset, loss, objective=exhausting, batch=32).fit()
 
 
 def test_the_same_seed_gives_the_same_bits(classifier, dataset, loss):

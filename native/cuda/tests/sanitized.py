@@ -14,7 +14,7 @@ import numpy as np
 
 from pumice.ops.record import Node
 from pumice.ops.window import Window
-from pumice_cuda import attention, dynamic, gemm, lowbit, pooling, quantize, recurrent, rows
+from pumice_cuda import attention, dynamic, embedding, gemm, lowbit, pooling, quantize, recurrent, rows
 from pumice_cuda.conv import Conv
 from pumice_cuda.epilogue import Epilogue, LevelSum
 
@@ -40,7 +40,7 @@ def epilogue(output, outputs, shape):
 
 
 def products():
-    for (m, n, k), output in itertools.product([(1, 5, 33), (77, 33, 528), (129, 257, 63), (200, 200, 160)], OUTPUTS):
+    for (m, n, k), output in itertools.product([(1, 5, 33), (77, 192, 528), (129, 257, 63), (200, 200, 160)], OUTPUTS):
         a, b = gemm.readable(integers(m, k)), gemm.readable(integers(n, k))
         for run in (gemm.on_hopper, gemm.on_ampere, gemm.on_turing):
             run(a, b, epilogue(output, n, (m, n)), cupy.empty((m, n), output))
@@ -137,15 +137,23 @@ def ranges():
 
 
 def heads():
-    for (size, queries), keys in itertools.product(((32, 5), (64, 128), (64, 77), (128, 9)), (1, 33, 128)):
-        q, k, v = (floats(2, 3, n, size) for n in (queries, keys, keys))
-        if attention.takes(q, k, v):
-            attention.attention(q, k, v, size**-0.5)
+    sizes = ((32, 5), (32, 70), (64, 128), (64, 77), (128, 9), (128, 80))
+    for batch, (size, queries), keys in itertools.product((2, 50), sizes, (1, 33, 128)):
+        q, k, v = (floats(batch, 3, n, size) for n in (queries, keys, keys))
+        attention.attention(q, k, v, size**-0.5, floats(queries, keys))
+        attention.quantized_attention(q, k, v, size**-0.5, columns=floats(3 * size))
+
+
+def tables():
+    for columns, count in itertools.product((4, 36, 768), (1, 9, 300)):
+        index = cupy.asarray(rng.integers(-50, 50, count))
+        embedding.embed(integers(50, columns), index, floats(count, 1))
 
 
 FAMILIES = {
     "gemm": products, "conv": convolutions, "pooling": pools, "rows": of_rows, "quantize": quantizations,
     "lowbit": few_bits, "recurrent": layers, "dynamic": ranges, "attention": heads,
+    "embedding": tables,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pumice.errors import PumiceError
 from pumice_cuda import compiling, device
 from pumice_cuda.compiling import compiled, resources
 
@@ -99,5 +100,17 @@ def test_spills_show_in_the_resources(sources):
 
 def test_without_a_gpu_a_kernel_is_refused_before_the_driver_is_asked(monkeypatch):
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="there is none"))
-    with pytest.raises(RuntimeError, match="no GPU can be used here: there is none"):
+    with pytest.raises(PumiceError, match="no GPU can be used here: there is none"):
         compiling.kernel("poison", "poison")
+
+
+def test_a_source_for_newer_gpus_is_refused_on_older_ones(sources, monkeypatch):
+    sources(some=f"// since: sm_80\n{TWICE}", one=f"// architectures: sm_90a\n{TWICE}", every=TWICE)
+    newer = ("sm_80", "sm_86", "sm_90a", "sm_120")
+    assert [arch for arch in ("sm_75", *newer) if compiling.is_for("some", arch)] == [*newer]
+    assert compiling.architectures("one") == ("sm_90a",)
+    assert compiling.architectures("every") == compiling.ARCHITECTURES
+    turing = device.Gpu(name="T4", capability=(7, 5), memory=16 << 30, multiprocessors=40)
+    monkeypatch.setattr(device, "gpu", lambda: turing)
+    with pytest.raises(NotImplementedError, match="the kernels of 'some' are not for sm_75"):
+        compiling.kernel("some", "twice")

@@ -1,7 +1,12 @@
 """What is said about a machine, for every answer that its driver and libraries may give."""
 
+import sys
+from types import SimpleNamespace
+
+import attrs
 import pytest
 
+from pumice.errors import PumiceError
 from pumice_cuda import device
 from pumice_cuda.device import Gpu, NotThere, Probes, architecture_of, examine
 
@@ -19,8 +24,10 @@ def unreachable():
     raise AssertionError("asked although an earlier answer ruled a GPU out")
 
 
-def probes(*, driver=(13, 0), nvrtc=(13, 0), cupy=13, gpu=H200):
-    return Probes(driver=lambda: driver, nvrtc=lambda: nvrtc, cupy=lambda: cupy, gpu=lambda: gpu)
+def probes(*, driver=(13, 0), nvrtc=(13, 0), newest=(12, 1), cupy=13, gpu=H200):
+    return Probes(
+        driver=lambda: driver, nvrtc=lambda: nvrtc, newest=lambda: newest, cupy=lambda: cupy, gpu=lambda: gpu
+    )  # fmt: skip
 
 
 def test_a_machine_with_everything_has_a_gpu():
@@ -30,15 +37,14 @@ def test_a_machine_with_everything_has_a_gpu():
 
 
 def test_without_a_driver_nothing_else_is_touched():
-    asked = Probes(driver=absent("no driver"), nvrtc=unreachable, cupy=unreachable, gpu=unreachable)
+    others = dict.fromkeys(("nvrtc", "newest", "cupy", "gpu"), unreachable)
+    asked = Probes(driver=absent("no driver"), **others)
     assert examine(asked).problem == "no driver"
 
 
 @pytest.mark.parametrize("missing", ["nvrtc", "cupy", "gpu"])
 def test_what_is_missing_is_said(missing):
-    whole = probes()
-    asked = {name: getattr(whole, name) for name in ("driver", "nvrtc", "cupy", "gpu")}
-    assert examine(Probes(**{**asked, missing: absent(f"no {missing}")})).problem == f"no {missing}"
+    assert examine(attrs.evolve(probes(), **{missing: absent(f"no {missing}")})).problem == f"no {missing}"
 
 
 def test_a_driver_older_than_the_compiler_is_named_with_both_versions():
@@ -55,6 +61,29 @@ def test_a_gpu_without_the_instructions_is_named_with_its_capability():
     assert "'Tesla P100' has compute capability 6.0 and the kernels need 7.5" in examine(probes(gpu=old)).problem
 
 
+def test_a_cupy_that_cannot_be_used_is_named_in_one_line(monkeypatch):
+    def broken():
+        raise RuntimeError("libcudart.so.13 is not there\nlooked in /usr/lib")
+
+    monkeypatch.setattr(device, "_library", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(get_local_runtime_version=broken)))
+    with pytest.raises(NotThere, match=r"^CuPy cannot be used \(libcudart.so.13 is not there\): pip install 'pumice"):
+        device._cupy()
+
+
+def test_a_gpu_newer_than_the_compiler_is_named_with_both():
+    new = Gpu(name="of tomorrow", capability=(13, 0), memory=1 << 40, multiprocessors=200)
+    assert examine(probes(gpu=new)).problem == (
+        "the GPU 'of tomorrow' has compute capability 13.0 and NVRTC 13.0 compiles for 12.1 at most: install a newer "
+        "pumice-cuda"
+    )
+
+
+def test_this_compiler_knows_what_the_kernels_are_for():
+    assert device._nvrtc() >= (13, 0)
+    assert device._newest() > (9, 0)
+
+
 @pytest.mark.parametrize(
     ("capability", "name"), [((8, 0), "sm_80"), ((8, 9), "sm_89"), ((9, 0), "sm_90a"), ((10, 0), "sm_100a")]
 )
@@ -64,7 +93,7 @@ def test_only_some_architectures_have_instructions_of_their_own(capability, name
 
 def test_asking_for_the_gpu_of_a_machine_without_one_says_why(monkeypatch):
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="no NVIDIA driver is installed"))
-    with pytest.raises(RuntimeError, match="no GPU can be used here: no NVIDIA driver is installed"):
+    with pytest.raises(PumiceError, match="no GPU can be used here: no NVIDIA driver is installed"):
         device.gpu()
 
 

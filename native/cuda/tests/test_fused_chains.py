@@ -1,11 +1,14 @@
 """Chains that one kernel computes: which they are, and the numbers that their epilogues get."""
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from pumice.ops import core_table
 from pumice.ops.record import Link, Node
+from pumice_cuda.kernels import _on_host
+from pumice_cuda.kernels.attention import _attention
 from pumice_cuda.kernels.conv import _level_sum
 from pumice_cuda.kernels.matmul import _scaled_product
 
@@ -57,3 +60,37 @@ def test_a_dynamic_product_takes_what_its_epilogue_computes(gpu, tail, taken):
     links = [Link(node=node("MatMulInteger"), constants=[None, weights, None])]
     links += [Link(node=node(op, **({"to": 1} if op == "Cast" else {})), constants=[None], at=0) for op in tail.split()]
     assert (_scaled_product(links) is not None) == taken
+
+
+SPELT = "MatMul Div Softmax MatMul"
+JOINED = f"{SPELT} Transpose Reshape Mul DynamicQuantizeLinear"
+
+
+def attention_chain(operators, perm=(0, 2, 1, 3)):
+    attributes = {"Transpose": {"perm": list(perm)}, "Softmax": {"axis": -1}}
+    known = {"Div": [None, F(8)], "Reshape": [None, np.array([0, 0, 768])], "MatMul": [None] * 2, "Mul": [None] * 2}
+    links = [
+        Link(node=node(op, **attributes.get(op, {})), constants=known.get(op, [None]), at=0) for op in operators.split()
+    ]
+    return [attrs.evolve(links[0], at=-1), *links[1:]]
+
+
+@pytest.mark.parametrize(
+    ("operators", "taken"),
+    [
+        (SPELT, True), (JOINED, True), (JOINED.replace("Reshape Mul", "Reshape"), True),
+        (JOINED.replace("Softmax", "Add Softmax"), True), (JOINED.replace("Mul Dynamic", "Mul Relu Dynamic"), False),
+        ("MatMul Softmax MatMul", True), (f"{SPELT} Transpose", False), (f"{SPELT} DynamicQuantizeLinear", False),
+        (SPELT.replace("Softmax", "Gelu"), False),
+    ],
+)  # fmt: skip
+def test_attention_is_taken_with_what_its_kernel_computes(operators, taken):
+    assert (_attention(attention_chain(operators)) is not None) == taken
+
+
+def test_heads_in_another_order_are_not_taken():
+    assert _attention(attention_chain(JOINED, perm=(0, 1, 2, 3))) is None
+
+
+def test_a_shape_in_a_chain_stays_on_the_cpu():
+    assert _on_host(attention_chain(JOINED)) == (4,)  # after queries, keys, what divides, values

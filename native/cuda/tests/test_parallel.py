@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from pumice.errors import PumiceError
 from pumice_cuda import parallel
 
 
@@ -33,6 +34,13 @@ def two(monkeypatch):
 def test_one_gpu_works_alone(monkeypatch):
     monkeypatch.setattr(parallel, "_gpus", lambda: 1)
     assert parallel.in_parallel(work, "here") == ("alone", "here")
+
+
+@pytest.mark.parametrize("gpus", [0, 3])
+def test_as_many_gpus_as_are_not_there_are_refused(two, monkeypatch, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pytest.raises(PumiceError, match=f"training on {gpus} GPUs cannot be had, as this process sees 2: ask for 1"):
+        parallel.in_parallel(work, "here", gpus=gpus)
 
 
 def test_the_result_is_that_of_the_first_process(two):

@@ -1,6 +1,7 @@
 """Plans on a GPU that is not there: where constants lie, what is copied, what falls back."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import ml_dtypes
@@ -15,7 +16,7 @@ from pumice.ops import core_table
 from pumice.ops.record import Kernel
 from pumice.plan import compile_plan
 from pumice_cuda.kernels.selection import KERNELS
-from pumice_cuda.placing import OnDevice
+from pumice_cuda.placing import OnDevice, reading
 from pumice_cuda.transfers import counting, on_device, to_device, to_host
 
 
@@ -89,12 +90,15 @@ def test_shapes_are_computed_on_the_cpu(gpu, rng):
     assert (y.shape, moved.into, moved.out) == ((6,), 1, 0)
 
 
+TWICE = """agraph (float[N, M] x) => (float[N, M] y) {
+    s = Shape(x)
+    ones = ConstantOfShape<value = float[1] {2.0}>(s)
+    y = Mul(x, ones)
+}"""
+
+
 def test_an_array_that_is_the_same_every_time_is_copied_once(gpu):
-    plan, _ = placed("""agraph (float[N, M] x) => (float[N, M] y) {
-        s = Shape(x)
-        ones = ConstantOfShape<value = float[1] {2.0}>(s)
-        y = Mul(x, ones)
-    }""")
+    plan, _ = placed(TWICE)
     x = to_device(np.ones((2, 3), np.float32))
     with counting() as moved:
         for _ in range(3):
@@ -102,6 +106,31 @@ def test_an_array_that_is_the_same_every_time_is_copied_once(gpu):
     assert moved.into == 1
     y = plan.run({"x": to_device(np.ones((4, 3), np.float32))})["y"]
     np.testing.assert_array_equal(to_host(y), np.full((4, 3), 2, np.float32))
+
+
+def test_what_a_run_reads_of_earlier_copies_can_be_kept(gpu):
+    """A recording reads it again after the plan has forgotten it for another shape's."""
+    plan, _ = placed(TWICE)
+    x = to_device(np.ones((2, 3), np.float32))
+    with reading() as first:
+        plan.run({"x": x})
+    with reading() as again:
+        plan.run({"x": x})
+    plan.run({"x": to_device(np.ones((4, 3), np.float32))})
+    assert first == []
+    (kept,) = again
+    np.testing.assert_array_equal(to_host(kept), np.full((2, 3), 2, np.float32))
+
+
+def test_every_thread_has_copies_of_its_own(gpu):
+    """Another's may be freed, in the order of another's stream, while this one's kernels read it."""
+    plan, _ = placed(TWICE)
+    x = to_device(np.ones((2, 3), np.float32))
+    with counting() as moved:
+        for _ in range(2):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(plan.run, {"x": x}).result()
+    assert moved.into == 2
 
 
 def test_mixed_arrays_meet_on_the_gpu(gpu):
@@ -132,6 +161,19 @@ def test_what_cupy_cannot_compute_runs_on_the_cpu_with_one_line(gpu, caplog):
     np.testing.assert_array_equal(to_host(y), [7, 1])
     assert list(place.fallen) == ["ScatterND"]
     assert [line.partition(":")[0] for line in caplog.messages] == ["ScatterND runs on the CPU"]
+
+
+def test_what_a_kernel_refuses_is_computed_by_core_on_the_gpu(gpu):
+    def refuse(node, *arrays):
+        raise NotImplementedError("for newer GPUs")
+
+    kernels = [Kernel(op_type="Relu", device="cuda", run=refuse)]
+    plan, place = placed("agraph (float[N] x) => (float[N] y) { y = Relu(x) }", kernels=kernels)
+    x = to_device(np.float32([-1, 2]))
+    with counting() as moved:
+        y = plan.run({"x": x})["y"]
+    assert (moved.into, moved.out, place.fallen) == (0, 0, {})
+    np.testing.assert_array_equal(to_host(y), [0, 2])
 
 
 def test_a_type_without_a_gpu_stays_on_the_cpu(gpu):

@@ -1,19 +1,26 @@
 """Sessions without a GPU: what is folded, when a run is recorded, how recordings are shared."""
 
+import contextlib
+import functools
 import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
 from pumice.errors import DataError
+from pumice.ops.record import Kernel
 from pumice.plan import compile_plan
 from pumice.quantize.simulation import simulate
 from pumice.testing.models import random_feeds, tiny_cnn
-from pumice_cuda import device
+from pumice_cuda import device, reference
 from pumice_cuda.placing import OnDevice
-from pumice_cuda.runtime import session
+from pumice_cuda.runtime import replay, session
 from pumice_cuda.runtime.replay import CannotRecord
 from pumice_cuda.runtime.session import CudaSession, folded
 from pumice_cuda.runtime.strategy import CudaRuntime
@@ -91,6 +98,56 @@ def test_what_cannot_be_recorded_runs_operator_by_operator_and_says_so(monkeypat
     assert opened.description.endswith("operator by operator (it waits for the GPU)")
 
 
+def test_inputs_that_stay_on_the_cpu_are_not_recorded_but_read():
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        agraph (float8e4m3fn[N] x) => (float[N] y) { y = Cast<to = 1>(x) }""")
+    opened = CudaRuntime().open(ir.from_proto(proto))
+    for value in (1, 2, 3, 4):
+        y = opened.run({"x": np.array([value], ml_dtypes.float8_e4m3fn)})["y"]
+        np.testing.assert_array_equal(y, np.float32([value]))
+    assert opened.description.endswith("operator by operator (input 'x' is of a type that stays on the CPU)")
+
+
+def test_a_recording_without_memory_is_done_without(gpu, monkeypatch):
+    def exhausted(feeds):
+        raise MemoryError("Out of memory allocating 512 bytes")
+
+    monkeypatch.setattr(gpu.cuda, "MemoryPool", lambda: types.SimpleNamespace(malloc=None), raising=False)
+    monkeypatch.setattr(gpu.cuda, "using_allocator", lambda _: contextlib.nullcontext(), raising=False)
+    plan = types.SimpleNamespace(run=exhausted)
+    with pytest.raises(CannotRecord, match="the memory of the GPU does not suffice: Out of memory allocating"):
+        replay.Replay(plan, {"x": np.zeros(3, np.float32)})
+
+
+def test_nobody_waits_for_the_whole_gpu_during_a_recording(gpu, monkeypatch):
+    waited = threading.Event()
+    monkeypatch.setattr(gpu.cuda, "Device", lambda: types.SimpleNamespace(synchronize=waited.set))
+    with ThreadPoolExecutor(1) as pool:
+        with replay._recording:
+            done = pool.submit(replay.finish)
+            assert not waited.wait(0.05)
+        done.result()
+    assert waited.is_set()
+
+
+def test_first_runs_of_a_shape_follow_one_another(recording, monkeypatch):
+    """What kernels make as they first run is finished before another stream reads it."""
+    opened, batches, busy = CudaRuntime().open(tiny_cnn()), random_feeds(8), threading.Lock()
+    alone = CudaSession._run_step_by_step
+
+    def watched(self, feeds):
+        assert busy.acquire(blocking=False), "two first runs at once"
+        time.sleep(0.01)
+        try:
+            return alone(self, feeds)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(CudaSession, "_run_step_by_step", watched)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(opened.run, batches))) == len(batches)
+
+
 def test_threads_that_wait_for_a_recording_that_fails_go_on(monkeypatch):
     def refuse(plan, feeds):
         raise CannotRecord("it waits for the GPU")
@@ -124,25 +181,46 @@ def test_a_wrong_input_is_refused_before_anything_runs():
         CudaRuntime().open(tiny_cnn()).run({"no_such_input": np.zeros(1)})
 
 
+def test_inputs_of_another_gpu_are_refused_before_a_recording_copies_them(recording, monkeypatch):
+    opened, (feeds,) = CudaRuntime().open(tiny_cnn()), random_feeds(1)
+    there = {name: to_device(x) for name, x in feeds.items()}
+    for _ in range(3):
+        opened.run(there)
+    for x in there.values():
+        x.device.id = 1
+    monkeypatch.setattr(recording, "run", lambda *_: pytest.fail("it was copied"))
+    with pytest.raises(DataError, match="lies on GPU 1 and the plan runs on GPU 0"):
+        opened.run(there)
+
+
 def test_without_a_gpu_the_runtime_says_why(monkeypatch):
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="no NVIDIA driver is installed"))
     assert CudaRuntime().available() == "no NVIDIA driver is installed"
 
 
 def looking_up(entries=5, width=3):
-    """y = the row of a table for each index."""
+    """y = minus the row of a table for each index."""
     from onnx import TensorProto, helper, numpy_helper
 
     table = numpy_helper.from_array(np.ones((entries, width), np.float32), "table")
     x = helper.make_tensor_value_info("x", TensorProto.INT64, ["N", 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, width])
-    graph = helper.make_graph([helper.make_node("Gather", ["table", "x"], ["y"])], "g", [x], [y], [table])
+    nodes = [helper.make_node("Gather", ["table", "x"], ["row"]), helper.make_node("Neg", ["row"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x], [y], [table])
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+def negated_row(links):
+    whole = [link.node.op_type for link in links] == ["Gather", "Neg"]
+    return (lambda table, index: (-table[index],)) if whole else None
 
 
 @pytest.mark.parametrize("index", [5, -6])
 @pytest.mark.parametrize("place", [np.asarray, to_device])
-def test_an_index_outside_a_table_is_refused(index, place):
+@pytest.mark.parametrize("fuse", [None, negated_row])
+def test_an_index_outside_a_table_is_refused(index, place, fuse, monkeypatch):
+    kernels = [Kernel(op_type="Gather", device="cuda", run=reference.forward, fuse=fuse)]
+    monkeypatch.setattr(session, "compile_plan", functools.partial(compile_plan, kernels=kernels))
     opened, x = CudaRuntime().open(looking_up()), np.full((1, 4), -5)
     opened.run({"x": place(x)})
     x[0, 2] = index

@@ -38,6 +38,10 @@ class Recorder:
         self.module.OnnxParser = lambda network, logger: Parser(self, network, refuses)
         self.module.Runtime = lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda plan: object())
 
+    def timings(self):
+        """What every timing cache was made of."""
+        return [arguments[0] for name, arguments in self.calls if name == "create_timing_cache"]
+
     def flags(self):
         return {arguments[0] for name, arguments in self.calls if name == "set_flag"}
 
@@ -92,6 +96,13 @@ class Builder:
         return b"engine"
 
 
+class Timings:
+    """Read from a file."""
+
+    def __init__(self, held):
+        self.held = held
+
+
 class Config:
     """Records every call."""
 
@@ -101,9 +112,17 @@ class Config:
     def __getattr__(self, name):
         def call(*arguments, **_):
             self.recorder.calls.append((name, arguments))
-            return arguments[0] if name == "create_timing_cache" else self
+            return self
 
         return call
+
+    def create_timing_cache(self, held):
+        """None where TensorRT cannot read it."""
+        self.recorder.calls.append(("create_timing_cache", (held,)))
+        return None if held == b"damaged" else Timings(held)
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        return cache.held != b"of another GPU"
 
     def get_timing_cache(self):
         return types.SimpleNamespace(serialize=lambda: b"timings")
@@ -208,7 +227,23 @@ def test_the_timing_cache_of_one_build_is_read_by_the_next(tmp_path, recorder):
     found, cache = recorder(), tmp_path / "timings"
     for _ in range(2):
         export(tiny_cnn(), tmp_path / "m.plan", timing_cache=str(cache))
-    assert [arguments[0] for call, arguments in found.calls if call == "create_timing_cache"] == [b"", b"timings"]
+    assert found.timings() == [b"", b"timings"]
+
+
+@pytest.mark.parametrize("held", [b"damaged", b"of another GPU"])
+def test_a_timing_cache_that_does_not_fit_is_made_anew(tmp_path, recorder, held):
+    found, cache = recorder(), tmp_path / "timings"
+    cache.write_bytes(held)
+    export(tiny_cnn(), tmp_path / "m.plan", timing_cache=str(cache))
+    assert found.timings() == [held, b""]
+    assert cache.read_bytes() == b"timings"
+
+
+def test_a_timing_cache_that_cannot_be_read_is_named(tmp_path, recorder):
+    recorder()
+    with pytest.raises(PumiceError, match=r"cannot be read .*: name another with the knob 'timing_cache'"):
+        export(tiny_cnn(), tmp_path / "m.plan", timing_cache=str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_integers_made_for_tensorrt_are_taken_and_those_for_another_runtime_refused(tmp_path, recorder):

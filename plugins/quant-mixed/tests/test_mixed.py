@@ -16,7 +16,7 @@ from pumice.quantize.target import Target
 from pumice.quantize.weight_matrices import weight_matrices
 from pumice.testing.models import random_feeds, tiny_cnn
 from pumice_quant_mixed import FORMATS, Mixed
-from pumice_quant_mixed.choice import pareto
+from pumice_quant_mixed.choice import _pace, _shares, pareto
 from pumice_quant_mixed.formats import bytes_of, rounded_to
 from pumice_quant_mixed.sensitivity import by_gradient, by_measurement
 
@@ -107,6 +107,20 @@ def test_a_tighter_accuracy_budget_costs_bytes_and_the_curve_is_told():
         sizes.append(size(Mixed(smallest=1).quantize(model, around)).total)
         assert any("bytes and noise to choose from" in note for note in around.notes)
     assert sizes[0] < sizes[1]
+
+
+def test_bytes_and_work_together_give_tables_few_bits_and_products_integers():
+    table, product = Matrix((1, 5000, 64), op="Gather"), Matrix((1, 64, 512), op="MatMul")
+    assert _pace("int8", [product]) < _pace("float16", [product]) < _pace("int4", [product])
+    model = tiny_cnn()
+    around = context(model)
+    layers = layers_of(model)
+    cost = _shares(model, layers, Mixed(minimise="both"), around)
+    for name in layers:
+        assert cost[name, "int8"] < cost[name, "uint8"] < cost[name, "float32"]
+    assert sum(cost[name, "int8"] for name in layers) == pytest.approx(2.0)
+    assert _pace("int4", [table]) == 1.0
+    assert bytes_of("int4", table) < bytes_of("uint8", table) < bytes_of("float16", table)
 
 
 def test_within_an_accuracy_budget_the_least_may_be_milliseconds():

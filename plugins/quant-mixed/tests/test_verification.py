@@ -51,6 +51,18 @@ def test_more_noise_uses_up_the_budget_whatever_the_type_of_the_answers(text):
     assert found[0].loss == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_budget_of_noise_is_kept_whatever_else_may_be_lost():
+    model = network(LOGITS)
+    rough, mild = network(LOGITS, 0.1), network(LOGITS, 1e-4)
+    around = context(model, max_drop=0.5, noise=1e-4)
+    assert [verified(model, changed, Parts.of(around.calibration), around).kept for changed in (rough, mild)] == [
+        False,
+        True,
+    ]
+    freely = context(model, max_drop=0.5)
+    assert verified(model, rough, Parts.of(freely.calibration), freely).kept
+
+
 def test_the_account_tells_what_was_judged_and_on_how_many_samples():
     around = context(network(LOGITS))
     Mixed(smallest=1).quantize(network(LOGITS), around)

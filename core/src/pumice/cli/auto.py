@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
-from pumice.cli.compress import account_json, account_text, require_outputs, run
+from pumice.cli.compress import account_json, account_text, require_outputs, run, written
 from pumice.cli.console import Console, output_options
 from pumice.cli.specs import configured
 from pumice.cli.train import step_from, training_options
@@ -16,12 +18,15 @@ from pumice.steps import Auto
 from pumice.strategy import Metric, Runtime
 
 if TYPE_CHECKING:
+    from pumice.pipeline import Result
     from pumice.search import Found
+
+SEEN = "half of the samples that measured accuracy here chose the recipe; the verdict of the search is on the others"
 
 
 @click.command("auto")
 @click.argument("model", type=click.Path(path_type=Path))
-@training_options(Auto)
+@training_options(Auto, data="Samples that calibrate, train and measure.", output="The model to write.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference when timing. [default: 1]")
 @click.option("--write-recipe", type=click.Path(path_type=Path), help="Write the winner's recipe (TOML).")
 @output_options
@@ -34,10 +39,10 @@ def command(ctx: click.Context, /, model: Path, report: Path | None, write_recip
     pumice auto resnet.onnx --data samples/ --size 10x --budget 30min --study search/ -o small.onnx
 
     Recipes are tried within the budget and measured; the best are measured again on samples that the search did not
-    see. If none keeps the limits, nothing is written: the nearest is named, and the exit code is 1. With --study, a
+    see. If none keeps the limits, no model is written: the nearest is named, and the exit code is 1. With --study, a
     search that was stopped goes on where it was.
     """
-    from pumice.report import report_files, write_report
+    from pumice.report import report_files, write_report, write_search
 
     console = Console(**{name: options.pop(name) for name in ("as_json", "quiet", "log")})
     limits = step_from(Auto, options)
@@ -51,16 +56,27 @@ def command(ctx: click.Context, /, model: Path, report: Path | None, write_recip
     require_outputs({"the model": options["output"], **recipes, **pages}, inputs)
     found = _found(model, limits, console, options)
     if found.recipe is None:
-        console.answer(found.summary(), {"search": found.to_json()})
+        if report is not None:
+            write_search(found, model.name, report)
+        text = "\n".join([found.summary(), *written(list(pages.values()))])
+        console.answer(text, {"search": found.to_json(), "files": [str(page) for page in pages.values()]})
         ctx.exit(1)
     result, files = run(console, model, found.recipe, **options)
+    if found.verdict.unseen:
+        result = attrs.evolve(result, notes=(*result.notes, SEEN))
     if report is not None:
         write_report(result, report, found)
     if write_recipe is not None:
-        found.recipe.write(write_recipe)
+        found.recipe.write(write_recipe, heading=_again(result, model, write_recipe, options))
     files += [*pages.values(), *recipes.values()]
     text = f"{found.summary()}\n{account_text(result, files)}"
     console.answer(text, {"search": found.to_json(), **account_json(result, files)})
+
+
+def _again(result: Result, model: Path, recipe: Path, options: Mapping[str, Any]) -> str:
+    """The command line that runs the winner's recipe again."""
+    paths = {"model": model, "recipe": recipe, **{name: options[name] for name in ("data", "test", "output")}}
+    return result.command(**{name: shlex.quote(str(path)) for name, path in paths.items() if path is not None})
 
 
 def _found(model: Path, limits: Auto, console: Console, options: Mapping[str, Any]) -> Found:

@@ -169,8 +169,12 @@ def account_text(result: Result, files: Sequence[Path]) -> str:
 
     also = [note for note in result.measurements.notes if note not in result.notes]
     advice = [f"to try: {sentence}" for sentence in recommendations(result.layers)]
-    written = [f"wrote {path} ({quantity(path.stat().st_size)})" for path in files]
-    return "\n".join([result.summary(), *also, *advice, *written])
+    return "\n".join([result.summary(), *also, *advice, *written(files)])
+
+
+def written(files: Sequence[Path]) -> list[str]:
+    """A line for every file."""
+    return [f"wrote {path} ({quantity(path.stat().st_size)})" for path in files]
 
 
 def account_json(result: Result, files: Sequence[Path]) -> dict[str, Any]:

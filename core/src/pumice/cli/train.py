@@ -20,8 +20,21 @@ from pumice.steps import Step, Train
 T = TypeVar("T", bound=Step)
 
 
-def training_options(step: type[Step], apart_from: Sequence[str] = ()) -> Callable[[F], F]:
-    """What commands that train have in common, and a flag for every knob of their step, in their order."""
+def training_options(
+    step: type[Step],
+    apart_from: Sequence[str] = (),
+    *,
+    data: str = "Samples to train on.",
+    output: str = "The trained model to write.",
+) -> Callable[[F], F]:
+    """What commands that train have in common, and a flag for every knob of their step, in their order.
+
+    Args:
+        step: what the command is for.
+        apart_from: knobs that have no flag.
+        data: help of `--data`.
+        output: help of `--output`.
+    """
     path = click.Path(path_type=Path)
     shared = (
         click.option("--runtime", help="Runtime to measure with. [default: the best installed]"),
@@ -30,9 +43,9 @@ def training_options(step: type[Step], apart_from: Sequence[str] = ()) -> Callab
             "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is random."
         ),
         click.option("--report", type=path, help="Write the account as one HTML page (JSON beside it)."),
-        click.option("-o", "--output", required=True, type=path, help="The trained model to write."),
+        click.option("-o", "--output", required=True, type=path, help=output),
         click.option("--test", type=path, help="Other samples to measure on (else part of --data)."),
-        click.option("--data", required=True, type=path, help="Samples to train on."),
+        click.option("--data", required=True, type=path, help=data),
     )
 
     def decorate(command: F) -> F:

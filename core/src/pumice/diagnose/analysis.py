@@ -8,7 +8,7 @@ the time of each node is measured too. Expectations are arithmetic on these coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pumice.diagnose import prospects
 from pumice.model import attribute, clone, constant, infer_shapes, is_constant, nodes, size, weight_of
 from pumice.ops import Node, OpCost
 from pumice.registry import registry
@@ -128,7 +129,7 @@ def analyse(
         costs=costs,
         times=times,
         assumed=assumed,
-        advice=tuple(_advice(model, costs, times, weights.total)),
+        advice=tuple(_advice(model, costs, times, weights.total, lambda other: _macs(other, feeds))),
     )
 
 
@@ -153,6 +154,11 @@ def _with_fixed_inputs(model: ir.Model, feeds: Mapping[str, NDArray[Any]] | None
             value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
     shown = ", ".join(f"'{name}'" for name in assumed)
     return infer_shapes(fixed), f"dynamic axes of {shown} count as 1; give --data for real shapes" if assumed else ""
+
+
+def _macs(model: ir.Model, feeds: Mapping[str, NDArray[Any]] | None) -> dict[str, int]:
+    shaped, _ = _with_fixed_inputs(model, feeds)
+    return {node.name or "": _cost(node, shaped).macs for node in nodes(shaped)}
 
 
 def _cost(node: ir.Node, model: ir.Model) -> OpCost:
@@ -210,9 +216,16 @@ def _dynamic_axes(model: ir.Model) -> list[str]:
 # --- what would be worth doing ----------------------------------------------------------------------------------------
 
 
-def _advice(model: ir.Model, costs: tuple[NodeCost, ...], times: tuple[NodeTime, ...], total: int) -> list[str]:
+def _advice(
+    model: ir.Model,
+    costs: tuple[NodeCost, ...],
+    times: tuple[NodeTime, ...],
+    total: int,
+    macs_of: Callable[[ir.Model], Mapping[str, int]],
+) -> list[str]:
     finders = (_already_quantized, _quantizable, _embeddings, _recurrent, _not_float32, _dead_channels)
-    found = [finder(model, costs, total) for finder in finders]
+    quantized, *found = [finder(model, costs, total) for finder in finders]
+    found = [quantized] if quantized else [*found, prospects.pruning(model, macs_of), prospects.sensitivity(model)]
     shares = {(t.node, t.op): t.seconds for t in times} or {(c.node, c.op): float(c.macs) for c in costs}
     found.append(_hot_spots(shares, "time" if times else "multiply-accumulates"))
     return [sentence for sentence in found if sentence]
@@ -246,7 +259,7 @@ def _quantizable(model: ir.Model, costs: tuple[NodeCost, ...], total: int) -> st
     return (
         f"INT8 quantization: {_kinds(layers)} hold {held / max(total, 1):.0%} of the bytes{work}; as 8-bit integers "
         f"the weights would take about {_bytes(after)} instead of {_bytes(total)} ({smaller})"
-        f"{_depthwise(layers)}."
+        f"{_depthwise(layers)}. What it costs is measured, and layers that cost too much are given back."
     )
 
 

@@ -34,6 +34,8 @@ CONFIDENCE = 1.645
 """Standard errors that a loss must exceed."""
 JUDGED = 256
 """Samples used to judge a model."""
+NOISE_TO_SIGNAL = "output fidelity (noise to signal)"
+"""What is judged where no answers are."""
 
 
 @attrs.frozen(kw_only=True)
@@ -89,8 +91,7 @@ def judge(
         decided = _verdict("agreement with the original", np.array(changes), FIDELITY * max_drop)
         if not decided.exceeded:
             return attrs.evolve(decided, noise=drift.ratio)
-    measure = "output fidelity (noise to signal)"
-    return Verdict(measure=measure, loss=drift.ratio, budget=NOISE * max_drop, error=0.0, noise=drift.ratio)
+    return Verdict(measure=NOISE_TO_SIGNAL, loss=drift.ratio, budget=NOISE * max_drop, error=0.0, noise=drift.ratio)
 
 
 def _lost(metric: Metric, pairs: Sequence[tuple[float, float]], budget: float) -> Verdict:

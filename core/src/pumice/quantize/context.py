@@ -41,6 +41,8 @@ class QuantizeContext:
     ledger: Ledger = attrs.field(factory=Ledger)
     samples: int = 512
     max_drop: float = 0.01
+    noise: float = 0.0
+    """Noise-to-signal ratio that the outputs may get at most, whatever `max_drop` allows; 0 is any."""
     exclude: tuple[str, ...] = ()
     seed: int = 0
     progress: Progress = attrs.field(factory=Silent)
@@ -66,6 +68,7 @@ class QuantizeContext:
             ledger=run.ledger,
             samples=step.samples,
             max_drop=step.max_drop,
+            noise=step.noise,
             exclude=step.exclude,
             seed=run.seed,
             progress=run.progress,

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from pumice.errors import BudgetExceeded, PluginError
 from pumice.ledger import Ledger
 from pumice.measure import budget
-from pumice.measure.budget import JUDGED, Drift, Verdict
+from pumice.measure.budget import JUDGED, NOISE_TO_SIGNAL, Drift, Verdict
 from pumice.model import clone, nodes, weight_of
 from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
@@ -32,9 +32,12 @@ RANKED = 8
 
 
 def judge(original: ir.Model, changed: ir.Model, context: QuantizeContext) -> Verdict:
-    """Compare the two models on the calibration data."""
+    """Compare the two models on the calibration data: what breaks a budget of noise is judged by that."""
     samples = context.samples_with_labels(JUDGED)
-    return budget.judge(original, changed, samples, context.metrics, context.runtime, context.max_drop)
+    found = budget.judge(original, changed, samples, context.metrics, context.runtime, context.max_drop)
+    if not context.noise or found.noise <= context.noise:
+        return found
+    return Verdict(measure=NOISE_TO_SIGNAL, loss=found.noise, budget=context.noise, error=0.0, noise=found.noise)
 
 
 def within_budget(model: ir.Model, quantizer: Quantizer, context: QuantizeContext) -> ir.Model:

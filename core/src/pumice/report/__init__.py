@@ -28,12 +28,24 @@ def write_report(result: Result, path: Path, search: Found | None = None) -> Pat
     """
     from pumice.report.page import render
 
-    page, account = report_files(path)
     told = result.to_json() | ({} if search is None else {"search": search.to_json()})
-    texts = {
-        account: json.dumps(told, indent=1, allow_nan=False, default=_plain) + "\n",
-        page: render(result, search),
-    }
+    return _written(path, render(result, search), told)
+
+
+def write_search(search: Found, model: str, path: Path) -> Path:
+    """The same for a search that found no recipe, so that there is no result to account for.
+
+    Raises:
+        PumiceError: as for `write_report`.
+    """
+    from pumice.report.page import render_search
+
+    return _written(path, render_search(search, model), {"model": model, "search": search.to_json()})
+
+
+def _written(path: Path, text: str, told: Mapping[str, object]) -> Path:
+    page, account = report_files(path)
+    texts = {account: json.dumps(told, indent=1, allow_nan=False, default=_plain) + "\n", page: text}
     write_texts(texts, f"the report '{page}'")
     return page
 

@@ -35,40 +35,62 @@ def render(result: Result, search: Found | None = None) -> str:
 
     measured = result.measurements.to_json()
     headline = result.headline()
-    return _template().render(
-        version=__version__,
-        model=result.name,
-        rerun_model=result.name if result.name.endswith(".onnx") else f"{result.name}.onnx",
-        headline=headline,
-        bad=is_bad_news(measured),
-        gauges=gauges(measured),
-        notes=list(dict.fromkeys([*result.notes, *measured["notes"]])),
-        recommendations=recommendations(result.layers),
-        layers=[_layer(layer) for layer in result.layers],
-        depth=_depth(result),
-        histograms=[_histogram(layer) for layer in result.layers if layer.histogram is not None],
-        curves=_curves(result.ledger),
-        search=None if search is None else search_view(search),
-        counts=result.ledger.counts(),
-        groups=ledger_groups(result.ledger),
-        recipe=result.recipe.to_toml().rstrip(),
-        environment=environment(result, measured),
-        phases=phases(result.seconds),
-        total_time=time_text(sum(result.seconds.values())),
-        when="",
-        style=Markup(_asset("page.css")),  # noqa: S704 - our own files, nothing of the user's
-        script=Markup(_asset("page.js")),  # noqa: S704
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            version=__version__,
+            model=result.name,
+            rerun=result.command(),
+            headline=headline,
+            bad=is_bad_news(measured),
+            gauges=gauges(measured),
+            notes=list(dict.fromkeys([*result.notes, *measured["notes"]])),
+            recommendations=recommendations(result.layers),
+            layers=[_layer(layer) for layer in result.layers],
+            depth=_depth(result),
+            histograms=[_histogram(layer) for layer in result.layers if layer.histogram is not None],
+            curves=_curves(result.ledger),
+            search=None if search is None else search_view(search),
+            counts=result.ledger.counts(),
+            groups=ledger_groups(result.ledger),
+            recipe=result.recipe.to_toml().rstrip(),
+            chosen=_chosen(result.ledger),
+            environment=environment(result, measured),
+            phases=phases(result.seconds),
+            total_time=time_text(sum(result.seconds.values())),
+            when="",
+            style=Markup(_asset("page.css")),  # noqa: S704 - our own files, nothing of the user's
+            script=Markup(_asset("tables.js") + _asset("page.js")),  # noqa: S704
+        )
+    )
+
+
+def render_search(search: Found, model: str) -> str:
+    """The page of a search that found no recipe: nothing but how it went."""
+    return (
+        _templates()
+        .get_template("search.html.j2")
+        .render(
+            model=model,
+            search=search_view(search),
+            style=Markup(_asset("page.css")),  # noqa: S704
+            script=Markup(_asset("tables.js")),  # noqa: S704
+        )
     )
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _templates() -> jinja2.Environment:
     import jinja2
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_asset("page.html.j2"))
 
 
 @functools.cache
@@ -133,6 +155,15 @@ def _histogram(layer: LayerError) -> dict[str, Any]:
     label = f"Histogram of {layer.node}: {caption}"
     chart = charts.histogram(found.edges, found.before, found.after, label, found.grid)
     return {"node": layer.node, "caption": caption, "chart": chart}
+
+
+def _chosen(ledger: Ledger) -> list[str]:
+    """The recipes that steps which search have found."""
+    from pumice.recipe import Recipe
+    from pumice.steps import Auto
+
+    found = [entry.details["recipe"] for entry in ledger.of(Auto.name) if "recipe" in entry.details]
+    return [Recipe.from_dict(recipe).to_toml().rstrip() for recipe in found]
 
 
 def _curves(ledger: Ledger) -> list[dict[str, Any]]:

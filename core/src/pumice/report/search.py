@@ -36,9 +36,10 @@ def search_view(found: Found) -> dict[str, Any]:
             for trial in found.trials
             if trial.state != "repeated"
         ],
+        "again": found.verdict.reasons(found.limits.max_drop),
         "advice": found.advice,
         "techniques": _techniques(measured),
-        "importance": [f"{name}: {share:.0%} of the variance" for name, share in importance(measured)],
+        "importance": _importance(measured),
         "left_out": [f"{one.kind} '{one.name}': {one.reason}" for one in found.space.left_out],
     }
 
@@ -116,6 +117,12 @@ def _techniques(measured: Sequence[Trial]) -> list[str]:
     for trial in sorted(measured, key=lambda t: t.rank):
         best.setdefault(" > ".join(step["use"] for step in trial.recipe["step"]), trial)
     return [f"{pipeline}: {trial.told} (trial {trial.number}: {trial.shape})" for pipeline, trial in best.items()]
+
+
+def _importance(measured: Sequence[Trial]) -> list[str]:
+    """What made the difference, or why that cannot be told."""
+    told = [f"{name}: {share:.0%} of the variance" for name, share in importance(measured)]
+    return told or [f"No knob can be told to matter: that takes {FEWEST} measured trials that differ in it."]
 
 
 def importance(measured: Sequence[Trial]) -> list[tuple[str, float]]:

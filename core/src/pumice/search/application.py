@@ -5,15 +5,16 @@ trials so far; a recipe that was tried before is not run again but remembered as
 a function of the history alone, moves on. With one worker the course of a search is a function of the model, the data,
 the settings and the figures it measured.
 
-A trial may take a share of the time that is left, so that one slow recipe does not cost the search all others. What was
-too late in one search is tried again when a longer one goes on from it.
+A trial may take a share of the time that is left, so that one slow recipe does not cost the search all others, and none
+goes on beyond the time that the verdict needs. What was too late in one search is tried again when a longer one goes on
+from it.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -22,23 +23,22 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import BudgetExceeded, PumiceError
-from pumice.knobs import Int
+from pumice.errors import BudgetExceeded, DataError, PumiceError
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
-from pumice.search.laboratory import Evidence, Laboratory, number_of
-from pumice.search.ladder import Ladder, most_epochs
+from pumice.search.guide import Guide
+from pumice.search.laboratory import Laboratory, number_of
 from pumice.search.machine import computing
-from pumice.search.openings import ORIGIN, Opening, singles
-from pumice.search.passes import seconds_of_a_pass
+from pumice.search.openings import ORIGIN
+from pumice.search.overdue import AGAIN, GRACE
+from pumice.search.pace import Pace
 from pumice.search.space import Proposal, Space
 from pumice.search.study import Study
 from pumice.search.trial import Trial, front
-from pumice.search.verdict import Verdict, judge
+from pumice.search.verdict import CANDIDATES, Verdict, candidates, judge
 from pumice.search.workers import Workers, workers
-from pumice.steps import STEPS, Auto, Train, default_searcher
-from pumice.strategy import Need
+from pumice.steps import Auto, default_searcher
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 REPEATS = 25
 """Proposals in a row that were tried before: after them the space counts as exhausted."""
-SPARED = 0.03
-"""Share of the time that is kept for the verdict."""
 GENEROUS = 4
 """A trial may take this many times what the quickest took, whatever is left."""
 STATES = ("measured", "stopped", "late", "failed")
@@ -96,8 +94,11 @@ class Found:
         shown = [f"  trial {t.number}: {t.told}: {t.shape}" for t in self.front]
         out = [f"left out: {one.kind} '{one.name}': {one.reason}" for one in self.space.left_out]
         verdict = self.verdict.sentence()
-        front = ["front:", *shown] if shown else []
-        return "\n".join([f"{verdict[:1].upper()}{verdict[1:]}", f"trials: {self.tally}", *front, *self.notes, *out])
+        again = [f"  {line}" for line in self.verdict.reasons(self.limits.max_drop)]
+        lines = [f"{verdict[:1].upper()}{verdict[1:]}", *(["measured again:", *again] if again else [])]
+        lines.append(f"trials: {self.tally}; {self.seconds:.0f} s, {self.overhead:.1%} of them beside trials")
+        advice = ["what the model is made of:", *(f"  {sentence}" for sentence in self.advice)] if self.advice else []
+        return "\n".join([*lines, *(["front:", *shown] if shown else []), *advice, *self.notes, *out])
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines."""
@@ -147,7 +148,7 @@ def search(
     """
     from pumice.diagnose.analysis import analyse
     from pumice.measure import choose_metrics, pick_runtime
-    from pumice.model import load, save
+    from pumice.model import save
 
     limits = _settled(limits)
     began = time.perf_counter()
@@ -157,7 +158,6 @@ def search(
         if not isinstance(model, str | Path):
             save(model, path)
         engine = pick_runtime(runtime)
-        original = load(path)
         laboratory = Laboratory(
             model=path,
             source=data,
@@ -169,30 +169,23 @@ def search(
             threads=threads or 1,
             seed=seed,
         )
-        evidence = laboratory.evidence
-        chosen = choose_metrics(original, evidence.search, metrics)
+        chosen = choose_metrics(laboratory.original, laboratory.evidence.search, metrics)
         told = tuple({"name": metric.name, **metric.settings()} for metric in chosen.metrics)
-        laboratory = attrs.evolve(laboratory, metrics=told)
-        pass_seconds, untrained = _training_speed(original, evidence)
-        space = _space(original, evidence, limits, pass_seconds, untrained)
-        if not space.pipelines:
-            reasons = "; ".join(f"{one.kind} '{one.name}': {one.reason}" for one in space.left_out)
-            raise PumiceError(f"nothing that is installed can compress this model: {reasons}")
+        pace = Pace.of(laboratory, began)
+        laboratory = attrs.evolve(laboratory, metrics=told, samples=pace.samples)
+        guide = Guide.of(laboratory, pace)
         study = Study.open(folder, _question(laboratory))
-        analysis = analyse(original, next(iter(evidence.search.samples([0]))).feeds)
-        ladder = Ladder.of(space, original, limits, evidence.training.count(), pass_seconds)
-        end = began + 60.0 * limits.budget if limits.budget else float("inf")
-        deadline = end - 60.0 * limits.budget * SPARED
-        with workers(laboratory) as pool:
-            loop = _Loop(limits, space, study, pool, ladder, deadline, began, progress)
+        with study.alone(), workers(laboratory) as pool:
+            loop = _Loop(limits, study, pool, guide, pace, progress)
             trials = loop.run()
-        verdict = judge(trials, laboratory, end)
-        _forget_models(folder, verdict, trials)
+        verdict = judge([t for t in trials if not t.model or (study.models / t.model).exists()], laboratory, pace.end)
+        evidence = laboratory.evidence
+        analysis = analyse(laboratory.original, next(iter(evidence.search.samples([0]))).feeds, engine)
     return Found(
         limits=limits,
         verdict=verdict,
         trials=tuple(trials),
-        space=space,
+        space=guide.space,
         advice=analysis.advice,
         notes=(*evidence.notes, *chosen.notes, *loop.trouble),
         seconds=time.perf_counter() - began,
@@ -205,12 +198,13 @@ def apply_best(limits: Auto, model: ir.Model, context: RunContext) -> ir.Model:
 
     Raises:
         BudgetExceeded: no recipe keeps the limits.
+        DataError: there are no data.
     """
     from pumice.data.splits import Splits
     from pumice.pipeline import run_steps
 
-    assert context.calibration is not None
-    assert context.test is not None
+    if context.calibration is None or context.test is None:
+        raise DataError(f"step '{limits.name}' needs data to choose by: give some with --data (data=)")
     splits = Splits(
         calibration=context.calibration,
         test=context.test,
@@ -268,35 +262,6 @@ def _folder(limits: Auto) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _training_speed(model: ir.Model, evidence: Evidence) -> tuple[float, str]:
-    """Seconds of training on all samples once; infinite, and why, where the model cannot be trained."""
-    try:
-        return seconds_of_a_pass(model, evidence.training), ""
-    except PumiceError as error:
-        return float("inf"), str(error)
-
-
-def _space(model: ir.Model, evidence: Evidence, limits: Auto, pass_seconds: float, untrained: str) -> Space:
-    """What can be tried; trainings with as many passes as the budget has room for."""
-    has = {Need.CALIBRATION, Need.GRADIENTS, Need.TEACHER, Need.TRAINING}
-    trainings = {name: step for name, step in STEPS.items() if issubclass(step, Train)}
-    epochs = most_epochs(limits, evidence.training.count(), pass_seconds)
-    refuse, narrowed = {}, {}
-    for name, step in trainings.items():
-        domain = step.knobs()["epochs"].searched(step)
-        assert isinstance(domain, Int)
-        if untrained or not epochs:
-            told = f"one pass over the data takes {pass_seconds:.0f} s, too long for a budget of {limits.budget:g} min"
-            refuse[name] = untrained or told
-        narrowed[name, "epochs"] = attrs.evolve(domain, high=max(domain.low, min(domain.high, epochs)))
-    if evidence.training.labelled:
-        has.add(Need.LABELS)
-    else:
-        refuse["train"] = "it needs labels"
-    fixed = {("quantize", "max_drop"): limits.max_drop}
-    return Space.of(model, frozenset(has), fixed, refuse, narrowed)
-
-
 def _question(laboratory: Laboratory) -> dict[str, Any]:
     """What a study answers: with another of these, its trials mean nothing."""
     ends = {"budget", "trials", "workers", "executor", "study", "searcher"}
@@ -306,15 +271,16 @@ def _question(laboratory: Laboratory) -> dict[str, Any]:
         "limits": limits,
         "metrics": laboratory.metrics,
         "runtime": laboratory.runtime,
+        "threads": laboratory.threads,
         "plugins": sorted(str(origin) for origin in registry().plugins),
     }
 
 
-def _forget_models(folder: Path, verdict: Verdict, trials: Sequence[Trial]) -> None:
-    """Keep the models of the front and of the verdict."""
-    wanted = {trial.model for trial in front(trials)} | {one.trial.model for one in verdict.verified}
-    for path in (folder / "models").iterdir():
-        if path.name.split(".onnx")[0] + ".onnx" not in wanted:
+def _forget_models(folder: Path, trials: Sequence[Trial], max_drop: float) -> None:
+    """Keep the models of the front, and of what a verdict may ask for, now or when the search has gone on."""
+    wanted = {trial.model for trial in [*front(trials), *candidates(trials, max_drop)[: 2 * CANDIDATES]]}
+    for name in {trial.model for trial in trials if trial.model} - wanted:
+        for path in folder.glob(f"{name}*"):
             path.unlink()
 
 
@@ -323,17 +289,17 @@ class _Loop:
     """One course of a search."""
 
     limits: Auto
-    space: Space
     study: Study
     pool: Workers
-    ladder: Ladder | None
-    deadline: float
-    began: float
+    guide: Guide
+    pace: Pace
     progress: Progress
     history: list[Trial] = attrs.field(factory=list)
     tried: dict[str, Trial] = attrs.field(factory=dict)
     repeats: int = 0
     earlier: int = 0
+    before: float = 0.0
+    """Seconds that the courses before this one took."""
     trouble: set[str] = attrs.field(factory=set)
     """Why there were no more proposals, where a searcher broke."""
 
@@ -341,23 +307,25 @@ class _Loop:
         """All trials, those of an earlier course included."""
         self.history.extend(self.study.trials())
         self.earlier = len(self.history)
+        self.before = max((trial.finished for trial in self.history), default=0.0)
         self.tried.update({_key(trial): trial for trial in self.history if trial.state not in ("late", "repeated")})
-        waiting = deque(singles(self.space))
         pending: dict[Future[Trial], Trial] = {}
         with self.progress.task("search", total=self.limits.trials or None) as advance:
             while True:
-                self.fill(pending, waiting)
+                self.fill(pending)
                 if not pending:
                     return self.history
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda f: pending[f].number):
-                    self.finish(future, pending.pop(future))
+                done, running = wait(pending, self.patience, FIRST_COMPLETED)
+                if not done:
+                    self.pool.end()
+                for future in sorted(done or running, key=lambda f: pending[f].number):
+                    self.finish(future if done else None, pending.pop(future))
                     advance()
 
-    def fill(self, pending: dict[Future[Trial], Trial], waiting: deque[Opening]) -> None:
+    def fill(self, pending: dict[Future[Trial], Trial]) -> None:
         """Give work to every worker that is free, while there is time and anything new."""
         while len(pending) < self.limits.workers and self.may_begin(len(pending)):
-            origin, proposal = self.next(waiting, pending.values())
+            origin, proposal = self.next(pending.values())
             if proposal is None:
                 return
             number = len(self.history) + len(pending) + 1
@@ -372,66 +340,72 @@ class _Loop:
 
     @property
     def seconds(self) -> float:
-        """What a trial that begins now may take; the first, which gives an answer at all, whatever it needs.
+        """What a trial that begins now may take; the first, which gives an answer at all, all there is.
 
         It is half of the time that is left with one worker, and more where others go on beside it.
         """
-        left, share = self.deadline - time.perf_counter(), self.limits.workers / (self.limits.workers + 1)
-        return max(left * share, min(left, GENEROUS * self.quickest)) if self.history else float("inf")
+        left, share = self.pace.deadline - time.perf_counter(), self.limits.workers / (self.limits.workers + 1)
+        return max(left * share, min(left, GENEROUS * self.quickest)) if self.history else left
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds to wait for a trial: what does not end by itself or by interruption is given up then."""
+        end = self.pace.deadline + GRACE + AGAIN
+        return None if math.isinf(end) else max(0.0, end - time.perf_counter())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the start of the search."""
+        return self.before + time.perf_counter() - self.pace.began
 
     @property
     def quickest(self) -> float:
         """Seconds of the quickest trial so far."""
         return min((trial.seconds for trial in self.history if trial.state == "measured"), default=0.0)
 
-    def next(self, waiting: deque[Opening], running: Iterable[Trial]) -> tuple[str, Proposal | None]:
+    def next(self, running: Iterable[Trial]) -> tuple[str, Proposal | None]:
         trials = [*self.history, *running]
-        opening = self.opening(waiting, trials)
+        opening = self.guide.opening(trials, self.seconds, lambda proposal: _key(proposal) in self.tried)
         if opening is not None:
             return f"{ORIGIN}{opening.reason}", opening.proposal
         searcher = self.limits.searcher
         assert searcher is not None
         try:
             with computing():
-                return searcher.name, searcher.propose(self.space, trials)
+                return searcher.name, searcher.propose(self.guide.space, trials)
         except Exception as error:  # a plugin's defect must not cost what has been found
             self.trouble.add(f"searcher '{searcher.name}' broke and proposed no more: {type(error).__name__}: {error}")
             return searcher.name, None
 
-    def opening(self, waiting: deque[Opening], trials: Sequence[Trial]) -> Opening | None:
-        """The next one that is new, from the two courses in turn."""
-        while waiting and _key(waiting[0].proposal) in self.tried:
-            waiting.popleft()
-        if self.ladder is not None and (len(trials) % 2 or not waiting):
-            rung = self.ladder.rung(trials, self.seconds)
-            if rung is not None and _key(rung.proposal) not in self.tried:
-                return rung
-        return waiting.popleft() if waiting else None
-
     def may_begin(self, running: int) -> bool:
         enough = self.limits.trials and len(self.history) + running >= self.limits.trials
         first = not self.history and not running
-        in_time = first or time.perf_counter() + self.quickest < self.deadline
+        in_time = first or time.perf_counter() + self.quickest < self.pace.deadline
         return not enough and in_time and self.repeats < REPEATS
 
     def repeat(self, begun: Trial, known: Trial) -> None:
         """Remember a proposal that was tried before."""
         self.repeats += 1
         repeated = attrs.evolve(known, number=begun.number, values=begun.values, origin=begun.origin, seconds=0.0)
-        repeated = attrs.evolve(repeated, state="repeated", finished=time.perf_counter() - self.began)
+        repeated = attrs.evolve(repeated, state="repeated", finished=self.elapsed)
         self.history.append(repeated)
         self.study.add(repeated)
 
-    def finish(self, future: Future[Trial], begun: Trial) -> None:
+    def finish(self, future: Future[Trial] | None, begun: Trial) -> None:
+        """Remember what a trial came to; None where it was given up."""
         try:
-            trial = future.result()
+            if future is None:
+                trial = attrs.evolve(begun, state="late", reason="it did not end when its time was over")
+            else:
+                trial = future.result()
         except Exception as error:  # the worker died
             trial = attrs.evolve(begun, state="failed", reason=f"its worker was lost: {type(error).__name__}: {error}")
         self.repeats = 0
-        trial = attrs.evolve(trial, finished=time.perf_counter() - self.began)
+        trial = attrs.evolve(trial, finished=self.elapsed)
         self.study.add(trial)
         self.history.append(trial)
         self.tried[_key(begun)] = trial
+        _forget_models(self.study.models, self.history, self.limits.max_drop)
         registry().notify("pumice_trial_finished", trial=trial)
 
 

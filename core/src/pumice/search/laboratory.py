@@ -2,8 +2,8 @@
 
 Fidelity grows only as a recipe deserves it. Its steps run (those that an earlier recipe began with are taken from
 `Prefixes`); then a look at `QUICK` samples stops what is plainly too inaccurate (the 95% interval of its drop lies
-above the limit); what is left is scored on all samples of the search, and timed. A recipe has a time to do so: what
-computes for longer is ended where it tells how far it is.
+above the limit); what is left is scored on all samples of the search, and timed. A recipe has a time to do so, and what
+computes for longer is ended: where it tells how far it is, or else wherever it is (`ended_after`).
 
 Data are kept apart: what calibrates and trains, what the search measures on, and what is *held out* for the verdict.
 Times are taken while nothing else computes: every recipe holds a lock of the machine, shared with others while it
@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from pumice.data.splits import CALIBRATION_SAMPLES
 from pumice.errors import OutOfTime, PumiceError
 from pumice.ledger import Ledger
 from pumice.progress import Limited, Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.machine import computing, measuring
+from pumice.search.overdue import ended_after
 from pumice.search.prefixes import Prefix, Prefixes
 from pumice.search.trial import Figures, Trial, cost, violation
 from pumice.steps import Auto
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
     from pumice.pipeline import RunContext
     from pumice.steps import Step
 
-QUICK = 128
-"""Samples of the first look."""
+QUICK, NOISED = 128, 16
+"""Samples of the first look, and those that tell the noise of the outputs."""
 LATENCY_SECONDS = 1.0
 """Time to spend on the latency of each model."""
 KEPT = 256_000_000
@@ -70,15 +72,20 @@ class Laboratory:
     metrics: tuple[Mapping[str, Any], ...]
     threads: int
     seed: int
+    samples: int = CALIBRATION_SAMPLES
+    """That calibrate most recipes; those that ask for as many as `compress` takes have these."""
 
     def run(self, trial: Trial, seconds: float) -> Trial:
         """Try the recipe of a trial within a time. What is wrong with it is in the result; nothing is raised for it."""
         began = time.perf_counter()
         trial = attrs.evolve(trial, state="failed")
         try:
-            trial = self._measured(trial, Limited(seconds))
+            with ended_after(seconds):
+                trial = self._measured(trial, Limited(seconds))
         except OutOfTime as error:
-            trial = attrs.evolve(trial, state="late", reason=str(error))
+            trial = attrs.evolve(
+                trial, state="late", reason=str(error) or f"it took more than the {seconds:.3g} s it had"
+            )
         except PumiceError as error:
             trial = attrs.evolve(trial, reason=str(error))
         except Exception as error:  # a plugin's defect must not end the search
@@ -92,11 +99,14 @@ class Laboratory:
         trial = attrs.evolve(trial, recipe=recipe.to_dict())
         with computing():
             model = self.compressed(recipe, time_left)
-            drop, low, high, samples = self._drop(model, QUICK, time_left)
+            session = self.engine.open(model)
+            drop, low, high, samples = self._drop(session, QUICK, time_left)
+            trial = attrs.evolve(trial, drop=drop, noise=self._noise(session))
             if low > self.limits.max_drop:
                 found = f"on {samples} samples it loses {drop:.4f}, {low:.4f} at least"
                 return attrs.evolve(trial, state="stopped", reason=found)
-            drop, low, high, samples = self._drop(model, None, time_left)
+            if samples < self.evidence.search.count():
+                drop, low, high, samples = self._drop(session, None, time_left)
             name = f"{number_of(recipe)}.onnx"
             save(model, self.folder / "models" / name)
         figures = self._timed(self.folder / "models" / name, self.evidence.search)
@@ -105,6 +115,7 @@ class Laboratory:
             trial,
             state="measured",
             figures=figures,
+            drop=drop,
             cost=cost(self.limits, figures),
             violation=violation(self.limits, figures),
             model=name,
@@ -118,8 +129,9 @@ class Laboratory:
         from pumice.pipeline import run_steps
 
         steps, trains = recipe.steps, _trains(recipe.steps)
-        kept = Prefixes(self.folder / "prefixes", self.origin)
-        context = self._context(trains, progress)
+        wanted = _calibrates(steps)
+        kept = Prefixes(self.folder / "prefixes", f"{self.origin} {wanted}")
+        context = self._context(wanted, trains, progress)
         for first in range(len(steps), 0, -1):
             found = kept.get(kept.key(steps[:first], _trains(steps[first:])))
             if found is not None:
@@ -139,11 +151,11 @@ class Laboratory:
 
         return run_steps(steps, model, self.model.name, context, first=first, after=keep)
 
-    def _context(self, trains: bool, progress: Progress) -> RunContext:
+    def _context(self, samples: int, trains: bool, progress: Progress) -> RunContext:
         from pumice.pipeline import RunContext
 
         return RunContext(
-            calibration=self.evidence.calibration[trains],
+            calibration=self.evidence.calibration[samples, trains],
             test=self.evidence.search,
             training=self.evidence.training,
             original=self.original,
@@ -161,21 +173,30 @@ class Laboratory:
         """The figures of a trial's model on the data held out, and the p value of what it lost."""
         path = self.folder / "models" / trial.model
         with computing():
-            before, after = self._scored(path, self.evidence.held_out, None, Silent())
+            before, after = self._scored(self.engine.open(path), self.evidence.held_out, None, Silent())
         drop, low, high, p = _lost(before, after)
         figures = self._timed(path, self.evidence.held_out)
         return attrs.evolve(figures, drop=drop, low=low, high=high, samples=after.samples), p
 
-    def _drop(self, model: ir.Model, limit: int | None, progress: Progress) -> tuple[float, float, float, int]:
-        before, after = self._scored(model, self.evidence.search, limit, progress)
+    def _drop(self, session: Session, limit: int | None, progress: Progress) -> tuple[float, float, float, int]:
+        before, after = self._scored(session, self.evidence.search, limit, progress)
         return *_lost(before, after)[:3], after.samples
 
+    def _noise(self, session: Session) -> float:
+        """What the outputs have of noise, as a share of their signal."""
+        from pumice.measure.budget import Drift, rows
+
+        drift = Drift()
+        for feeds, _ in rows(self.evidence.search, NOISED):
+            drift.update(self.known_answers.run(feeds), session.run(feeds))
+        return float(drift.ratio)
+
     def _scored(
-        self, model: Any, data: Dataset, limit: int | None, progress: Progress
+        self, session: Session, data: Dataset, limit: int | None, progress: Progress
     ) -> tuple[Evaluation, Evaluation]:
         from pumice.measure import evaluate_many
 
-        sessions = {"before": self.known_answers, "after": self.engine.open(model)}
+        sessions = {"before": self.known_answers, "after": session}
         found = evaluate_many(sessions, data, self.scored_by, reference="before", limit=limit, progress=progress)
         return found["before"], found["after"]
 
@@ -211,7 +232,7 @@ class Laboratory:
 
     @functools.cached_property
     def evidence(self) -> Evidence:
-        return Evidence.of(self.source, self.model, self.test)
+        return Evidence.of(self.source, self.model, self.test, self.samples)
 
     @functools.cached_property
     def original(self) -> ir.Model:
@@ -275,6 +296,11 @@ def number_of(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16]
 
 
+def _calibrates(steps: tuple[Step, ...]) -> int:
+    """Samples that calibrate a recipe, as `compress` takes them."""
+    return max((getattr(step, "samples", 0) for step in steps), default=0) or CALIBRATION_SAMPLES
+
+
 def _trains(steps: tuple[Step, ...]) -> bool:
     return any(Need.TRAINING in used.needs for step in steps for used in (step, *step.strategies()))
 
@@ -311,30 +337,44 @@ def _number(end: float, otherwise: float) -> float:
 class Evidence:
     """The parts of the data."""
 
-    calibration: Mapping[bool, Dataset]
-    """What calibrates recipes, by whether they train: the same samples that `compress` would take."""
+    calibration: Mapping[tuple[int, bool], Dataset]
+    """What calibrates recipes, by how many samples and by whether they train: those that `compress` would take."""
     training: Dataset
     search: Dataset
     held_out: Dataset
+    unseen: Dataset
+    """What the two were taken from."""
     notes: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
-        parts = (self.calibration[False], self.calibration[True], self.training)
+        parts = (
+            *(self.calibration[CALIBRATION_SAMPLES, trains] for trains in (False, True)),
+            self.training,
+            self.unseen,
+        )
         return " ".join(part.fingerprint() for part in parts)
 
     @classmethod
-    def of(cls, source: Any, model: Path, test: Any) -> Evidence:
+    def of(cls, source: Any, model: Path, test: Any, samples: int = CALIBRATION_SAMPLES) -> Evidence:
+        """The parts of some data; `samples` calibrate, or as many as `compress` would take."""
         from pumice.data import open_splits
         from pumice.data.dataset import Selection
-        from pumice.data.splits import CALIBRATION_SAMPLES, Splits, split
+        from pumice.data.splits import Splits, split
 
         trained = open_splits(source, model, test=test, training=True)
-        plain, unseen = trained.calibration, trained.test
-        if not isinstance(source, Splits) and isinstance(unseen, Selection) and _halves(trained.training, unseen):
-            plain = split(unseen.base, CALIBRATION_SAMPLES).calibration
-            calibrates = plain.indices if isinstance(plain, Selection) else ()
-            unseen = unseen.base.select(np.setdiff1d(unseen.indices, calibrates))
+        unseen, calibration = trained.test, {}
+        alone = not isinstance(source, Splits) and isinstance(unseen, Selection) and _halves(trained.training, unseen)
+        for count in {samples, CALIBRATION_SAMPLES}:
+            opened = trained
+            if count != CALIBRATION_SAMPLES:
+                opened = open_splits(source, model, test=test, training=True, calibration_samples=count)
+            calibration[count, True] = calibration[count, False] = opened.calibration
+            if alone:
+                assert isinstance(unseen, Selection)
+                calibration[count, False] = plain = split(unseen.base, count).calibration
+                calibrates = plain.indices if isinstance(plain, Selection) else ()
+                unseen = unseen.base.select(np.setdiff1d(unseen.indices, calibrates))
         notes = list(trained.notes)
         search = held_out = unseen
         if unseen.count() >= FEWEST_TO_HALVE:
@@ -342,10 +382,11 @@ class Evidence:
         else:
             notes.append(f"too few samples ({unseen.count()}) to hold any back: the verdict is on those of the search")
         return cls(
-            calibration={False: plain, True: trained.calibration},
+            calibration=calibration,
             training=trained.training,
             search=search,
             held_out=held_out,
+            unseen=trained.test,
             notes=tuple(notes),
         )
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.search.openings import ORIGIN, Opening
+from pumice.search.openings import ORIGIN, Opening, quantizer_of
 from pumice.search.passes import rounded_passes, wanted_passes
 from pumice.search.space import Space
 from pumice.search.trial import Trial
 from pumice.steps import STEPS, Step
+from pumice.strategy import ImportanceScorer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,6 +41,8 @@ RATES, FIRST_RATE, SCHEDULE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 1e-3, "one-cycle"
 """Of learning. A rate that begins at its height throws away what the refit has left; this schedule rises to it."""
 OTHERS, PATIENCE = 3, 0.06
 """Other quantizers that take their turn, and the share of the budget that one of them may have taken alone."""
+
+SCORER = "prune.scorer"
 
 Knobs = dict[str, Any]
 
@@ -73,7 +76,7 @@ class Course:
     def holds(self, trial: Trial) -> bool:
         """Whether a trial is one of this course; a knob that nobody may choose has no value there."""
         knobs, known = self.knobs(trial.values["prune.ratio"]), trial.values
-        return pipeline_of(trial) == self.name and all(known.get(name, value) == value for name, value in knobs.items())
+        return trial.pipeline == self.name and all(known.get(name, value) == value for name, value in knobs.items())
 
     def rate(self, rate: float) -> Knobs:
         return {f"{step.name}.lr": rate for step in _repairs(self.pipeline)}
@@ -131,8 +134,8 @@ class Seen:
     @property
     def broken(self) -> set[str]:
         """Pipelines that could not be had."""
-        judged = {pipeline_of(t) for t in self.mine if t.state in ("measured", "stopped", "running")}
-        return {pipeline_of(t) for t in self.mine} - judged
+        judged = {t.pipeline for t in self.mine if t.state in ("measured", "stopped", "running")}
+        return {t.pipeline for t in self.mine} - judged
 
     @property
     def usual(self) -> Knobs:
@@ -155,9 +158,7 @@ class Seen:
 
     def _keeps(self, trial: Trial) -> bool:
         """What failed is taken as kept: as a rule the ratio was too small to take anything away."""
-        if trial.figures is None:
-            return trial.state == "failed"
-        return trial.figures.cautious_drop <= self.max_drop
+        return trial.spares(self.max_drop) or trial.state == "failed"
 
 
 @attrs.frozen(kw_only=True)
@@ -226,7 +227,7 @@ class Ladder:
 
     def _least(self, trials: Sequence[Trial]) -> float:
         """The ratio that the size asks for beyond what a quantizer reaches alone with the accuracy kept."""
-        alone = (t.figures for t in trials if t.figures and pipeline_of(t) == "quantize")
+        alone = (t.figures for t in trials if t.figures and t.pipeline == "quantize")
         reached = max((found.compression for found in alone if found.drop <= self.max_drop), default=1.0)
         return ratio_for(self.size, reached) if reached > 1.0 else 0.0
 
@@ -251,11 +252,16 @@ class Ladder:
             before, start = climb.low, climb.high
 
     def _scorers(self, course: Course, climb: Climb, seen: Seen) -> Iterator[Wish]:
-        """Every scorer at one ratio: the first that was not kept, or where some were compared already."""
+        """Every scorer at one ratio: the first that was not kept, or where some were compared already.
+
+        What stands for others is left out, for these are all compared, and it would try them all again.
+        """
         compared = most_alike(seen.mine, _tells_scorer)
         at = [compared[0].values["prune.ratio"]] if len(compared) > 1 else climb.ends[:1]
+        choosers = self.space.choosers(ImportanceScorer.kind)
         for ratio, scorer in itertools.product(at, self.space.alternatives("prune")):
-            yield self._wish(course, ratio, seen, scorer)
+            if scorer[SCORER] not in choosers:
+                yield self._wish(course, ratio, seen, scorer)
 
     def _turns(self, course: Course, climb: Climb, seen: Seen) -> Iterator[Wish]:
         """Other quantizers at the ends of a climb."""
@@ -283,11 +289,6 @@ class Ladder:
         return min(1.0, max(ratios, default=1.0))
 
 
-def pipeline_of(trial: Trial) -> str:
-    """The steps of a trial's recipe, also where there is but one pipeline to choose."""
-    return " > ".join(step["use"] for step in trial.recipe["step"])
-
-
 def lost_least(trials: Sequence[Trial], tells: Callable[[str], bool]) -> Knobs:
     """What some knobs, by their names, were in the trial that lost least of the most that differ in nothing else."""
     most = most_alike(trials, tells)
@@ -307,7 +308,7 @@ def most_alike(trials: Sequence[Trial], tells: Callable[[str], bool]) -> list[Tr
 
 def _tells_scorer(name: str) -> bool:
     """Of the step's own knobs only the scorer, and all of the scorer's."""
-    return name.startswith("prune.") and (name == "prune.scorer" or name.count(".") > 1)
+    return name.startswith("prune.") and (name == SCORER or name.count(".") > 1)
 
 
 def _tells_rate(name: str) -> bool:
@@ -355,14 +356,14 @@ def _quantizers(trials: Sequence[Trial], max_drop: float, seconds: float) -> lis
     Limits on size and time are not asked here: pruning is what reaches them. What took longer than so many seconds
     alone is left out, unless there is nothing else.
     """
-    alone = [(t, t.figures.drop) for t in trials if t.figures and pipeline_of(t) == "quantize"]
+    alone = [(t, t.figures.drop) for t in trials if t.figures and t.pipeline == "quantize"]
     ranked = sorted(
         alone, key=lambda one: (one[0].seconds > seconds, max(0.0, one[1] - max_drop), one[0].cost, one[0].number)
     )
     best: dict[str, Knobs] = {}
     for trial, drop in ranked:
         if not best or (drop <= max_drop and trial.seconds <= seconds):
-            knobs = {name: value for name, value in trial.values.items() if name.startswith("quantize.")}
+            knobs = quantizer_of(trial)
             best.setdefault(str(knobs.get("quantize.quantizer")), knobs)
     return list(best.values())
 

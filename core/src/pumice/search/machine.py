@@ -8,18 +8,20 @@ there is one worker (`can_share`).
 
 from __future__ import annotations
 
-import getpass
 import importlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pumice.cores import usable_cores
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+PAUSE = 0.02
+"""Seconds between two looks at a lock that others hold."""
 
 
 def can_share() -> bool:
@@ -48,6 +50,17 @@ def _held(alone: bool) -> Iterator[None]:
         return
     with ExitStack() as stack:
         for core in usable_cores():  # in one order everywhere, so that nobody waits in a circle
-            path = Path(tempfile.gettempdir(), f"pumice-{getpass.getuser()}-core{core}.lock")
-            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            path = Path(tempfile.gettempdir(), f"pumice-{os.getuid()}-core{core}.lock")
+            _lock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
+
+
+def _lock(file: IO[str], how: int) -> None:
+    """Wait for a lock, so that the wait can be interrupted."""
+    while True:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(PAUSE)
+        else:
+            return

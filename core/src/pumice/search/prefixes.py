@@ -3,7 +3,8 @@
 A prefix is known by its content: the hash of the model it starts from, the settings of its steps, the fingerprint of
 the data, the seed, and the versions of all plugins. An entry is a folder that is renamed into place when it is whole,
 so a killed run leaves none half written and concurrent writers of one entry do no harm; what cannot be read is computed
-again. When the entries take more than `BOUND` bytes, those that were not used for longest go.
+again. When the entries take more than `BOUND` bytes, those that were not used for longest go; so does what a killed
+run left half written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from pumice.steps import Step
 
 BOUND = 2_000_000_000
+ABANDONED = 3600.0
+"""Seconds after which an entry that is not whole is one of a run that was killed."""
 
 
 @attrs.frozen
@@ -64,9 +68,9 @@ class Prefixes:
         try:
             account = json.loads((entry / "account.json").read_text(encoding="utf-8"))
             model = load(entry / "model.onnx")
+            os.utime(entry)
         except Exception:  # whatever is wrong with what lies there, it is computed again
             return None
-        os.utime(entry)
         return Prefix(model, Ledger([Entry(**line) for line in account["ledger"]]), account["notes"])
 
     def put(self, key: str, prefix: Prefix) -> None:
@@ -85,11 +89,18 @@ class Prefixes:
         self._make_room()
 
     def _make_room(self) -> None:
-        entries = [p for p in self.folder.iterdir() if not p.name.startswith(".")]
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir() if f.is_file()) for p in entries}
-        total = sum(sizes.values())
-        for entry in sorted(entries, key=lambda p: p.stat().st_mtime):
-            if total <= self.bound:
-                return
-            shutil.rmtree(entry, ignore_errors=True)
-            total -= sizes[entry]
+        entries = {path: _used(path) for path in self.folder.iterdir()}
+        total = sum(size for _, size in entries.values())
+        for path, (used, size) in sorted(entries.items(), key=lambda item: item[1]):
+            whole = not path.name.startswith(".")
+            if total > self.bound if whole else time.time() - used > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+                total -= size
+
+
+def _used(entry: Path) -> tuple[float, int]:
+    """When an entry was used last, and its bytes; nothing where another run is just removing it."""
+    try:
+        return entry.stat().st_mtime, sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+    except FileNotFoundError:
+        return 0.0, 0

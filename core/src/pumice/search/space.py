@@ -23,13 +23,14 @@ import attrs
 from pumice.errors import KnobError
 from pumice.knobs import Choice, Domain, Knob, Use
 from pumice.registry import registry
-from pumice.steps import STEPS, Step
-from pumice.strategy import Need, Strategy
+from pumice.steps import STEPS, Auto, Step
+from pumice.strategy import Need, Quantizer, Strategy
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Choose = Callable[[str, Domain], Any]
+UNUSED = "files and latencies stay as they are, so a search has nothing to choose it by"
 LONGEST = 3
 """Steps of a pipeline at most."""
 
@@ -59,7 +60,9 @@ class Space:
     strategies: Mapping[str, tuple[type[Strategy], ...]]
     """Those that take part, by kind, in the order of their names."""
     fixed: Mapping[tuple[str, str], Any]
-    """Knobs of steps that the search sets and does not vary, by step and name."""
+    """Knobs of steps that the search sets and searchers do not vary, by step and name."""
+    goal: str = ""
+    """What the search is to make small: strategies may begin elsewhere for it than at their defaults."""
     narrowed: Mapping[tuple[str, str], Domain] = attrs.field(factory=dict)
     """Domains of knobs of steps that the search varies over less than they declare."""
     left_out: tuple[LeftOut, ...] = ()
@@ -72,6 +75,7 @@ class Space:
         fixed: Mapping[tuple[str, str], Any],
         refuse: Mapping[str, str],
         narrowed: Mapping[tuple[str, str], Domain] = MappingProxyType({}),
+        goal: str = "",
     ) -> Space:
         """The space for a model.
 
@@ -81,8 +85,10 @@ class Space:
             fixed: values of knobs of steps that do not vary.
             refuse: steps that take no part, and why.
             narrowed: domains of knobs of steps that vary over less than they declare.
+            goal: what the search is to make small (`Auto.goal`).
         """
-        left_out = [LeftOut(kind="step", name=name, reason=reason) for name, reason in refuse.items()]
+        unused = {name: UNUSED for name, step in STEPS.items() if not step.searchable and step is not Auto}
+        left_out = [LeftOut(kind="step", name=name, reason=reason) for name, reason in {**unused, **refuse}.items()]
         strategies: dict[str, tuple[type[Strategy], ...]] = {}
         steps = []
         for name, step in STEPS.items():
@@ -104,6 +110,7 @@ class Space:
             pipelines=pipelines,
             strategies=strategies,
             fixed=fixed,
+            goal=goal,
             narrowed=narrowed,
             left_out=tuple(left_out),
         )
@@ -143,13 +150,19 @@ class Space:
         return {"name": name, **self._settings(takers[name], f"{path}.{name}", ask)}
 
     def default(self, pipeline: tuple[str, ...], changed: Mapping[str, Any] | None = None) -> Proposal:
-        """The recipe of a pipeline with every knob at its default but those that are `changed`, by their names."""
+        """The recipe of a pipeline with every knob at its default but those that are `changed`, by their names.
+
+        What is fixed for searchers may be among them.
+        """
         given = {"pipeline": " > ".join(pipeline), **(changed or {})}
+        anew = {(step, knob): given[f"{step}.{knob}"] for step, knob in self.fixed if f"{step}.{knob}" in given}
 
         def choose(name: str, domain: Domain) -> Any:
             return given[name] if name in given else self._default(name, domain)
 
-        return self.walk(choose)
+        proposal = attrs.evolve(self, fixed={**self.fixed, **anew}).walk(choose)
+        values = {f"{step}.{knob}": value for (step, knob), value in anew.items() if step in pipeline}
+        return attrs.evolve(proposal, values={**proposal.values, **values})
 
     def alternatives(self, step: str) -> list[dict[str, str]]:
         """What a step may put to work, the undemanding first: one choice for each strategy, by the walk's names."""
@@ -161,15 +174,23 @@ class Space:
                 found = [{**one, f"{step}.{name}": taker.name} for one in found for taker in takers]
         return found
 
+    def choosers(self, kind: str) -> frozenset[str]:
+        """The names of the strategies of a kind that stand for others, or for a choice layer by layer (`chooses`)."""
+        return frozenset(taker.name for taker in self.strategies.get(kind, ()) if getattr(taker, "chooses", False))
+
     def _default(self, name: str, domain: Domain) -> Any:
         """The default of the knob that bears a name of the walk, if the search may choose it."""
         *path, key = name.split(".")
         owner = self._owner(path)
-        default = owner.knobs()[key].default
+        default = self._begins(owner).get(key, owner.knobs()[key].default)
         if default is None and isinstance(owner.knobs()[key].domain, Use):
             resolved = getattr(owner().resolved(), key, None) if issubclass(owner, Step) else None
             default = resolved.name if resolved is not None else None
         return default if domain.check(domain.convert(default)) is None else middle(domain)
+
+    def _begins(self, owner: type[Strategy]) -> Mapping[str, Any]:
+        """The knobs that a strategy begins with for the goal, where they are not its defaults."""
+        return owner.goals.get(self.goal, {}) if issubclass(owner, Quantizer) else {}
 
     def _owner(self, path: list[str]) -> type[Strategy]:
         """The step or strategy that a dotted path names."""

@@ -2,7 +2,7 @@
 
 SQLite in write-ahead mode: a trial is one row, written when it is finished, so a kill loses the trial in flight and
 nothing else, and readers may look on. A study belongs to one question (model, data, limits, seed, plugins); asked
-another one, it refuses.
+another one, it refuses. One search at a time goes on with it (`alone`), since trials are known by their numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from pumice.errors import PumiceError
+from pumice.search.machine import fcntl
 from pumice.search.trial import Trial
 
 _SCHEMA = (
@@ -61,6 +62,23 @@ class Study:
                 "choose another folder"
             )
         return study
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While one search goes on with it; a kill ends that too.
+
+        Raises:
+            PumiceError: another does.
+        """
+        with (self.folder / "study.lock").open("a") as lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise PumiceError(
+                        f"another search goes on in '{self.folder}': wait for its end, or choose another folder"
+                    ) from None
+            yield
 
     def trials(self) -> list[Trial]:
         """All finished trials, in their order."""

@@ -48,6 +48,10 @@ class Figures:
         """The drop and one standard error."""
         return self.drop + (self.high - self.drop) / 1.96
 
+    def spares(self, max_drop: float) -> bool:
+        """Whether the accuracy is kept with a standard error to spare, or nothing at all was lost."""
+        return self.drop <= 0.0 or self.cautious_drop <= max_drop
+
     @property
     def gains(self) -> str:
         """Speed and size in words."""
@@ -69,6 +73,10 @@ class Trial:
     reason: str = ""
     """Why it was not measured."""
     figures: Figures | None = None
+    drop: float | None = None
+    """What it lost, as far as that was looked at; also of what was stopped."""
+    noise: float | None = None
+    """Noise-to-signal ratio of its outputs, as far as it was looked at."""
     cost: float = math.inf
     violation: float = math.inf
     seconds: float = 0.0
@@ -103,6 +111,15 @@ class Trial:
     def rank(self) -> tuple[float, float, int]:
         """Lower is better: limits first, then the cost, then who came first."""
         return self.violation, self.cost, self.number
+
+    @property
+    def pipeline(self) -> str:
+        """The steps of its recipe, also where there is but one pipeline to choose."""
+        return " > ".join(step["use"] for step in self.recipe["step"])
+
+    def spares(self, max_drop: float) -> bool:
+        """As its figures do; what was not measured does not."""
+        return self.figures is not None and self.figures.spares(max_drop)
 
     def to_json(self) -> dict[str, Any]:
         return attrs.asdict(self)

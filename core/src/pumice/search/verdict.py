@@ -13,8 +13,10 @@ What is close in cost is settled by what no clock has a part in: of all that kee
 `RESOLUTION` of the least cost, the smallest file wins, then the recipe that was tried first. So a timing that falls
 out a little otherwise leads to the same winner.
 
-The verdict has a time. Once it is over, and something keeps the limits, the candidates that are left are not measured;
-and where none does, those that kept them in the search follow until one does here.
+The verdict has a time. It begins with the best that is certain, the best of all, and the first trial, which is what
+`compress` makes by itself, so that the winner is not less than that on unseen samples either. What cannot be measured
+before its end is left, but for one: where none of the others keeps the limits, the surest. Without an end, those that
+kept them in the search follow until one does here.
 """
 
 from __future__ import annotations
@@ -52,6 +54,19 @@ class Verified:
     def cost(self) -> float:
         return self.rank[1]
 
+    def told(self, winner: Verified | None, max_drop: float) -> str:
+        """What it came to there, and why it is or is not the winner."""
+        found = f"trial {self.trial.number} ({self.trial.shape}): {self.figures.gains}, loses {self.figures.drop:.4f}"
+        if self.broken:
+            return f"{found}: it {' and '.join(self.broken)}"
+        if winner is None or self.trial.number == winner.trial.number:
+            return f"{found}: it wins"
+        if winner.figures.spares(max_drop) and not self.figures.spares(max_drop):
+            return f"{found}: it keeps the limits, but has no standard error to spare as the winner has"
+        if self.cost <= winner.cost + RESOLUTION:
+            return f"{found}: no better than the winner as far as can be told, and its file is no smaller"
+        return f"{found}: it gains less than the winner"
+
 
 @attrs.frozen(kw_only=True)
 class Verdict:
@@ -73,8 +88,8 @@ class Verdict:
             seen = "that the search did not see" if self.unseen else "that the search saw too"
             return (
                 f"the winner is trial {self.winner.trial.number}: {figures.gains}, loses {figures.drop:.4f} "
-                f"[{figures.low:.4f}, {figures.high:.4f}] on {_counted(figures.samples)} {seen} "
-                f"(p = {self.winner.p:.2g}, corrected for {len(self.verified)} candidates)"
+                f"[{figures.low:.4f}, {figures.high:.4f}] on {_counted(figures.samples, 'sample')} {seen} "
+                f"(p = {self.winner.p:.2g}, corrected for {_counted(len(self.verified), 'candidate')})"
             )
         if self.nearest is None:
             return f"no recipe meets the limits: none could be measured{self.trouble}"
@@ -82,6 +97,10 @@ class Verdict:
             f"no recipe meets the limits; the nearest, trial {self.nearest.trial.number}, "
             f"{' and '.join(self.nearest.broken)}"
         )
+
+    def reasons(self, max_drop: float) -> list[str]:
+        """A line for every candidate: what it came to, and why it won or did not."""
+        return [one.told(self.winner, max_drop) for one in self.verified]
 
 
 def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.inf) -> Verdict:
@@ -92,16 +111,11 @@ def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.i
         laboratory: where they were measured.
         until: when to be done (`time.perf_counter`).
     """
-    verified: list[Verified] = []
-    for trial in candidates(trials, laboratory.limits.max_drop):
-        enough = len(verified) >= CANDIDATES or time.perf_counter() > until
-        if enough and verified and (not trial.feasible or any(not one.broken for one in verified)):
-            break
-        verified.append(_verified(trial, laboratory))
+    verified = _all_verified(candidates(trials, laboratory.limits.max_drop), laboratory, until)
     ps = holm([one.p for one in verified])
     ranked = sorted((attrs.evolve(one, p=p) for one, p in zip(verified, ps, strict=True)), key=lambda one: one.rank)
     kept = [one for one in ranked if not one.broken]
-    certain = [one for one in kept if one.figures.cautious_drop <= laboratory.limits.max_drop]
+    certain = [one for one in kept if one.figures.spares(laboratory.limits.max_drop)]
     winner = best_of(certain or kept)
     return Verdict(
         winner=winner,
@@ -110,6 +124,23 @@ def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.i
         unseen=laboratory.evidence.held_out is not laboratory.evidence.search,
         trouble="" if verified else _trouble(trials),
     )
+
+
+def _all_verified(ordered: Sequence[Trial], laboratory: Laboratory, until: float) -> list[Verified]:
+    """As many of the candidates as are needed and there is time for; where none of them holds, at last the surest."""
+    verified: list[Verified] = []
+    last = 0.0
+    for trial in ordered:
+        began, holds = time.perf_counter(), any(not one.broken for one in verified)
+        if len(verified) >= CANDIDATES and (holds or not trial.feasible):
+            return verified
+        if verified and began + last > until:
+            left = [other for other in ordered[len(verified) :] if other.feasible and other.figures]
+            surest = min(left, key=lambda one: one.figures.cautious_drop if one.figures else math.inf, default=None)
+            return verified if holds or surest is None else [*verified, _verified(surest, laboratory)]
+        verified.append(_verified(trial, laboratory))
+        last = time.perf_counter() - began
+    return verified
 
 
 def best_of(kept: Sequence[Verified]) -> Verified | None:
@@ -123,8 +154,8 @@ def _trouble(trials: Sequence[Trial]) -> str:
     return next((f"; trial {one.number} ({one.shape}): {one.reason}" for one in trials if one.reason), "")
 
 
-def _counted(samples: int) -> str:
-    return f"{samples} sample{'' if samples == 1 else 's'}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _verified(trial: Trial, laboratory: Laboratory) -> Verified:
@@ -138,13 +169,14 @@ def _verified(trial: Trial, laboratory: Laboratory) -> Verified:
 def candidates(trials: Sequence[Trial], max_drop: float) -> list[Trial]:
     """Each model once: the best that keep the limits and are certain of it, in turn with the best of all.
 
-    Among the first `CANDIDATES` is the most accurate of the front.
+    The first trial of all follows the best of both, and among the first `CANDIDATES` is the most accurate of the front.
     """
     measured = sorted((t for t in trials if t.state == "measured"), key=lambda t: t.rank)
-    certain = [t for t in measured if t.feasible and t.figures and t.figures.cautious_drop <= max_drop]
-    in_turn = {t.model: t for pair in itertools.zip_longest(certain, measured) for t in pair if t is not None}
-    first, others = itertools.islice(in_turn.values(), CANDIDATES - 1), in_turn.values()
-    return list({t.model: t for t in [*first, *front(measured)[:1], *others]}.values())
+    certain = [t for t in measured if t.feasible and t.spares(max_drop)]
+    usual = [t for t in measured if t.number == 1]
+    in_turn = [t for pair in itertools.zip_longest(certain, measured) for t in pair if t is not None]
+    first = list({t.model: t for t in [*in_turn[:2], *usual, *in_turn]}.values())[: CANDIDATES - 1]
+    return list({t.model: t for t in [*first, *front(measured)[:1], *in_turn]}.values())
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -57,6 +59,8 @@ class Workers:
     run: Callable[[Trial, float], Trial]
     """Tries a recipe; can travel to where trials run."""
     executor: Executor
+    end: Callable[[], None] = attrs.field(default=lambda: None)
+    """Gives up what still runs."""
 
     def submit(self, trial: Trial, seconds: float) -> Future[Trial]:
         """Try a recipe, within so many seconds from when a worker takes it."""
@@ -84,22 +88,39 @@ def workers(laboratory: Laboratory) -> Iterator[Workers]:
             make = functools.partial(client.get_executor, pure=False)
             yield Workers(make=make, run=run, executor=make())
     elif count > 1:
-        make = functools.partial(_processes, count)
-        opened = Workers(make=make, run=_travelling(laboratory), executor=make())
+        started = multiprocessing.get_context("spawn").SimpleQueue()
+        make = functools.partial(processes, count, started)
+        opened = Workers(
+            make=make, run=_travelling(laboratory), executor=make(), end=functools.partial(end_processes, started)
+        )
         try:
             yield opened
+        except BaseException:  # an interruption as well: what runs would go on to its end
+            opened.end()
+            raise
         finally:
             opened.executor.shutdown(wait=False, cancel_futures=True)
     else:
         yield Workers(make=Here, run=laboratory.run, executor=Here())
 
 
-def _processes(count: int) -> ProcessPoolExecutor:
+def processes(count: int, started: SimpleQueue[int]) -> ProcessPoolExecutor:
+    """So many processes, each with its share of the cores; as they begin, they put their numbers into `started`."""
     context = multiprocessing.get_context("spawn")
     waiting = context.SimpleQueue()
     for share in shared_out(usable_cores(), count):
         waiting.put(share)
-    return ProcessPoolExecutor(count, context, _keep_to_a_share, (waiting,))
+    return ProcessPoolExecutor(count, context, _begin, (waiting, started))
+
+
+def end_processes(started: SimpleQueue[int]) -> None:
+    """End the processes that have begun."""
+    begun = set()
+    while not started.empty():
+        begun.add(started.get())
+    for process in multiprocessing.active_children():
+        if process.pid in begun:
+            process.kill()
 
 
 def shared_out(cores: Sequence[int], count: int) -> list[Sequence[int]]:
@@ -107,8 +128,18 @@ def shared_out(cores: Sequence[int], count: int) -> list[Sequence[int]]:
     return [cores[at::count] for at in range(count)] if len(cores) >= count else [cores] * count
 
 
-def _keep_to_a_share(waiting: SimpleQueue[Sequence[int]]) -> None:
+def _begin(waiting: SimpleQueue[Sequence[int]], started: SimpleQueue[int]) -> None:
+    """Keep this process to its share of the cores, tell its number, and end it with the one that began it."""
     keep_to(waiting.get())
+    started.put(os.getpid())
+    threading.Thread(target=_end_with_parent, name="pumice-orphan", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

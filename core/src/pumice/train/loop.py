@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 
 from pumice.autograd import Tape
-from pumice.errors import DataError
+from pumice.errors import DataError, PumiceError
 from pumice.ops.dtypes import wide
 from pumice.ops.gradient import namespace
 from pumice.ops.record import Array, Placement
@@ -151,6 +151,7 @@ class Trainer:
 
         Raises:
             DataError: bad samples, a loss that is no longer finite, a snapshot of another run.
+            PumiceError: the memory does not suffice.
         """
         began = time.perf_counter()
         self._resume()
@@ -158,12 +159,21 @@ class Trainer:
         with self._progress.task("train", total=self.total) as advance:
             advance(self._position[0] * self.feeder.steps + self._position[1])
             while self._position[0] < self.settings.epochs and not (stopped := self._has_stalled()):
-                self._epoch(advance)
+                self._epoch_in_memory(advance)
         values = self._best if self._best and self.settings.keep == "best" else self._current()
         if self.settings.statistics:
             values = values | self._estimated_statistics(values)
         values = {name: self._fetched(value) for name, value in values.items()}
         return Fit(values, self._history, self._best_epoch(), stopped, time.perf_counter() - began)
+
+    def _epoch_in_memory(self, advance: Callable[..., None]) -> None:
+        try:
+            self._epoch(advance)
+        except MemoryError as error:
+            raise PumiceError(
+                f"the memory does not suffice to train on {self.settings.batch} samples at once ({error}): set "
+                f"'memory' to the megabytes that may be kept for gradients, or 'batch' to fewer samples"
+            ) from error
 
     def _epoch(self, advance: Callable[..., None]) -> None:
         epoch, start = self._position

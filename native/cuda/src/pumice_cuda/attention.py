@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
-from pumice_cuda import device
+from pumice_cuda import device, dynamic
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
 
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
 
 SIZES = (16, 32, 64, 128)
 """Of a head."""
-QUERIES, GROUP_THREADS = 64, 128
-"""Of a block, and threads of a group of it; as in csrc/attention.cu."""
+QUERIES, WARP = 16, 32
+"""Of a warp, and its threads."""
 PADDING, ELEMENT_BYTES = 8, 4
 """Elements behind the rows of keys in shared memory, and bytes of both their parts."""
+HOPPER = (9, 0)
 QUAD = 4
 """Words of 16 bytes, at multiples of which rows begin."""
 
@@ -63,31 +66,82 @@ def attention(
         factor: of the scores.
         mask: what is added to them, of a shape that broadcasts to (batch, heads, queries, keys), of float32.
     """
+    return _attention(q, k, v, factor, mask, None, None).transpose(0, 2, 1, 3)
+
+
+def quantized_attention(
+    q: cupy.ndarray, k: cupy.ndarray, v: cupy.ndarray, factor: float, mask: cupy.ndarray | None = None,
+    columns: cupy.ndarray | None = None,
+) -> dynamic.Quantized:  # fmt: skip
+    """DynamicQuantizeLinear of `attention` as (batch, queries, heads * size), times factors of its columns if given."""
+    import cupy
+
+    batch, heads, queries, size = q.shape
+    ranges = cupy.empty((_division(q, k).blocks(q), 2), np.float32)
+    y = _attention(q, k, v, factor, mask, columns, ranges)
+    return dynamic.quantize_within(y.reshape(batch, queries, heads * size), ranges)
+
+
+def _attention(q: Any, k: Any, v: Any, factor: float, mask: Any, columns: Any, ranges: Any) -> Any:
+    """(batch, queries, heads, size)"""
     import cupy
 
     (batch, heads, queries, size), keys = q.shape, k.shape[2]
-    out = cupy.empty((batch, queries, heads, size), np.float32).transpose(0, 2, 1, 3)
+    out = cupy.empty((batch, queries, heads, size), np.float32)
     if mask is not None:
         mask = cupy.broadcast_to(mask, (batch, heads, queries, keys))
-    tiles = blocks(queries, QUERIES)
-    chunk, groups = _division(size, keys, tiles * heads * batch)
     per_key = 0 if mask is None else mask.strides[3] // mask.itemsize
     shape = Shape(
-        *map(_strides, (q, k, v, out)), Heads() if mask is None else _strides(mask), per_key, queries, keys, factor,
+        *map(_strides, (q, k, v, out.transpose(0, 2, 1, 3))), Heads() if mask is None else _strides(mask), per_key,
+        queries, keys, factor,
     )  # fmt: skip
+    division = _division(q, k)
     launch(
-        kernel("attention", f"attention<{size}, {chunk}, {groups}>"), (tiles, heads, batch), GROUP_THREADS * groups,
-        q, k, v, mask, out, shape, shared=groups * 2 * chunk * (size + PADDING) * ELEMENT_BYTES,
+        kernel("attention", f"attention<{size}, {division.arguments}>"), division.grid(q), division.threads,
+        q, k, v, mask, columns, out, ranges, shape, shared=division.shared(size),
+        overlaps=device.gpu().capability >= HOPPER,
     )  # fmt: skip
     return out
 
 
-def _division(size: int, keys: int, tiles: int) -> tuple[int, int]:
-    """Keys of a chunk, and groups of warps that share them out where there are few blocks."""
-    few = 2 * tiles <= device.gpu().multiprocessors
-    if size > 64:
-        return 16, 1
-    return (64 if keys > 64 or not few else 32), 2 if few else 1
+@attrs.frozen
+class Division:
+    """What a block has."""
+
+    warps: int
+    """Of a group, each with queries of its own."""
+    keys: int
+    """Of a chunk of a group."""
+    groups: int = 1
+    """That share the keys out among them."""
+
+    @property
+    def arguments(self) -> str:
+        return f"{self.warps}, {self.keys}, {self.groups}"
+
+    @property
+    def threads(self) -> int:
+        return WARP * self.warps * self.groups
+
+    def shared(self, size: int) -> int:
+        """Bytes of shared memory for keys and values."""
+        return self.groups * 2 * self.keys * (size + PADDING) * ELEMENT_BYTES
+
+    def grid(self, q: Any) -> tuple[int, int, int]:
+        batch, heads, queries, _ = q.shape
+        return blocks(queries, QUERIES * self.warps), heads, batch
+
+    def blocks(self, q: Any) -> int:
+        return math.prod(self.grid(q))
+
+
+def _division(q: Any, k: Any) -> Division:
+    """Large blocks, which read keys and values less often; where they would be few, keys are shared out."""
+    wide, processors = q.shape[3] > 64, device.gpu().multiprocessors
+    small, large = (Division(4, 32), Division(8, 64)) if wide else (Division(4, 64), Division(8, 128))
+    if not wide and k.shape[2] > 32 and 2 * small.blocks(q) <= processors:
+        return Division(4, 32, 4)
+    return large if q.shape[2] > QUERIES * small.warps and large.blocks(q) >= processors else small
 
 
 def _strides(x: Any) -> Heads:

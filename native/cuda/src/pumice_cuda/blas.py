@@ -30,6 +30,8 @@ _TYPES = {
 }
 """cudaDataType, cublasComputeType_t and the type of factors, by type of the matrices."""
 _DEFAULT_ALGORITHM = -1
+_NOT_FOR_THIS_GPU = frozenset({8, 15})
+"""CUBLAS_STATUS_ARCH_MISMATCH and CUBLAS_STATUS_NOT_SUPPORTED."""
 _thread = threading.local()
 
 
@@ -56,7 +58,8 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
 
     Raises:
         ValueError: the shapes do not fit.
-        RuntimeError: cuBLAS refuses the product.
+        NotImplementedError: cuBLAS has no such product for this GPU.
+        RuntimeError: cuBLAS fails.
     """
     import cupy
 
@@ -162,5 +165,7 @@ def _handle() -> Any:
 
 
 def _check(status: int) -> None:
+    if status in _NOT_FOR_THIS_GPU:
+        raise NotImplementedError(f"cuBLAS has no such product for this GPU (status {status})")
     if status:
         raise RuntimeError(f"cuBLAS refuses a matrix product (status {status})")

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 CSRC = Path(__file__).parent / "csrc"
 CACHE_BYTES = 256 << 20
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
-"""For these every source that takes part in them is compiled by the tests."""
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100a")
+"""For these every source that is written for them is compiled by the tests."""
 _ONLY = re.compile(r"^// architectures: (.+)$", re.MULTILINE)
+_SINCE = re.compile(r"^// since: sm_(\d+)$", re.MULTILINE)
 _INSTANCES = re.compile(r"^// instances: (.+)$", re.MULTILINE)
 _compiling = threading.Lock()
 
@@ -56,9 +57,20 @@ def sources() -> list[str]:
 
 
 def architectures(source: str) -> tuple[str, ...]:
-    """Those of `ARCHITECTURES` for which a source is written: all, or those of its line `// architectures: sm_90a`."""
-    named = _ONLY.search(_text(source))
-    return tuple(named[1].split()) if named else ARCHITECTURES
+    """Those of `ARCHITECTURES` for which a source is written."""
+    return tuple(arch for arch in ARCHITECTURES if is_for(source, arch))
+
+
+def is_for(source: str, arch: str) -> bool:
+    """Whether a source is written for an architecture: for all, unless it names some.
+
+    `// architectures: sm_90a sm_100a` names these alone, `// since: sm_80` this one and all newer ones.
+    """
+    text = _text(source)
+    if named := _ONLY.search(text):
+        return arch in named[1].split()
+    oldest = _SINCE.search(text)
+    return oldest is None or int(arch.strip("sm_a")) >= int(oldest[1])
 
 
 def instances(source: str) -> tuple[str, ...]:
@@ -76,7 +88,8 @@ def compiled(source: str, name: str, *, arch: str | None = None, options: tuple[
         options: `-DNAME`, `-DNAME=VALUE`, `--use_fast_math`, `--maxrregcount=N`.
 
     Raises:
-        RuntimeError: the compiler's messages, or why there is no GPU.
+        NVRTCError: the compiler's messages.
+        PumiceError: why there is no GPU.
     """
     arch = arch or device.gpu().architecture
     with _compiling:
@@ -84,13 +97,19 @@ def compiled(source: str, name: str, *, arch: str | None = None, options: tuple[
 
 
 def kernel(source: str, name: str, *, options: tuple[str, ...] = ()) -> Kernel:
-    """Kernel `name` of a source, loaded for the current GPU. Arguments as of `compiled`."""
+    """Kernel `name` of a source, loaded for the current GPU. Arguments as of `compiled`.
+
+    Raises:
+        NotImplementedError: the source is written for other GPUs.
+    """
     arch = device.gpu().architecture  # without a driver loading never returns, so this comes first
     return _kernel(source, name, arch, options)
 
 
 @functools.cache
 def _kernel(source: str, name: str, arch: str, options: tuple[str, ...]) -> Kernel:
+    if not is_for(source, arch):
+        raise NotImplementedError(f"the kernels of '{source}' are not for {arch}")
     return compiled(source, name, arch=arch, options=options).get_kernel(name)
 
 

@@ -198,15 +198,16 @@ class Conv:
         steps = w.taps * pieces
         work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
         t = chosen or tiling(work, processors)
-        options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros, f"-DUSE_PARTS={parts}")
+        beside = epilogue.beside(out)
+        options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros(parts, beside))
         weights = self.weights.reshape(n, w.taps, images.shape[3])
         down, across = t.tiles(m, n)
         launch(
             kernel("conv_sm90", "conv", options=options), t.blocks(m, n, processors), t.threads,
             tensor_maps.windows(images, t.height, w.before, self._corner, w.strides, parts * PART_BYTES),
-            tensor_maps.boxes(weights, t.width // t.sharing, parts * PART_BYTES),
+            tensor_maps.columns(weights, t.width, parts * PART_BYTES, beside),
             _CopiedWindow(*w.output, *self._steps, w.kernel[1], pieces), epilogue.structure(out),
-            np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
+            np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.splits, overlaps=True,
         )  # fmt: skip
 
     @functools.cached_property

@@ -3,7 +3,8 @@
 The order of the questions matters. Without a driver some calls of CUDA's libraries never return, so the driver is
 looked for first, as a library on disk. Then versions: a driver runs the cubins of its own CUDA version and of older
 ones, so the NVRTC in use must not be newer than it by a major version; CuPy must be built for a major version that the
-driver runs; and the GPU must be one for which there are kernels (compute capability 7.5 and later).
+driver runs, and find cuBLAS (nothing here is cuDNN's); and the GPU must be one for which there are kernels (compute
+capability 7.5 and later) and that NVRTC knows.
 
 `Probes` are the questions, apart from what is made of the answers, so that every answer can be tried without a GPU.
 """
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+
+from pumice.errors import PumiceError
 
 OLDEST_CAPABILITY = (7, 5)
 """Turing: the first with the INT8 instructions of the oldest kernels, and the oldest that CUDA 13 compiles for."""
@@ -49,8 +52,10 @@ class Probes:
     driver: Callable[[], tuple[int, int]]
     """The newest CUDA version that the driver runs."""
     nvrtc: Callable[[], tuple[int, int]]
+    newest: Callable[[], tuple[int, int]]
+    """The newest compute capability that NVRTC compiles for."""
     cupy: Callable[[], int]
-    """The CUDA major version for which CuPy is built."""
+    """The CUDA major version for which CuPy is built; cuBLAS counts as a part of it."""
     gpu: Callable[[], Gpu]
 
 
@@ -101,11 +106,12 @@ def examine(probes: Probes) -> Examination:
         gpu = probes.gpu()
     except NotThere as missing:
         return Examination(problem=str(missing), driver=driver, nvrtc=nvrtc)
-    problem = None
+    problem, has = None, f"the GPU '{gpu.name}' has compute capability {_dotted(gpu.capability)}"
     if gpu.capability < OLDEST_CAPABILITY:
+        problem = f"{has} and the kernels need {_dotted(OLDEST_CAPABILITY)} or later"
+    elif gpu.capability > (newest := probes.newest()):
         problem = (
-            f"the GPU '{gpu.name}' has compute capability {_dotted(gpu.capability)} and the kernels need "
-            f"{_dotted(OLDEST_CAPABILITY)} or later"
+            f"{has} and NVRTC {_dotted(nvrtc)} compiles for {_dotted(newest)} at most: install a newer pumice-cuda"
         )
     return Examination(problem=problem, gpu=gpu, driver=driver, nvrtc=nvrtc)
 
@@ -113,7 +119,7 @@ def examine(probes: Probes) -> Examination:
 @functools.cache
 def examination() -> Examination:
     """What this machine has, asked once a process."""
-    return examine(Probes(driver=_driver, nvrtc=_nvrtc, cupy=_cupy, gpu=_gpu))
+    return examine(Probes(driver=_driver, nvrtc=_nvrtc, newest=_newest, cupy=_cupy, gpu=_gpu))
 
 
 def unavailable() -> str | None:
@@ -125,11 +131,11 @@ def gpu() -> Gpu:
     """The current GPU.
 
     Raises:
-        RuntimeError: there is none; the text says why.
+        PumiceError: there is none; the text says why.
     """
     found = examination()
     if found.gpu is None or found.problem is not None:
-        raise RuntimeError(f"no GPU can be used here: {found.problem}")
+        raise PumiceError(f"no GPU can be used here: {found.problem}")
     return found.gpu
 
 
@@ -160,12 +166,23 @@ def _nvrtc() -> tuple[int, int]:
     return major, minor
 
 
+def _newest() -> tuple[int, int]:
+    from cuda.bindings import nvrtc
+
+    _, known = nvrtc.nvrtcGetSupportedArchs()
+    major, minor = divmod(max(known), 10)
+    return major, minor
+
+
 def _cupy() -> int:
+    _library("cublas", "cuBLAS is not installed: pip install 'pumice-cuda[toolkit]'")
     try:
         import cupy
-    except ImportError as error:
-        raise NotThere(f"CuPy cannot be imported ({error}): pip install cupy-cuda13x") from error
-    return int(cupy.cuda.get_local_runtime_version()) // 1000
+
+        return int(cupy.cuda.get_local_runtime_version()) // 1000
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise NotThere(f"CuPy cannot be used ({reason}): pip install 'pumice-cuda[toolkit]'") from error
 
 
 def _gpu() -> Gpu:

@@ -47,8 +47,6 @@ class Tiling:
     """Warpgroups with 64 rows each."""
     width: int
     """Columns of a tile: 64, 128 or 256."""
-    sharing: int = 1
-    """Blocks of a cluster that share their rows of B."""
     splits: int = 1
     """Blocks of a cluster that divide K."""
     together: int = 1
@@ -81,25 +79,20 @@ class Tiling:
     def threads(self) -> int:
         return 128 * (self.consumers + 1)
 
-    @property
-    def cluster(self) -> int:
-        return self.sharing * self.splits
-
-    @property
-    def macros(self) -> tuple[str, ...]:
-        names = ("consumers", "width", "stages", "sharing", "splits", "together")
-        return tuple(f"-DUSE_{name.upper()}={getattr(self, name)}" for name in names)
+    def macros(self, parts: int, beside: int) -> tuple[str, ...]:
+        """For what a kernel is compiled; `parts` as of `Work`, `beside` as of `Epilogue.beside`."""
+        names = ("consumers", "width", "stages", "splits", "together")
+        given = {name: getattr(self, name) for name in names} | {"parts": parts, "neighbours": int(beside > 0)}
+        return tuple(f"-DUSE_{name.upper()}={value}" for name, value in given.items())
 
     def tiles(self, m: int, n: int) -> tuple[int, int]:
-        """Tiles, or clusters of tiles, down and across."""
-        return -(-m // (self.height * self.sharing)), -(-n // self.width)
+        """Tiles down and across."""
+        return -(-m // self.height), -(-n // self.width)
 
     def blocks(self, m: int, n: int, multiprocessors: int) -> int:
         """The grid: every block stays and walks over tiles, except where K is divided."""
-        clusters = math.prod(self.tiles(m, n))
-        if self.splits == 1:
-            clusters = min(clusters, multiprocessors * self.together // self.cluster)
-        return clusters * self.cluster
+        tiles = math.prod(self.tiles(m, n))
+        return min(tiles, multiprocessors * self.together) if self.splits == 1 else tiles * self.splits
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +124,6 @@ def _tilings(work: Work) -> Iterator[Tiling]:
             yield Tiling(consumers=consumers, width=width)
             if width > 64 and divisible:
                 yield Tiling(consumers=consumers, width=width, splits=2)
-    yield Tiling(consumers=2, width=256, sharing=2)
     yield Tiling(consumers=1, width=128, together=2)
     yield Tiling(consumers=2, width=64, together=2)
 
@@ -140,19 +132,19 @@ def _cycles(t: Tiling, work: Work, multiprocessors: int) -> float:
     """A model of the loop, its figures measured on an H200.
 
     A multiprocessor multiplies 8,192 bytes' worth of pairs a cycle in two operations each; 47 bytes a cycle reach each
-    when all ask, and up to 72 when few do; finishing a tile takes another 1,200 cycles; clusters cost their meetings.
+    when all ask, and up to 72 when few do; finishing a tile takes another 1,400 cycles; clusters cost their meetings.
     Of blocks together one multiplies while another finishes.
     """
     down, across = t.tiles(work.m, work.n)
-    blocks = down * across * t.cluster
+    blocks = down * across * t.splits
     waves = -(-blocks // (multiprocessors * t.together))
     arriving = min(72, 47 * multiprocessors / min(blocks, multiprocessors))
     depth = work.parts * PART_BYTES
-    step = max(t.height * t.width * depth / 4096, (t.height + t.width / t.sharing) * depth / arriving)
+    step = max(t.height * t.width * depth / 4096, (t.height + t.width) * depth / arriving)
     multiplying = -(-work.steps // t.splits) * step
     finishing = work.finishing * t.width / t.splits / 2 * t.consumers
-    meetings = 1500 * (t.sharing > 1) + 4000 * (t.splits > 1)
-    return waves * (max(multiplying + finishing, t.together * max(multiplying, finishing)) + 1200) + meetings
+    meetings = 7400 * (t.splits > 1)
+    return waves * (max(multiplying + finishing, t.together * max(multiplying, finishing)) + 1400) + meetings
 
 
 def gemm(
@@ -201,13 +193,15 @@ def on_hopper(
     steps, parts = -(-k * a.itemsize // STEP_BYTES), parts_of(k * a.itemsize)
     work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
     t = chosen or tiling(work, processors)
-    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros, f"-DUSE_PARTS={parts}")
+    beside = epilogue.beside(out)
+    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros(parts, beside))
     down, across = t.tiles(m, n)
     step_bytes = parts * PART_BYTES
     launch(
         kernel("gemm_sm90", "gemm", options=options), t.blocks(m, n, processors), t.threads,
-        tensor_maps.boxes(a, t.height, step_bytes), tensor_maps.boxes(b, t.width // t.sharing, step_bytes),
-        epilogue.structure(out), np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.cluster,
+        tensor_maps.boxes(a, t.height, step_bytes),
+        tensor_maps.columns(b[:, None], t.width, step_bytes, beside), epilogue.structure(out),
+        np.int32(down), np.int32(across), np.int32(steps), shared=t.shared, cluster=t.splits, overlaps=True,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def launch(
     if shared > STATIC_SHARED:
         _allow_shared(kernel, shared)
     if any(_is_structure(a) for a in arguments):
-        _start_with_structures(kernel, _axes(grid), _axes(block), arguments, shared, cluster)
+        _start_with_structures(kernel, _axes(grid), _axes(block), arguments, shared, cluster, overlaps)
         return
     config = LaunchConfig(
         grid=clusters(grid, cluster),
@@ -115,6 +115,7 @@ def _start_with_structures(
     arguments: Sequence[Any],
     shared: int,
     cluster: Extent | None,
+    overlaps: bool,
 ) -> None:
     """As `cuda.core.launch`, which knows no structures but its own: the driver copies each from where it is."""
     from cuda.bindings import driver
@@ -123,12 +124,8 @@ def _start_with_structures(
     config.gridDimX, config.gridDimY, config.gridDimZ = grid
     config.blockDimX, config.blockDimY, config.blockDimZ = block
     config.sharedMemBytes, config.hStream = shared, int(_stream().handle)
-    if cluster is not None:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        extent = attribute.value.clusterDim
-        extent.x, extent.y, extent.z = _axes(cluster)
-        config.attrs, config.numAttrs = [attribute], 1
+    config.attrs = _attributes(cluster, overlaps)
+    config.numAttrs = len(config.attrs)
     held = [_in_memory(a) for a in arguments]  # until the driver has copied them
     addresses = (ctypes.c_void_p * len(held))(*(address for address, _ in held))
     (error,) = driver.cuLaunchKernelEx(config, int(kernel.handle), ctypes.addressof(addresses), 0)
@@ -136,6 +133,23 @@ def _start_with_structures(
         raise RuntimeError(
             f"the driver refuses the launch of {grid} blocks of {block} threads (CUDA error {int(error)})"
         )
+
+
+def _attributes(cluster: Extent | None, overlaps: bool) -> list[Any]:
+    """What a launch asks for beside its extents."""
+    from cuda.bindings import driver
+
+    names, found = driver.CUlaunchAttributeID, []
+    if cluster is not None:
+        found.append(driver.CUlaunchAttribute())
+        found[-1].id = names.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        extent = found[-1].value.clusterDim
+        extent.x, extent.y, extent.z = _axes(cluster)
+    if overlaps:
+        found.append(driver.CUlaunchAttribute())
+        found[-1].id = names.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        found[-1].value.programmaticStreamSerializationAllowed = 1
+    return found
 
 
 def _in_memory(value: Any) -> tuple[int, Any]:

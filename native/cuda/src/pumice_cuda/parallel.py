@@ -20,6 +20,9 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from pumice.errors import PumiceError
+from pumice_cuda import device
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TYPES = {
     "float16": "NCCL_FLOAT16", "bfloat16": "NCCL_BFLOAT16", "float32": "NCCL_FLOAT32", "float64": "NCCL_FLOAT64",
@@ -59,9 +62,10 @@ def in_parallel(work: Callable[..., Any], *arguments: Any, gpus: int | None = No
         gpus: how many; None is all that there are.
 
     Raises:
+        PumiceError: there are not so many, or none can be used.
         RuntimeError: a process failed; the text is its error's.
     """
-    count = _gpus() if gpus is None else gpus
+    count = _asked(gpus)
     if count < 2:
         return work(None, *arguments)
     context, key = multiprocessing.get_context("spawn"), _key()
@@ -80,6 +84,17 @@ def in_parallel(work: Callable[..., Any], *arguments: Any, gpus: int | None = No
         for process in processes:
             process.terminate()
             process.join()
+
+
+def _asked(gpus: int | None) -> int:
+    """How many processes there are to be; one needs no GPU, as it is what `work` does by itself."""
+    if gpus == 1:
+        return 1
+    there = _gpus()
+    if gpus is not None and not 1 <= gpus <= there:
+        told = f"training on {gpus} GPUs cannot be had, as this process sees {there}"
+        raise PumiceError(f"{told}: ask for 1 to {there}, or look at what {VISIBLE} hides")
+    return there if gpus is None else gpus
 
 
 def _collected(ends: dict[Connection, int]) -> dict[int, Any]:
@@ -127,6 +142,12 @@ def _key() -> Any:
 
 
 def _gpus() -> int:
+    """How many this process sees.
+
+    Raises:
+        PumiceError: none that can be used; the text says why.
+    """
+    device.gpu()
     import cupy
 
     return int(cupy.cuda.runtime.getDeviceCount())

@@ -8,15 +8,18 @@ brought over, but for those that say *how* rather than *what* (a shape, axes, pa
 on the CPU. One that reads none (arithmetic on shapes) runs on the CPU in NumPy. So data stay on the GPU and shapes on
 the CPU, and neither waits for the other.
 
-What is brought over is remembered by its place in the plan: a mask or an index that is the same in every run is copied
-once. A step that CuPy cannot compute (a type it lacks, a function it does not have) runs on the CPU in NumPy, with one
-line in the log, its inputs and outputs copied: slow, never wrong. Arrays of another GPU are refused.
+What is brought over is remembered by its place in the plan, for each thread: a mask or an index that is the same in
+every run is copied once. What a kernel refuses is computed by core's code on CuPy's arrays. A step that CuPy cannot
+compute either (a type it lacks, a function it does not have) runs on the CPU in NumPy, with one line in the log, its
+inputs and outputs copied: slow, never wrong. Arrays of another GPU are refused.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -49,6 +52,21 @@ REMEMBERED = 1 << 22
 UNSUPPORTED = (TypeError, AttributeError, NotImplementedError, ValueError, IndexError)
 """What CuPy raises where it cannot do what NumPy can."""
 _log = logging.getLogger("pumice.cuda")
+_thread = threading.local()
+
+
+@contextmanager
+def reading() -> Iterator[list[Any]]:
+    """What this thread's steps read meanwhile that was brought over in earlier runs.
+
+    A plan forgets it as soon as another array comes in its place; a recording, which reads it again, must keep it.
+    """
+    found: list[Any] = []
+    _thread.read = found
+    try:
+        yield found
+    finally:
+        del _thread.read
 
 
 class OnDevice:
@@ -99,7 +117,8 @@ class Placed:
     """Computes one node where its arrays are."""
 
     def __init__(self, reference: Forward, call: Forward, host: tuple[int, ...], plan: OnDevice) -> None:
-        self._reference, self._call, self._plan = reference, call, plan
+        self._calls = (call,) if call is reference else (call, reference)
+        self._reference, self._plan = reference, plan
         self._bring = Brought(host)
         self._falls = False
 
@@ -107,10 +126,12 @@ class Placed:
         if not any(map(_anywhere_on_device, arrays)):
             return self._reference(node, *arrays)
         if not self._falls:
-            try:
-                return self._call(node, *self._bring(arrays))
-            except UNSUPPORTED as error:
-                refusal = error
+            for call in self._calls:
+                try:
+                    return call(node, *self._bring(arrays))
+                except UNSUPPORTED as error:
+                    refusal = error
+                    _log.debug("%s is refused: '%s'", node, error)
             try:
                 results = self._on_host(node, arrays)  # if it fails there too, that is the model's fault
             except RecordedCopy as stop:
@@ -130,26 +151,28 @@ class Brought:
 
     def __init__(self, host: tuple[int, ...] = ()) -> None:
         self._host = host
-        self._last: dict[int, tuple[Array, Any]] = {}
+        self._thread = threading.local()  # memory is used again in the order of its thread's stream
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         return [to_host(x) if i in self._host else self._there(i, x) for i, x in enumerate(arrays)]
 
     def _there(self, place: int, x: Any) -> Any:
         if on_device(x):
-            _refuse_other_device(x)
+            refuse_other_device(x)
             return x
         if not is_movable(x):
             return x
         if x.ndim == 0:
             return x[()]
-        last = self._last.get(place)
-        if last is not None and _same(last[0], x):
-            return last[1]
+        remembered: dict[int, tuple[Array, Any]] = vars(self._thread).setdefault("remembered", {})
+        if place in remembered and _same(remembered[place][0], x):
+            moved = remembered[place][1]
+            vars(_thread).get("read", []).append(moved)
+            return moved
         moved = to_device(x)
         if x.nbytes <= REMEMBERED:
-            _finish_copy()  # the next run may read it on another stream
-            self._last[place] = x.copy(), moved
+            _finish_copy()  # a recording may read it on another stream
+            remembered[place] = x.copy(), moved
         return moved
 
 
@@ -166,6 +189,7 @@ def _same(one: Array, other: Array) -> bool:
 def _placed_gradient(op: Op, vjp: Callable[..., Any], host: tuple[int, ...], plan: OnDevice) -> Any:
     """The gradient where its arrays are; it reads what the operator's own does."""
     reference = op.vjp
+    calls = [vjp] if reference is None or reference is vjp else [vjp, reference]
     bring, gradients = Brought(host), Brought()
     fallen: list[bool] = []
 
@@ -173,12 +197,13 @@ def _placed_gradient(op: Op, vjp: Callable[..., Any], host: tuple[int, ...], pla
         assert reference is not None
         if not any(map(_anywhere_on_device, (*inputs, *outputs, *grads))):
             return list(reference(node, inputs, outputs, grads, wanted))
-        if not fallen:
+        for call in [] if fallen else calls:
             try:
                 there = gradients([*outputs, *grads])
-                return list(vjp(node, bring(inputs), there[: len(outputs)], there[len(outputs) :], wanted))
+                return list(call(node, bring(inputs), there[: len(outputs)], there[len(outputs) :], wanted))
             except UNSUPPORTED as error:
                 refusal = error
+                _log.debug("the gradient of %s is refused: '%s'", node, error)
         found = reference(node, to_host(inputs), to_host(outputs), to_host(grads), wanted)
         if not fallen:
             fallen.append(True)
@@ -199,7 +224,8 @@ def _returned(y: Any) -> Any:
     return to_device(np.asarray(y)) if isinstance(y, np.ndarray | np.generic) else y
 
 
-def _refuse_other_device(x: Any) -> None:
+def refuse_other_device(x: Any) -> None:
+    """Raises DataError if an array lies on another GPU than the current one."""
     import cupy
 
     here = cupy.cuda.runtime.getDevice()

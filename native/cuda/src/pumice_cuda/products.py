@@ -1,10 +1,9 @@
-"""Products of float32 matrices to float32's accuracy on the tensor cores, and recordable: CuPy refuses to call cuBLAS
-while a CUDA graph is being recorded.
+"""Products of float32 matrices to float32's accuracy, on the tensor cores where that is fast.
 
 On Hopper every operand is the sum of a high and a low TF32 part (csrc/split.cu) and one product over three times the
 depth gives A B' but for 2^-21 of |A| |B'| and what the matrix unit cuts off its sums, 2^-27 of the result for each of
-the depth (4e-6 at 512). Elsewhere cuBLAS multiplies. `gemm` with precision `float32` rounds its sums, for any depth;
-what is here has its constant operand ready and multiplies with wgmma.
+the depth (4e-6 at 512). Elsewhere cuBLAS multiplies (`blas`). `gemm` with precision `float32` rounds its sums, for any
+depth; what is here has its constant operand ready and multiplies with wgmma.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import attrs
 import numpy as np
 
 from pumice_cuda import device
+from pumice_cuda.blas import matmul
 from pumice_cuda.compiling import kernel
 from pumice_cuda.epilogue import Epilogue
 from pumice_cuda.gemm import gemm
@@ -38,7 +38,7 @@ class Right:
 
     @classmethod
     def of(cls, matrix: cupy.ndarray) -> Right:
-        splits = device.gpu().capability >= HOPPER and matrix.size > 0
+        splits = device.gpu().capability == HOPPER and matrix.size > 0
         return cls(matrix, _parts(matrix, second=1) if splits else None)
 
 
@@ -53,12 +53,12 @@ def product(
         bias: (n,), or None.
         out: where to write, contiguous.
     """
-    import cupy
-
     if b.parts is not None and a.size:
         return gemm(_parts(a, second=0), b.parts, Epilogue(bias=bias), out=out)
-    y = cupy.matmul(a, b.matrix.T, out=out)
-    return y if bias is None else cupy.add(y, bias, out=y)
+    y: cupy.ndarray = matmul(a, b.matrix.T, out)
+    if bias is not None:
+        y += bias
+    return y
 
 
 def _parts(matrix: cupy.ndarray, second: int) -> cupy.ndarray:

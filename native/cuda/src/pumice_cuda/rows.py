@@ -32,6 +32,7 @@ LONG = 1024
 PART = 8192
 """Least elements of a part of a row that is divided among blocks."""
 THREADS = 256
+HOPPER = (9, 0)
 
 
 def softmax(x: cupy.ndarray, *, logarithm: bool = False) -> cupy.ndarray:
@@ -108,7 +109,10 @@ def layer_norm(
 
 
 def _launch_rows(name: str, team: Team, rows: int, columns: int, *arguments: Any) -> None:
-    launch(kernel("rows", name), team.grid(rows), team.block, *arguments, np.int64(rows), np.int32(columns))
+    launch(
+        kernel("rows", name), team.grid(rows), team.block, *arguments, np.int64(rows), np.int32(columns),
+        overlaps=device.gpu().capability >= HOPPER,
+    )  # fmt: skip
 
 
 def _bool(value: bool) -> str:

@@ -26,7 +26,7 @@ KEPT = 32
 """Elements of a row that a thread keeps in registers at most."""
 WARP, BLOCK = 32, 128
 """Threads of the smallest team, and of a block of such teams."""
-TEAMS = {WARP: 2 * ACCESS, 64: 2 * ACCESS, 128: 2 * ACCESS, 256: None, 1024: None}
+TEAMS = {WARP: 4 * ACCESS, 64: 2 * ACCESS, 128: 2 * ACCESS, 256: None, 1024: None}
 """Threads, and the bytes that each reads at most: small teams leave long rows to larger ones."""
 
 

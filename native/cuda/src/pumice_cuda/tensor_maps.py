@@ -42,6 +42,37 @@ def boxes(array: cupy.ndarray, rows: int, row_bytes: int) -> Any:
     return _made(error, made, array)
 
 
+def columns(array: cupy.ndarray, rows: int, row_bytes: int, beside: int) -> Any:
+    """Of B as (n, taps, k): boxes of `rows` of n, one tap and so many bytes of k, of rank 5.
+
+    `beside` is 0 for rows as they lie. Otherwise every 8 `beside` of them, a matrix (8, `beside`), come transposed, so
+    that the matrix instructions give each thread the sums of 2 `beside` neighbouring columns; 8 `beside` divides n.
+    """
+    from cuda.bindings import driver
+
+    sizes, steps, extents = columns_geometry(array.shape, array.strides, array.itemsize, rows, row_bytes, beside)
+    error, made = driver.cuTensorMapEncodeTiled(
+        _type(array.dtype.name), len(sizes), array.data.ptr, _list("cuuint64_t", sizes), _list("cuuint64_t", steps),
+        _list("cuuint32_t", extents), _list("cuuint32_t", [1] * len(sizes)), *_handling(row_bytes),
+    )  # fmt: skip
+    return _made(error, made, array)
+
+
+def columns_geometry(
+    shape: Sequence[int], strides: Sequence[int], itemsize: int, rows: int, row_bytes: int, beside: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Sizes, strides in bytes and extents of the boxes of `columns`, the innermost axis first, its stride left out."""
+    n, taps, k = shape
+    by_row = strides[0] if n > 1 else _whole(k * itemsize)
+    by_tap = strides[1] if taps > 1 else by_row
+    depth = row_bytes // itemsize
+    if beside:
+        group = 8 * beside
+        steps = by_tap, beside * by_row, by_row, group * by_row
+        return (k, taps, 8, beside, n // group), steps, (depth, 1, 8, beside, rows // group)
+    return (k, taps, n, 1, 1), (by_tap, by_row, n * by_row, n * by_row), (depth, 1, rows, 1, 1)
+
+
 def windows(
     images: cupy.ndarray, pixels: int, before: Sequence[int], after: Sequence[int], strides: Sequence[int],
     row_bytes: int,
@@ -63,10 +94,14 @@ def windows(
 def _geometry(array: cupy.ndarray) -> tuple[list[Any], list[Any]]:
     """Sizes and strides in the driver's order, the innermost axis first and its stride left out."""
     strides = [
-        stride if size > 1 else -(-array.shape[-1] * array.itemsize // ALIGNMENT) * ALIGNMENT
+        stride if size > 1 else _whole(array.shape[-1] * array.itemsize)
         for size, stride in zip(array.shape, array.strides, strict=True)
     ]
     return _list("cuuint64_t", array.shape[::-1]), _list("cuuint64_t", strides[-2::-1])
+
+
+def _whole(row_bytes: int) -> int:
+    return -(-row_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def _list(integer: str, values: Sequence[int]) -> list[Any]:

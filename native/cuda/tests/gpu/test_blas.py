@@ -31,8 +31,8 @@ def test_a_result_goes_where_it_is_asked_to(rng):
 
 
 def test_a_product_can_be_recorded(rng):
-    a, b = (cupy.asarray(rng.normal(size=(64, 64)).astype(np.float32)) for _ in range(2))
-    with cupy.cuda.Stream(non_blocking=True) as stream:
+    with cupy.cuda.Stream(non_blocking=True) as stream:  # which waits for no other: all of it is made here
+        a, b = (cupy.asarray(rng.normal(size=(64, 64)).astype(np.float32)) for _ in range(2))
         want = matmul(a, b)
         stream.begin_capture()
         y = matmul(a, b)

@@ -9,10 +9,10 @@ from pumice_cuda.gemm import Tiling, gemm
 
 SHAPES = [(1, 5, 2048), (77, 33, 528), (128, 256, 512), (1000, 528, 1040), (300, 1111, 100), (129, 257, 63), (3, 2, 1)]
 TILINGS = [
-    Tiling(consumers=2, width=256, sharing=2), Tiling(consumers=2, width=256), Tiling(consumers=2, width=128),
+    Tiling(consumers=2, width=256), Tiling(consumers=2, width=128),
     Tiling(consumers=1, width=64), Tiling(consumers=1, width=256), Tiling(consumers=2, width=64),
     Tiling(consumers=2, width=128, splits=2), Tiling(consumers=1, width=128, splits=2),
-    Tiling(consumers=2, width=256, splits=2), Tiling(consumers=2, width=128, sharing=2),
+    Tiling(consumers=2, width=256, splits=2),
 ]  # fmt: skip
 BITS = {"float16": 10, "bfloat16": 7, "float32": 9}
 """Of the mantissa that is multiplied, less one for truncation."""
@@ -54,8 +54,26 @@ def test_every_division_gives_the_same_sums(drawn, tiling):
         assert (out == exact(a, b).astype(np.int32)).all()
 
 
+def test_a_product_that_overlaps_the_one_before_waits_for_its_result(drawn):
+    import cupy
+
+    first, weights = drawn((512, 1024), "int8"), [drawn((1024, 1024), "int8") for _ in range(4)]
+    levels = Epilogue(output="int8", scale=cupy.full(1, 2e-4, np.float32))
+
+    def chain(between):
+        last = first
+        for matrix in weights:
+            last = gemm(last, matrix, levels)
+            between()
+        return last
+
+    one_by_one = chain(cupy.cuda.Device().synchronize)
+    assert (one_by_one != 0).any()
+    assert all((chain(lambda: None) == one_by_one).all() for _ in range(20))
+
+
 @pytest.mark.parametrize("output", ["float32", "float16", "bfloat16", "int8", "uint8"])
-@pytest.mark.parametrize("columns", [256, 200, 77])
+@pytest.mark.parametrize("columns", [256, 200, 96, 77])
 def test_scales_bias_residual_and_bounds_apply_in_order(run, drawn, error, rng, output, columns):
     import cupy
 
@@ -81,13 +99,15 @@ def test_scales_bias_residual_and_bounds_apply_in_order(run, drawn, error, rng, 
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_activations(drawn, error, activation):
+def test_activations(run, drawn, error, activation):
+    import cupy
     from cupyx.scipy.special import erf, expit
 
-    a, b = drawn((64, 64), "float16"), drawn((64, 64), "float16")
-    v = exact(a, b)
+    a, b, scale = drawn((70, 65), "int8"), drawn((66, 65), "int8"), 2.0**-14
+    v = exact(a, b) * scale
     wanted = v * expit(v) if activation == "silu" else 0.5 * v * (1 + erf(v / np.sqrt(2)))
-    assert error(gemm(a, b, Epilogue(activation=activation)), wanted) < 1e-6
+    epilogue = Epilogue(activation=activation, scale=cupy.full(1, scale, np.float32))
+    assert error(run(a, b, epilogue), wanted) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(200, 136, 96), (65, 130, 77)])

@@ -1,7 +1,7 @@
 """TensorRT itself: its version, and an engine from an ONNX file.
 
 Free dimensions get one optimization profile: the least, the usual and the most that they will be. Kernels are timed
-while an engine is built; a timing cache of the same GPU and version saves that, any other is ignored by TensorRT.
+while an engine is built; a timing cache of the same GPU and version saves that, any other is ignored and made anew.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class Engine:
             raise ModelError(f"TensorRT could not build an engine: {logger.last or 'it does not say why'}")
         if trt.Runtime(logger).deserialize_cuda_engine(plan) is None:
             raise ModelError(f"TensorRT does not open the engine that it built: {logger.last}")
-        if self.timing_cache is not None:
-            replace(self.timing_cache, bytes(config.get_timing_cache().serialize()))
+        timings = config.get_timing_cache()
+        if self.timing_cache is not None and timings is not None:
+            replace(self.timing_cache, bytes(timings.serialize()))
         return bytes(plan)
 
     def _config(self, trt: Any, builder: Any, network: Any) -> Any:
@@ -90,8 +91,9 @@ class Engine:
         for flag in (FLAGS[self.floats], "INT8" if self.integers else None):
             if flag is not None:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
-        held = self.timing_cache.read_bytes() if self.timing_cache and self.timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(held), ignore_mismatch=False)
+        timings = config.create_timing_cache(self._timings()) or config.create_timing_cache(b"")
+        if not config.set_timing_cache(timings, ignore_mismatch=False):  # of another GPU or version
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         shapes = {x.name: tuple(map(x.get_dimension_name, range(len(x.shape)))) for x in _inputs(network)}
         free = [x for x in _inputs(network) if any(size < 0 for size in x.shape)]
         if free:
@@ -100,6 +102,21 @@ class Engine:
                 profile.set_shape(x.name, *(self._shape(x, shapes[x.name], which) for which in range(3)))
             config.add_optimization_profile(profile)
         return config
+
+    def _timings(self) -> bytes:
+        """Those of earlier builds.
+
+        Raises:
+            PumiceError: the file cannot be read.
+        """
+        if self.timing_cache is None or not self.timing_cache.exists():
+            return b""
+        try:
+            return self.timing_cache.read_bytes()
+        except OSError as error:
+            raise PumiceError(
+                f"'{self.timing_cache}' cannot be read ({error.strerror}): name another with the knob 'timing_cache'"
+            ) from error
 
     def _shape(self, x: Any, names: tuple[str, ...], which: int) -> tuple[int, ...]:
         """The least, usual or most of an input's dimensions."""

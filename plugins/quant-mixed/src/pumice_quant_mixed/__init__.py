@@ -5,13 +5,14 @@
 The noise of a format in a layer is what it does to the outputs, relative to their signal: by one backward pass a sample
 for formats that change weights alone, and by measurement for 8-bit computation. The programme is solved exactly for a
 range of B; what costs least and keeps the budget when it is measured, on data put aside for that, is the result. With a
-size or a latency budget instead, it is the most exact that keeps this one. A cost is bytes, or milliseconds measured
-with one layer changed.
+size or a latency budget instead, it is the most exact that keeps this one. A cost is bytes, milliseconds measured
+with one layer changed, or bytes and work together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pumice.quantize.context import QuantizeContext
     from pumice_quant_mixed.verification import Parts
 
-FORMATS = ("int4", "int8", "float16", "float32")
+FORMATS = ("int4", "uint8", "int8", "float16", "float32")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,8 +34,12 @@ class Mixed(Quantizer):
 
     name = "mixed"
     needs = frozenset({Need.CALIBRATION})
+    chooses = True
+    goals = MappingProxyType({"balanced": {"minimise": "both"}, "latency": {"minimise": "latency"}})
 
-    formats: tuple[str, ...] = knob(FORMATS, help="what layers may become: int4, int8, float16, bfloat16, float32")
+    formats: tuple[str, ...] = knob(
+        FORMATS, help="what layers may become: int4, uint8, int8, float16, bfloat16, float32"
+    )
     budget: str = knob(
         "accuracy",
         Choice("accuracy", "size", "latency"),
@@ -42,8 +47,8 @@ class Mixed(Quantizer):
     )
     minimise: str = knob(
         "bytes",
-        Choice("bytes", "latency"),
-        help="what is to be least within an accuracy budget",
+        Choice("bytes", "latency", "both"),
+        help="what is to be least within an accuracy budget; both: bytes times work, where integers count half",
         when=lambda q: q.budget == "accuracy",
     )
     size: float = knob(
@@ -85,6 +90,11 @@ class Mixed(Quantizer):
         if self.budget != "accuracy" or context.calibration is None:
             return None
         return Parts.of(context.calibration)
+
+    @property
+    def counts_both(self) -> bool:
+        """Whether a format costs bytes and work."""
+        return self.budget == "accuracy" and self.minimise == "both"
 
     @property
     def counts_milliseconds(self) -> bool:

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from pumice.diagnose.analysis import analyse
 from pumice.errors import UnsupportedOp
 from pumice.ledger import Ledger
 from pumice.model import clone
@@ -17,16 +18,19 @@ from pumice.progress import unshown
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.placement import STEP
 from pumice.quantize.weight_matrices import WeightMatrix, weight_matrices
-from pumice_quant_mixed.formats import Choice, apply_formats, bytes_of, given_to
+from pumice_quant_mixed.formats import BLOCKWISE, Choice, apply_formats, bytes_of, given_to
 from pumice_quant_mixed.sensitivity import Cost, Noise, by_gradient, by_measurement, by_stopwatch, by_weights, stopwatch
 from pumice_quant_mixed.verification import Parts, Verdict, verified
 
 if TYPE_CHECKING:
     from pumice_quant_mixed import Mixed
 
-STEPS = 12
+STEPS = 24
 """Points of the Pareto curve."""
-WEIGHTS_ALONE = ("int4", "float16", "bfloat16")
+WEIGHTS_ALONE = (*BLOCKWISE, "float16", "bfloat16")
+INTEGER_WORK, WIDENING_WORK = 0.5, 1.5
+"""Times that a multiplication takes as in float32: of integers, and in matrix products whose weights are widened with
+every inference; weights of others are widened once."""
 
 
 @attrs.frozen
@@ -35,7 +39,7 @@ class Point:
 
     formats: Choice
     cost: float
-    """Bytes of weights, or predicted milliseconds."""
+    """Bytes of weights, predicted milliseconds, or shares of bytes and of work."""
     noise: float
     """Predicted."""
 
@@ -54,7 +58,7 @@ def chosen_formats(model: ir.Model, knobs: Mixed, context: QuantizeContext, part
         return _given(dict.fromkeys(usable, knobs.formats[0]), layers)
     known = context.recall(_Known)
     if "curve" not in known:
-        cost = _milliseconds(model, layers, knobs, context) if knobs.counts_milliseconds else None
+        cost = _cost(model, layers, knobs, context)
         noise = _noise(lifted, layers, knobs, context) if layers else {}
         known["curve"] = pareto(layers, knobs.formats, noise, cost) if layers else []
     curve = known["curve"]
@@ -75,6 +79,9 @@ def _told(point: Point, curve: Sequence[Point], knobs: Mixed) -> str:
     if knobs.counts_milliseconds:
         shown = "; ".join(f"{p.cost:.3g} ms {p.noise:.2g}" for p in curve)
         return f"mixed precision: {point.cost:.3g} ms predicted; milliseconds and noise to choose from: {shown}"
+    if knobs.counts_both:
+        shown = "; ".join(f"{p.cost / 2:.2f} {p.noise:.2g}" for p in curve)
+        return f"mixed precision: {point.cost / 2:.2f} of the bytes and the work of int8; shares and noise: {shown}"
     shown = "; ".join(f"{p.cost / 1e3:.0f} kB {p.noise:.2g}" for p in curve)
     return f"mixed precision: weights in {point.cost / 1e3:.0f} kB; bytes and noise to choose from: {shown}"
 
@@ -114,6 +121,44 @@ def _noise(
         except UnsupportedOp as error:
             context.notes.append(f"sensitivities were measured layer by layer, because {error}")
     return found | (by_measurement(model, layers, narrow, context, knobs.smallest) if narrow else {})
+
+
+def _cost(
+    model: ir.Model, layers: Mapping[str, Sequence[WeightMatrix]], knobs: Mixed, context: QuantizeContext
+) -> Cost | None:
+    """What is to be least, if that is not bytes."""
+    if knobs.counts_milliseconds:
+        return _milliseconds(model, layers, knobs, context)
+    return _shares(model, layers, knobs, context) if knobs.counts_both else None
+
+
+def _shares(
+    model: ir.Model, layers: Mapping[str, Sequence[WeightMatrix]], knobs: Mixed, context: QuantizeContext
+) -> Cost:
+    """Bytes and work of a layer in a format, each as a share of what all layers have as int8.
+
+    The sum of the two is, to first order, the logarithm of bytes times time.
+    """
+    counted = {cost.node: cost.macs for cost in analyse(model, next(iter(context.feeds(1)))).costs}
+    work = {
+        n: sum(counted.get(str(r.name), 0) for m in matrices for r, _ in m.readers) for n, matrices in layers.items()
+    }
+    stored = {(n, f): sum(bytes_of(f, m) for m in layers[n]) for n in layers for f in (*knobs.formats, "int8")}
+    most_bytes = sum(stored[name, "int8"] for name in layers)
+    most_work = max(INTEGER_WORK * sum(work.values()), 1.0)
+    return {
+        (name, chosen): stored[name, chosen] / most_bytes + _pace(chosen, layers[name]) * work[name] / most_work
+        for name in layers
+        for chosen in knobs.formats
+    }
+
+
+def _pace(chosen: str, matrices: Sequence[WeightMatrix]) -> float:
+    """Times that the work of a layer takes as in float32."""
+    if chosen == "int8":
+        return INTEGER_WORK
+    widened = chosen in BLOCKWISE and all(matrix.op in ("MatMul", "Gemm") for matrix in matrices)
+    return WIDENING_WORK if widened else 1.0
 
 
 def _milliseconds(

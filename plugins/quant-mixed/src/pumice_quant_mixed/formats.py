@@ -3,7 +3,8 @@
 float32            as it is
 float16, bfloat16  weights stored in 16 bits, widened when the model is loaded
 int8               computed in integers where the target can, else weights stored in 8 bits
-int4               weights stored in 4 bits with a scale for every 64 inputs
+uint8              weights stored in 8 bits with a scale and an offset for every 64 inputs
+int4               the same in 4 bits
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from pumice.quantize.weight_only import Rounded, store_weights
 
 Choice = Mapping[str, str]
 """Format by name of the node; nodes that are missing stay as they are."""
-BITS = {"int4": 4, "int8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
-BLOCK = 64
+BITS = {"int4": 4, "uint8": 8, "int8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
+BLOCKWISE, BLOCK = ("int4", "uint8"), 64
+"""Formats whose weights share a scale and an offset, and how many of them do."""
 LARGEST_FLOAT16 = 65504.0
 
 
@@ -55,7 +57,7 @@ def grid_of(name: str, matrix: WeightMatrix, weights: NDArray[Any]) -> AffineGri
 
 def rounded_to(name: str, matrix: WeightMatrix, weights: NDArray[Any]) -> NDArray[Any]:
     """Weights (groups, outputs, k) as a format holds them, each the nearest; infinite where float16 overflows."""
-    if name in ("int4", "int8"):
+    if name in (*BLOCKWISE, "int8"):
         grid = grid_of(name, matrix, weights)
         return grid.values(grid.codes(weights))
     with np.errstate(over="ignore"):
@@ -65,8 +67,9 @@ def rounded_to(name: str, matrix: WeightMatrix, weights: NDArray[Any]) -> NDArra
 def bytes_of(name: str, matrix: WeightMatrix) -> float:
     """What a matrix takes, with scales and zero points."""
     groups, outputs, k = matrix.shape
-    blocks = {"int4": groups * outputs * -(-k // BLOCK), "int8": groups * outputs}.get(name, 0)
-    return groups * outputs * k * BITS[name] / 8 + blocks * (4.5 if name == "int4" else 4.0)
+    blocks = groups * outputs * (-(-k // BLOCK) if name in BLOCKWISE else 1 if name == "int8" else 0)
+    offset = BITS[name] / 8 if name in BLOCKWISE else 0.0
+    return groups * outputs * k * BITS[name] / 8 + blocks * (4.0 + offset)
 
 
 def _dtype(name: str) -> Any:
@@ -87,7 +90,7 @@ class FormatScheme:
 
     @property
     def observes(self) -> bool:
-        return self.format in ("int4", "int8")
+        return self.format in (*BLOCKWISE, "int8")
 
     def rounded(self, matrix: WeightMatrix, second: NDArray[np.float64] | None) -> Rounded:
         weights = matrix.rows()
@@ -130,7 +133,7 @@ def apply_formats(model: ir.Model, choice: Choice, context: QuantizeContext, *, 
     if whole:
         changed = _in_integers(model, whole, context, accounts, smallest)
         whole -= {entry.node for entry in accounts[0].of(STEP, "applied")}
-    for name in ("int8", "int4", "bfloat16", "float16"):
+    for name in ("int8", *BLOCKWISE, "bfloat16", "float16"):
         layers = whole if name == "int8" else {node for node, chosen in choice.items() if chosen == name}
         if layers:
             around = _only(layers, model, context)

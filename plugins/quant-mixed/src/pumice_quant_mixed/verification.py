@@ -34,6 +34,7 @@ from pumice.quantize.context import QuantizeContext
 
 Array = NDArray[Any]
 TINY = 1e-30
+RATIO = "ratio of noise to signal"
 PART = 3
 """One sample of so many is put aside."""
 
@@ -99,10 +100,11 @@ def verified(original: ir.Model, changed: ir.Model, parts: Parts, context: Quant
 def _losses(
     original: ir.Model, changed: ir.Model, samples: Sequence[tuple[Feeds, Any]], context: QuantizeContext
 ) -> list[tuple[str, float, float, float]]:
-    """(measure, loss, standard error, budget): of the metrics, or of all outputs."""
+    """(measure, loss, standard error, budget): of the metrics, or of all outputs; of these where noise has a budget."""
     if any(labels is not None for _, labels in samples) and any(not metric.fidelity for metric in context.metrics):
         found = judge(original, changed, samples, context.metrics, context.runtime, context.max_drop)
-        return [(f"loss of {found.measure}", found.loss, found.error, found.budget)]
+        noise = [(RATIO, found.noise, 0.0, context.noise)] if context.noise else []
+        return [(f"loss of {found.measure}", found.loss, found.error, found.budget), *noise]
     before, after = (context.runtime.open(clone(model)) for model in (original, changed))
     pairs, drift = [(before.run(feeds), after.run(feeds)) for feeds, _ in samples], Drift()
     for exact, narrow in pairs:
@@ -113,7 +115,7 @@ def _losses(
         if told is not None:
             measure, each = told
             losses.append((measure, float(each.mean()), float(each.std() / np.sqrt(len(each))), context.max_drop))
-    return [*losses, ("ratio of noise to signal", drift.ratio, 0.0, NOISE * context.max_drop)]
+    return [*losses, (RATIO, drift.ratio, 0.0, min(context.noise or np.inf, NOISE * context.max_drop))]
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -1,19 +1,20 @@
+// since: sm_80
 // Attention, out = softmax(factor Q K' + mask) V for every head, in one pass over the keys.
 //
-// A block has 64 queries of a head, a warp 16 of them, and kGroups of four warps go through chunks of kKeys keys side by
-// side and in step, each with its own share of the softmax: the greatest score so far, the sum and the weighted values
-// relative to it. At the end the groups' shares are put together. What a warp makes of its queries and keys stays in
-// registers: the scores that a thread holds are those that it needs of the next product's first operand.
+// A warp has 16 queries of a head, a block kWarps times as many, and kGroups of so many warps go through chunks of kKeys
+// keys side by side and in step, each with its own share of the softmax: the greatest score so far, the sum and the
+// weighted values relative to it. At the end the groups' shares are put together. What a warp makes of its queries and
+// keys stays in registers: the scores that a thread holds are those that it needs of the next product's first operand.
 //
 // Every operand is the sum of two bfloat16, 16 bits of mantissa: hi hi' + hi lo' + lo hi' is off by about 2^-17 of the
-// product of the norms, and has float's range.
-#include "elements.cuh"
+// product of the norms, and has float's range. Scores are those of powers of two.
+//
+// A result that is quantized next is stored times factors of its columns, and its range noted for every block.
+#include "overlapping.cuh"
+#include "ranges.cuh"
 
 typedef unsigned int u32;
 
-// Blocks of a multiprocessor where a thread's part is small.
-constexpr int kResident = __CUDA_ARCH__ >= 900 ? 3 : 2;
-constexpr int kQueries = 64, kWarps = 4, kThreads = 32 * kWarps;
 constexpr int kPadding = 8;  // elements behind a row of keys, so that eight rows lie in different banks
 
 // Elements from one matrix, head and row of an array to the next; rows are contiguous and begin at 16 bytes.
@@ -92,18 +93,32 @@ template <int kSize, int kKeys>
 struct Chunk {
     static constexpr int kRow = kSize + kPadding;
     unsigned short high[kKeys * kRow], low[kKeys * kRow];
+};
 
-    // Of keys from `first` on; what lies beyond the last is zero.
-    __device__ void fill(const float *from, int64 row, int first, int keys) {
-        constexpr int kPieces = kSize / 4;
-#pragma unroll 8
-        for (int i = threadIdx.x % kThreads; i < kKeys * kPieces; i += kThreads) {
-            const int key = i / kPieces, piece = i % kPieces;
-            float values[4] = {};
-            if (first + key < keys) load<4>(from + (first + key) * row + 4 * piece, values);
-            const Pair one(values[0], values[1]), two(values[2], values[3]);
-            *reinterpret_cast<uint2 *>(high + key * kRow + 4 * piece) = make_uint2(one.high, two.high);
-            *reinterpret_cast<uint2 *>(low + key * kRow + 4 * piece) = make_uint2(one.low, two.low);
+// What a thread of kThreads fetches of a chunk: all of it is on its way before any is looked at.
+template <int kSize, int kKeys, int kThreads>
+struct Fetched {
+    static constexpr int kPieces = kSize / 4, kStep = kThreads / kPieces, kCount = kKeys / kStep;
+    float values[kCount][4];
+
+    // What lies beyond the last of `keys` is zero.
+    __device__ Fetched(const float *from, int64 row, int first, int keys) {
+        const int key = first + threadIdx.x % kThreads / kPieces;
+        from += key * row + 4 * (threadIdx.x % kPieces);
+#pragma unroll
+        for (int n = 0; n < kCount; n++, from += kStep * row) {
+            if (key + n * kStep < keys) load<4>(from, values[n]);
+            else values[n][0] = values[n][1] = values[n][2] = values[n][3] = 0;
+        }
+    }
+
+    __device__ void put(Chunk<kSize, kKeys> &chunk) const {
+        const int at = threadIdx.x % kThreads / kPieces * chunk.kRow + 4 * (threadIdx.x % kPieces);
+#pragma unroll
+        for (int n = 0; n < kCount; n++) {
+            const Pair one(values[n][0], values[n][1]), two(values[n][2], values[n][3]);
+            *reinterpret_cast<uint2 *>(chunk.high + at + n * kStep * chunk.kRow) = make_uint2(one.high, two.high);
+            *reinterpret_cast<uint2 *>(chunk.low + at + n * kStep * chunk.kRow) = make_uint2(one.low, two.low);
         }
     }
 };
@@ -117,80 +132,82 @@ __device__ inline float of_row(float value, Combine combine) {
     return combine(value, __shfl_xor_sync(~0u, value, 2));
 }
 
-__device__ inline float greater(float a, float b) { return fmaxf(a, b); }
-__device__ inline float added(float a, float b) { return a + b; }
-
 // A thread has the rows i and i + 8 of a warp's, where its lane is 4i + j, and of 8 columns 2j and 2j + 1.
 template <int kSize>
 struct Share {
-    float most[2] = {-infinity(), -infinity()}, sum[2] = {};
+    float most[2] = {-infinity(), -infinity()};
+    float sum[2] = {};  // of this thread's columns
     float values[kSize / 8][4] = {};
 
-    // By what is multiplied what was relative to `most` when the greatest score is another one.
-    __device__ static float turned(float most, float greatest) { return most == -infinity() ? 0 : __expf(most - greatest); }
-
-    __device__ void scale(int half, float greatest) {
-        const float by = turned(most[half], greatest);
+    // Makes another score the greatest, and returns what to take off the scores: zero if all so far are minus infinity.
+    __device__ float raise(int half, float greatest) {
+        const float shift = greatest == -infinity() ? 0 : greatest, by = power_of_two(most[half] - shift);
         most[half] = greatest;
         sum[half] *= by;
 #pragma unroll
         for (int n = 0; n < kSize / 8; n++) values[n][2 * half] *= by, values[n][2 * half + 1] *= by;
+        return shift;
     }
 };
 
-// The chunk's scores: scaled, masked, and minus infinity beyond the last key.
-template <int kSize, int kKeys>
-__device__ inline void score(float (&scores)[kKeys / 8][4], const Pair (&q)[kSize / 16][4], const Chunk<kSize, kKeys> &k,
-                             const float *mask, const Shape &shape, int query, int first) {
-    const int lane = threadIdx.x % 32, j = lane % 4;
-    const int place = (lane / 16 * 8 + lane % 8) * k.kRow + lane / 8 % 2 * 8;
-    constexpr int kOnce = kKeys / 8 < 4 ? kKeys / 8 : 4;
+// Scores of kCount keys from the row `at` of a chunk on.
+template <int kSize, int kCount, int kKeys>
+__device__ inline void score(float (&scores)[kCount / 8][4], const Pair (&q)[kSize / 16][4], const Chunk<kSize, kKeys> &k,
+                             int at) {
+    const int lane = threadIdx.x % 32;
+    const int place = (at + lane / 16 * 8 + lane % 8) * k.kRow + lane / 8 % 2 * 8;
 #pragma unroll
-    for (int d = 0; d < kSize / 16; d++)
+    for (int d = 0; d < kSize / 16; d++) {
+        u32 high[kCount / 8][2], low[kCount / 8][2];
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; n += kOnce) {
-            u32 high[kOnce][2], low[kOnce][2];
-#pragma unroll
-            for (int i = 0; i < kOnce; i += 2) {
-                load_matrices<false>(high + i, k.high + place + 8 * (n + i) * k.kRow + 16 * d);
-                load_matrices<false>(low + i, k.low + place + 8 * (n + i) * k.kRow + 16 * d);
-            }
-            multiply<kOnce>(scores + n, q[d], high, low);
+        for (int n = 0; n < kCount / 8; n += 2) {
+            load_matrices<false>(high + n, k.high + place + 8 * n * k.kRow + 16 * d);
+            load_matrices<false>(low + n, k.low + place + 8 * n * k.kRow + 16 * d);
         }
+        multiply<kCount / 8>(scores, q[d], high, low);
+    }
+}
+
+// Scaled, masked, and minus infinity beyond the last key; of the queries from `query` on and the keys from `first` on.
+template <int kBlocks>
+__device__ inline void adjust(float (&scores)[kBlocks][4], const float *mask, const Shape &shape, int query, int first) {
+    const float factor = shape.factor * kLog2E;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; n++)
+    for (int n = 0; n < kBlocks; n++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) scores[n][c] *= factor;
+    if (!mask && first + 8 * kBlocks <= shape.keys) return;
+#pragma unroll
+    for (int n = 0; n < kBlocks; n++)
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            const int key = first + 8 * n + 2 * j + c % 2, row = query + c / 2 * 8;
-            scores[n][c] *= shape.factor;
-            if (mask && key < shape.keys && row < shape.queries)
-                scores[n][c] += mask[row * shape.mask.row + key * shape.mask_key];
+            const int key = first + 8 * n + threadIdx.x % 4 * 2 + c % 2, row = query + c / 2 * 8;
             if (key >= shape.keys) scores[n][c] = -infinity();
+            else if (mask && row < shape.queries)
+                scores[n][c] = fmaf(mask[row * shape.mask.row + key * shape.mask_key], kLog2E, scores[n][c]);
         }
 }
 
-// Takes a chunk's scores into the share.
-template <int kSize, int kKeys>
-__device__ inline void attend(Share<kSize> &share, float (&scores)[kKeys / 8][4], const Chunk<kSize, kKeys> &v) {
+// Takes the scores of keys into the share; their values are those from the row `at` of a chunk on.
+template <int kSize, int kCount, int kKeys>
+__device__ inline void attend(Share<kSize> &share, float (&scores)[kCount / 8][4], const Chunk<kSize, kKeys> &v, int at) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float most = share.most[half], sum = 0;
+        float most = share.most[half];
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; n++) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-        most = of_row(most, greater);
-        share.scale(half, most);
+        for (int n = 0; n < kCount / 8; n++) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        const float shift = share.raise(half, of_row(most, Larger()));
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; n++)
+        for (int n = 0; n < kCount / 8; n++)
 #pragma unroll
             for (int c = 2 * half; c < 2 * half + 2; c++) {
-                scores[n][c] = share.turned(scores[n][c], most);
-                sum += scores[n][c];
+                scores[n][c] = power_of_two(scores[n][c] - shift);
+                share.sum[half] += scores[n][c];
             }
-        share.sum[half] += of_row(sum, added);
     }
-    const int lane = threadIdx.x % 32, place = lane % 16 * v.kRow + lane / 16 * 8;
+    const int lane = threadIdx.x % 32, place = (at + lane % 16) * v.kRow + lane / 16 * 8;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; n += 2) {
+    for (int n = 0; n < kCount / 8; n += 2) {
         const Pair p[4] = {Pair(scores[n][0], scores[n][1]), Pair(scores[n][2], scores[n][3]),
                            Pair(scores[n + 1][0], scores[n + 1][1]), Pair(scores[n + 1][2], scores[n + 1][3])};
         constexpr int kOnce = kSize / 8 < 4 ? kSize / 8 : 4;
@@ -208,7 +225,7 @@ __device__ inline void attend(Share<kSize> &share, float (&scores)[kKeys / 8][4]
 }
 
 // The shares of all groups as one, in the first: through shared memory, a word of each thread after the other.
-template <int kSize, int kGroups>
+template <int kSize, int kThreads, int kGroups>
 __device__ inline void gather(Share<kSize> &share, float *exchanged, int group) {
     constexpr int kWords = 4 + kSize / 2;
     const int thread = threadIdx.x % kThreads;
@@ -231,9 +248,8 @@ __device__ inline void gather(Share<kSize> &share, float *exchanged, int group) 
         const float *its = exchanged + other * kWords * kThreads + thread;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float most = its[half * kThreads], greatest = fmaxf(share.most[half], most);
-            const float by = share.turned(most, greatest);
-            share.scale(half, greatest);
+            const float most = its[half * kThreads];
+            const float by = power_of_two(most - share.raise(half, fmaxf(share.most[half], most)));
             share.sum[half] += by * its[(2 + half) * kThreads];
 #pragma unroll
             for (int n = 0; n < kSize / 8; n++)
@@ -243,53 +259,84 @@ __device__ inline void gather(Share<kSize> &share, float *exchanged, int group) 
     }
 }
 
-template <int kSize, int kKeys, int kGroups>
-__global__ void __launch_bounds__(kThreads * kGroups, kGroups == 1 && kSize <= 64 ? kResident : 1)
-    attention(const float *q, const float *k, const float *v, const float *mask, float *out,
-              const __grid_constant__ Shape shape) {
-    extern __shared__ __align__(16) float shared[];
-    typedef Chunk<kSize, kKeys> Own;
-    const int group = threadIdx.x / kThreads, head = blockIdx.y, batch = blockIdx.z;
-    const int lane = threadIdx.x % 32, i = lane / 4, j = lane % 4;
-    const int query = blockIdx.x * kQueries + threadIdx.x % kThreads / 32 * 16 + i;
-    Own &keys = reinterpret_cast<Own *>(shared)[2 * group], &values = reinterpret_cast<Own *>(shared)[2 * group + 1];
-    k += shape.k.at(batch, head, 0), v += shape.v.at(batch, head, 0), q += shape.q.at(batch, head, 0);
-    if (mask) mask += shape.mask.at(batch, head, 0);
-    Pair queries[kSize / 16][4];
+// Stores one of the two rows of what the share has come to, and notes its range.
+template <int kSize>
+__device__ inline void finish(const Share<kSize> &share, int half, float inverse, float *out, const float *columns,
+                              Range &range) {
+#pragma unroll
+    for (int n = 0; n < kSize / 8; n++) {
+        const int column = 8 * n + threadIdx.x % 4 * 2;
+        float two[2] = {share.values[n][2 * half] * inverse, share.values[n][2 * half + 1] * inverse}, factors[2] = {1, 1};
+        if (columns) load<2>(columns + column, factors);
+        two[0] *= factors[0], two[1] *= factors[1];
+        range.see(two[0]), range.see(two[1]);
+        store<2>(out + column, two);
+    }
+}
+
+template <int kSize>
+__device__ inline void load_queries(Pair (&queries)[kSize / 16][4], const float *q, const Shape &shape, int query) {
 #pragma unroll
     for (int d = 0; d < kSize / 16; d++)
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             const int row = query + c % 2 * 8;
             float two[2] = {};
-            if (row < shape.queries) load<2>(q + row * shape.q.row + 16 * d + 2 * j + c / 2 * 8, two);
+            if (row < shape.queries) load<2>(q + row * shape.q.row + 16 * d + threadIdx.x % 4 * 2 + c / 2 * 8, two);
             queries[d][c] = Pair(two[0], two[1]);
         }
+}
+
+// Threads of a multiprocessor that have the registers they need.
+template <int kSize>
+constexpr int kResident = kSize <= 64 ? 512 : 256;
+
+// `columns`: factors of heads times size columns; `ranges`: of every block. Both may be null.
+template <int kSize, int kWarps, int kKeys, int kGroups>
+__global__ void __launch_bounds__(32 * kWarps * kGroups, kResident<kSize> / (32 * kWarps * kGroups))
+    attention(const float *q, const float *k, const float *v, const float *mask, const float *columns, float *out,
+              float2 *ranges, const __grid_constant__ Shape shape) {
+    extern __shared__ __align__(16) float shared[];
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    constexpr int kThreads = 32 * kWarps, kOnce = kSize <= 64 ? 32 : 16;
+    typedef Chunk<kSize, kKeys> Own;
+    const int group = threadIdx.x / kThreads, head = blockIdx.y, batch = blockIdx.z;
+    const int query = (blockIdx.x * kWarps + threadIdx.x % kThreads / 32) * 16 + threadIdx.x % 32 / 4;
+    Own &keys = reinterpret_cast<Own *>(shared)[2 * group], &values = reinterpret_cast<Own *>(shared)[2 * group + 1];
+    k += shape.k.at(batch, head, 0), v += shape.v.at(batch, head, 0);
+    if (mask) mask += shape.mask.at(batch, head, 0);
+    Pair queries[kSize / 16][4];
+    load_queries<kSize>(queries, q + shape.q.at(batch, head, 0), shape, query);
     Share<kSize> share;
     for (int round = 0; round < shape.keys; round += kGroups * kKeys) {
         const int first = round + group * kKeys;  // beyond the last key: the group attends to nothing
+        __syncthreads();  // nobody reads the last keys any more
+        Fetched<kSize, kKeys, kThreads>(k, shape.k.row, first, shape.keys).put(keys);
+        Fetched<kSize, kKeys, kThreads>(v, shape.v.row, first, shape.keys).put(values);
         __syncthreads();
-        keys.fill(k, shape.k.row, first, shape.keys);
-        values.fill(v, shape.v.row, first, shape.keys);
-        __syncthreads();
-        float scores[kKeys / 8][4] = {};
-        score<kSize, kKeys>(scores, queries, keys, mask, shape, query, first);
-        attend<kSize, kKeys>(share, scores, values);
-    }
-    if constexpr (kGroups > 1) gather<kSize, kGroups>(share, shared, group);
-    if (group > 0) return;
-    out += shape.out.at(batch, head, 0);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int row = query + 8 * half;
-        if (row >= shape.queries) continue;
-#pragma unroll
-        for (int d = 0; d < kSize / 8; d++) {
-            float two[2] = {share.values[d][2 * half] / share.sum[half], share.values[d][2 * half + 1] / share.sum[half]};
-            store<2>(out + row * shape.out.row + 8 * d + 2 * j, two);
+#pragma unroll 1
+        for (int at = 0; at < kKeys && first + at < shape.keys; at += kOnce) {
+            float scores[kOnce / 8][4] = {};
+            score<kSize, kOnce>(scores, queries, keys, at);
+            adjust(scores, mask, shape, query, first + at);
+            attend<kSize, kOnce>(share, scores, values, at);
         }
     }
+    if constexpr (kGroups > 1) gather<kSize, kThreads, kGroups>(share, shared, group);
+    Range range;
+    out += shape.out.at(batch, head, query);
+    if (columns) columns += head * kSize;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const float inverse = 1 / of_row(share.sum[half], Add());
+        if (group == 0 && query + 8 * half < shape.queries)
+            finish(share, half, inverse, out + 8 * half * shape.out.row, columns, range);
+    }
+    if (ranges)
+        range.write<kThreads * kGroups>(ranges + (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
 }
 
-// instances: attention<16, 64, 1>; attention<32, 32, 2>; attention<32, 64, 1>; attention<64, 32, 2>
-// instances: attention<64, 64, 1>; attention<64, 64, 2>; attention<128, 16, 1>
+// instances: attention<16, 8, 128, 1>; attention<16, 4, 32, 4>; attention<32, 8, 128, 1>; attention<32, 4, 64, 1>
+// instances: attention<64, 8, 128, 1>; attention<64, 4, 64, 1>; attention<64, 4, 32, 4>; attention<128, 8, 64, 1>
+// instances: attention<128, 4, 32, 1>

@@ -1,3 +1,4 @@
+// since: sm_80
 // Convolutions from Ampere on, channels last and in groups: the implicit product of windows (a row for every output
 // pixel, its columns taps by channels) and weights (outputs, taps, channels of a group); `mainloop_sm80.cuh` is the loop.
 // Every thread follows the tap and channel of its place in K; a piece outside the image is read from `padding`, 16 bytes

@@ -39,9 +39,8 @@ struct Windows {
     __device__ __forceinline__ void copy_a(u32 to, u64* barrier) const {
         copy_pixels(to, image_map, barrier, piece * C::STEP, x, y, image, tap_x * w.dilation_x, tap_y * w.dilation_y);
     }
-    template <typename... Blocks>
-    __device__ __forceinline__ void copy_b(u32 to, u64* barrier, int column, Blocks... blocks) const {
-        copy_box(to, weight_map, barrier, piece * C::STEP, tap_y * w.taps_x + tap_x, column, blocks...);
+    __device__ __forceinline__ void copy_b(u32 to, u64* barrier, int column) const {
+        copy_rows<C>(to, weight_map, barrier, piece * C::STEP, tap_y * w.taps_x + tap_x, column);
     }
 };
 

@@ -1,3 +1,4 @@
+// since: sm_80
 // The first convolution of a network of integers: images of at most four channels, in any layout. A block copies the
 // pixels under its rows of output into shared memory, four bytes a pixel, and there a row of a window is a row of memory:
 // what a thread needs of A (32 bytes of K, eight pixels) are words that it reads where they are, at pixel x s + t, and

@@ -2,56 +2,119 @@
 // of columns times factors, of what a product has stored. Its scale depends on the range of all the values, so the kernel
 // that makes them notes the range that each of its blocks saw (`ranges`, the least and the greatest value and zero), and
 // the kernel that quantizes them begins with the range of these.
+//
+// A normalised row is not stored in between: who quantizes it computes it once more, by the same instructions.
 #include "levels.cuh"
-#include "teams.cuh"
+#include "overlapping.cuh"
+#include "ranges.cuh"
 
-struct Range {
-    float least = 0, greatest = 0;  // zero is inside
+constexpr int kWide = 4;
 
-    __device__ void see(float value) { see(value, value); }
-    __device__ void see(float low, float high) {
-        least = Least()(least, low);
-        greatest = Greatest()(greatest, high);
+__device__ inline Range range_of(const float2 *ranges, int count, int first, int step) {
+    Range range;
+#pragma unroll 4
+    for (int i = first; i < count; i += step) {
+        const float2 one = ranges[i];
+        range.see(one.x, one.y);
+    }
+    return range;
+}
+
+// What DynamicQuantizeLinear does with values of a range.
+struct Quantization {
+    Dynamic found;
+    Divisor divisor;
+    Levels levels;
+
+    __device__ explicit Quantization(Range range)
+        : found(range.least, range.greatest), divisor(found.scale), levels(0, 255, found.zero) {}
+
+    __device__ unsigned four(const float *values) const {
+        int stored[kWide];
+#pragma unroll
+        for (int w = 0; w < kWide; w++) stored[w] = levels.stored(divisor.quotient(values[w]));
+        return four_bytes(stored);
     }
 
-    // Of all threads of the block.
-    template <int kThreads>
-    __device__ Range whole() const {
-        Range found;
-        found.least = across<kThreads>(least, Least());
-        found.greatest = across<kThreads>(greatest, Greatest());
-        return found;
-    }
-
-    template <int kThreads>
-    __device__ void write(float2 *ranges) const {
-        const Range found = whole<kThreads>();
-        if (threadIdx.x == 0) ranges[blockIdx.x] = make_float2(found.least, found.greatest);
+    // By one thread of all.
+    __device__ void tell(float *scale, unsigned char *zero) const {
+        if (blockIdx.x == 0 && threadIdx.x == 0) *scale = found.scale, *zero = found.zero;
     }
 };
 
-// y = (x - mean) inverse scale + bias of each row, as rows.cu has it; bias may be null. Blocks walk over rows.
-template <int kWide, int kTeam, int kVectors>
-__global__ void __launch_bounds__(kBlockOf<kTeam>)
-    layer_norm(const float *x, const float *scale, const float *bias, float epsilon, float *y, float2 *ranges, int64 rows,
-               int columns) {
-    constexpr int kThreads = kBlockOf<kTeam>;
-    Range range;
-    for (int64 r = row_of_team<kTeam>(); r < rows; r += int64(gridDim.x) * (kThreads / kTeam)) {
-        Row<kWide, kTeam, kVectors, Plain<float, kWide>> row({x + r * columns}, columns);
+// --- normalised rows --------------------------------------------------------------------------------------------------
+
+struct Moments {
+    float mean, inverse;
+
+    template <typename Row>
+    __device__ static Moments of(Row &row, int columns, float epsilon) {
         const float mean = row.fold(Add(), [](float v) { return v; }) / columns;
         const float variance = row.fold(Add(), [=](float v) { return (v - mean) * (v - mean); }) / columns;
-        const float inverse = 1 / sqrtf(variance + epsilon);
-        row.write(y + r * columns, [&](float v, int column) {
-            const float z = (v - mean) * inverse * scale[column] + (bias ? bias[column] : 0);
-            range.see(z);
-            return z;
-        });
+        return {mean, 1 / sqrtf(variance + epsilon)};
     }
-    range.write<kThreads>(ranges);
+};
+
+// What is made of a row's columns: (x - mean) inverse scale + bias; bias may be null.
+struct Columns {
+    const float *scale, *bias;
+
+    __device__ void normalise(const float *values, Moments moments, int column, float *results) const {
+        float factors[kWide], offsets[kWide] = {};
+        load<kWide>(scale + column, factors);
+        if (bias) load<kWide>(bias + column, offsets);
+#pragma unroll
+        for (int w = 0; w < kWide; w++)
+            results[w] = fmaf((values[w] - moments.mean) * moments.inverse, factors[w], offsets[w]);
+    }
+};
+
+// Of every row.
+template <int kBlock, int kTeam, int kVectors>
+__global__ void __launch_bounds__(kBlock)
+    normalised_range(const float *x, const float *scale, const float *bias, float epsilon, Moments *moments,
+                     float2 *ranges, int64 rows, int columns) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    const int64 r = row_of_team<kTeam>(), there = r < rows ? r : rows - 1;
+    Row<kWide, kTeam, kVectors, Plain<float, kWide>> row({x + there * columns}, columns);
+    const Moments own = Moments::of(row, columns, epsilon);
+    const Columns all{scale, bias};
+    Range range;
+    row.each([&](const float *values, int column, int) {
+        float results[kWide];
+        all.normalise(values, own, column, results);
+#pragma unroll
+        for (int w = 0; w < kWide; w++) range.see(results[w]);
+    });
+    if (threadIdx.x % kTeam == 0 && r < rows) moments[r] = own;
+    range.write<kBlock>(ranges + blockIdx.x);
 }
 
-constexpr int kThreads = 256, kWide = 4;
+// q = DynamicQuantizeLinear of rows normalised by their moments.
+template <int kBlock, int kTeam, int kVectors>
+__global__ void __launch_bounds__(kBlock)
+    quantize_normalised(const float *x, const float *scale, const float *bias, const Moments *moments, int64 rows,
+                        int columns, const float2 *ranges, int parts, unsigned *q, float *to_scale,
+                        unsigned char *to_zero) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    const int64 r = row_of_team<kTeam>(), there = r < rows ? r : rows - 1;
+    Row<kWide, kTeam, kVectors, Plain<float, kWide>> row({x + there * columns}, columns);
+    const Moments own = moments[there];
+    const Columns all{scale, bias};
+    const Quantization quantization(range_of(ranges, parts, threadIdx.x, kBlock).whole<kBlock>());
+    row.each([&](const float *values, int column, int) {
+        float results[kWide];
+        all.normalise(values, own, column, results);
+        if (r < rows) q[(r * columns + column) / kWide] = quantization.four(results);
+    });
+    quantization.tell(to_scale, to_zero);
+}
+
+// --- values that lie in memory ----------------------------------------------------------------------------------------
+
+constexpr int kThreads = 256;
 
 // Of four neighbours, times the factors of their columns (if there are any).
 __device__ inline void load_times(const float *x, const float *factor, int64 index, int columns, float *values) {
@@ -66,6 +129,8 @@ __device__ inline void load_times(const float *x, const float *factor, int64 ind
 // Of x factor[column], count a multiple of four below 2^32.
 extern "C" __global__ void __launch_bounds__(kThreads)
     factored_range(const float *x, const float *factor, int64 count, int columns, float2 *ranges) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     Range range;
     const int64 step = int64(gridDim.x) * kThreads * kWide;
 #pragma unroll 4
@@ -75,22 +140,15 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int w = 0; w < kWide; w++) range.see(values[w]);
     }
-    range.write<kThreads>(ranges);
-}
-
-__device__ inline Range range_of(const float2 *ranges, int count, int first, int step) {
-    Range range;
-#pragma unroll 4
-    for (int i = first; i < count; i += step) {
-        const float2 one = ranges[i];
-        range.see(one.x, one.y);
-    }
-    return range;
+    range.write<kThreads>(ranges + blockIdx.x);
 }
 
 // Many ranges as one for each block.
 extern "C" __global__ void __launch_bounds__(kThreads) fewer_ranges(const float2 *ranges, int count, float2 *fewer) {
-    range_of(ranges, count, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads).write<kThreads>(fewer);
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    range_of(ranges, count, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads)
+        .write<kThreads>(fewer + blockIdx.x);
 }
 
 // q = DynamicQuantizeLinear of x factor[column], whose ranges are known.
@@ -98,26 +156,24 @@ template <int kLoads>
 __global__ void __launch_bounds__(kThreads)
     quantize_within(const float *x, const float *factor, int64 count, int columns, const float2 *ranges, int parts,
                     unsigned *q, float *scale, unsigned char *zero) {
-    const int64 first = (int64(blockIdx.x) * kThreads * kLoads + threadIdx.x) * kWide;
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    // From the end on: what was written last is still in the cache.
+    const int64 first = (int64(gridDim.x - 1 - blockIdx.x) * kThreads * kLoads + threadIdx.x) * kWide;
     float values[kLoads][kWide];
 #pragma unroll
     for (int n = 0; n < kLoads; n++) {
         const int64 at = first + n * kThreads * kWide;
         if (at < count) load_times(x, factor, at, columns, values[n]);
     }
-    const Range range = range_of(ranges, parts, threadIdx.x, kThreads).whole<kThreads>();
-    const Dynamic found(range.least, range.greatest);
-    const Divisor divisor(found.scale);
-    const Levels levels(0, 255, found.zero);
+    const Quantization quantization(range_of(ranges, parts, threadIdx.x, kThreads).whole<kThreads>());
 #pragma unroll
     for (int n = 0; n < kLoads; n++) {
         const int64 at = first + n * kThreads * kWide;
-        int four[kWide];
-#pragma unroll
-        for (int w = 0; w < kWide; w++) four[w] = levels.stored(divisor.quotient(values[n][w]));
-        if (at < count) q[at / kWide] = four_bytes(four);
+        if (at < count) q[at / kWide] = quantization.four(values[n]);
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) *scale = found.scale, *zero = found.zero;
+    quantization.tell(scale, zero);
 }
 
-// instances: layer_norm<4, 32, 8>; layer_norm<1, 256, 0>; quantize_within<1>; quantize_within<4>
+// instances: normalised_range<512, 32, 6>; normalised_range<256, 256, 1>; normalised_range<1024, 1024, 0>
+// instances: quantize_normalised<128, 32, 6>; quantize_normalised<1024, 1024, 0>; quantize_within<1>; quantize_within<4>

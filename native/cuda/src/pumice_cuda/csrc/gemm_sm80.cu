@@ -1,3 +1,4 @@
+// since: sm_80
 // Matrix products from Ampere on: A (M, K) and B (N, K), rows of both contiguous and at multiples of ACCESS bytes;
 // `mainloop_sm80.cuh` is the loop. Strides and K are in bytes.
 #include "mainloop_sm80.cuh"

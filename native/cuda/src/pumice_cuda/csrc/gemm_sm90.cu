@@ -14,9 +14,8 @@ struct Matrices {
     __device__ __forceinline__ void begin(int first_row, int step) { row = first_row, at = step * C::STEP; }
     __device__ __forceinline__ void advance() { at += C::STEP; }
     __device__ __forceinline__ void copy_a(u32 to, u64* barrier) const { copy_box(to, a_map, barrier, at, row); }
-    template <typename... Blocks>
-    __device__ __forceinline__ void copy_b(u32 to, u64* barrier, int column, Blocks... blocks) const {
-        copy_box(to, b_map, barrier, at, column, blocks...);
+    __device__ __forceinline__ void copy_b(u32 to, u64* barrier, int column) const {
+        copy_rows<C>(to, b_map, barrier, at, 0, column);
     }
 };
 

@@ -63,12 +63,8 @@ __device__ __forceinline__ void barrier_expect(u64* barrier, u32 bytes) {
                  : "memory");
 }
 
-// Orders only what goes past the caches by itself: reads of matrix instructions, writes of the copy engine. (Ordering
-// ordinary accesses between blocks would take a fence of the whole GPU.)
-__device__ __forceinline__ void barrier_arrive(u64* barrier, u32 rank) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
-                     in_block(shared_address(barrier), rank))
-                 : "memory");
+__device__ __forceinline__ void barrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // Returns once the phase of a parity is complete.
@@ -92,7 +88,7 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// A box of a matrix. With `blocks` (a bit for each block of the cluster) it lands at the same place in all of them.
+// A box of a matrix.
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barrier, int x, int y) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
@@ -101,30 +97,12 @@ __device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barr
         : "memory");
 }
 
-__device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barrier, int x, int y,
-                                         unsigned short blocks) {
+// The same of an array of five axes, the fourth from its beginning.
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barrier, int x, int y, int z, int w) {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
-        : "memory");
-}
-
-// The same of an array of three axes.
-__device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barrier, int x, int y, int z) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
-        : "memory");
-}
-
-__device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u64* barrier, int x, int y, int z,
-                                         unsigned short blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(blocks)
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(0), "r"(w)
         : "memory");
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "elements.cuh"
+#include "overlapping.cuh"
 
 using Word = unsigned;
 
@@ -32,19 +33,6 @@ __device__ inline Word pair(float low, float high) {
 __device__ inline float low_of(Word packed) { return __uint_as_float(packed << 16); }
 __device__ inline float high_of(Word packed) { return __uint_as_float(packed & 0xffff0000); }
 
-// Kernels that overlap, where the launch allows it: nothing of the one before may be read, or overwritten, until it ended.
-__device__ inline void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 __device__ inline void copy_16_bytes(void *to, const void *from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
                  "r"(there ? 16 : 0)
@@ -59,12 +47,14 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Read once: nothing else shall leave the first cache for it.
+// Read once: nothing else shall leave a cache for it.
 __device__ inline uint4 streamed(const uint4 *from) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    unsigned long long leaves_first;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
+                 : "l"(from), "l"(leaves_first));
     return v;
 }
 

@@ -1,3 +1,4 @@
+// since: sm_80
 // Four-bit weights (lowbit.cuh) times up to eight rows of A: latency is what there is to save, so everything that can be
 // asked for is asked for at once. A block has kTiles tiles, and each of its warps every kParts-th step of one of them. The
 // codes of kAhead steps of a warp are on their way into registers from the first instruction on, while the kernel before

@@ -1,3 +1,4 @@
+// since: sm_80
 // Four-bit weights (lowbit.cuh) times many rows of A, and the matrix that they stand for.
 #include "lowbit.cuh"
 

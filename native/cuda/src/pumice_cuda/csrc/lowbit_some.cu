@@ -1,3 +1,4 @@
+// since: sm_80
 // Four-bit weights (lowbit.cuh) times up to 32 rows of A: every weight is read once. A block has kTiles tiles, and each of its
 // warps every kWarps-th step of all of them; then it adds up. depth must be a multiple of 8. Codes of kAhead steps are asked
 // for while the kernel before this one is still running, which may have written A. Nobody waits for anybody else: a thread's

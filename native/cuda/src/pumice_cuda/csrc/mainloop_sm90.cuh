@@ -7,24 +7,26 @@
 // each with a barrier `full` (the bytes have come) and `empty` (all who read it have). Blocks stay and walk over tiles,
 // so that the copies for the next tile run under the epilogue of this one.
 //
-// A cluster of SHARING blocks takes tiles one below the other, which need the same rows of B: each copies its part of
-// them to all. A cluster of SPLITS blocks takes one tile and divides K: afterwards each adds up, from the shared memory
-// of the others, the part of the columns that it stores.
+// A cluster of SPLITS blocks takes one tile and divides K: afterwards each adds up, from the shared memory of the others,
+// the part of the columns that it stores.
 #pragma once
 
 #include "hopper.cuh"
+#include "neighbours.cuh"
+#include "overlapping.cuh"
 
 constexpr int TILES_PER_GROUP = 8;
 
 template <Element ELEMENT_, Output OUTPUT_, Activation ACTIVATION_, bool RESIDUAL_, int CONSUMERS_, int WIDTH_,
-          int STAGES_, int SHARING_, int SPLITS_, int TOGETHER_, int PARTS_>
+          int STAGES_, int SPLITS_, int TOGETHER_, int PARTS_, bool NEIGHBOURS_>
 struct Config {
     static constexpr Element ELEMENT = ELEMENT_;
     static constexpr Output OUTPUT = OUTPUT_;
     static constexpr Activation ACTIVATION = ACTIVATION_;
     static constexpr bool RESIDUAL = RESIDUAL_;
-    static constexpr int CONSUMERS = CONSUMERS_, WIDTH = WIDTH_, STAGES = STAGES_, SHARING = SHARING_, SPLITS = SPLITS_;
+    static constexpr int CONSUMERS = CONSUMERS_, WIDTH = WIDTH_, STAGES = STAGES_, SPLITS = SPLITS_;
     static constexpr int TOGETHER = TOGETHER_, PARTS = PARTS_;  // blocks of a multiprocessor; 32 bytes of K in a step
+    static constexpr bool NEIGHBOURS = NEIGHBOURS_;  // rows of B come in the order of `neighbours.cuh`
     static constexpr bool INTEGER = ELEMENT == Element::s8 || ELEMENT == Element::u8;
     static constexpr int STEP_BYTES = 32 * PARTS;  // of K, in a row of a buffer
     static constexpr int STEP = STEP_BYTES / (INTEGER ? 1 : ELEMENT == Element::tf32 ? 4 : 2);  // elements of K there
@@ -32,7 +34,6 @@ struct Config {
     static constexpr int A_BYTES = HEIGHT * STEP_BYTES, B_BYTES = WIDTH * STEP_BYTES;
     static constexpr int SUMS = WIDTH / 2;  // of a thread
     static constexpr int SLICE = SUMS / SPLITS;
-    static_assert(SHARING == 1 || SPLITS == 1, "a cluster shares B or divides K");
 };
 
 // What a source is compiled for beside its operands: the defaults.
@@ -40,16 +41,25 @@ struct Config {
 #define USE_CONSUMERS 2
 #define USE_WIDTH 256
 #define USE_STAGES 4
-#define USE_SHARING 2
 #define USE_SPLITS 1
 #define USE_TOGETHER 1
 #endif
 #ifndef USE_PARTS
 #define USE_PARTS 4
 #endif
-typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SHARING, USE_SPLITS,
-               USE_TOGETHER, USE_PARTS>
+#ifndef USE_NEIGHBOURS
+#define USE_NEIGHBOURS false
+#endif
+typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SPLITS, USE_TOGETHER,
+               USE_PARTS, USE_NEIGHBOURS>
     Chosen;
+
+// Rows of B from a column of the result on.
+template <class C>
+__device__ __forceinline__ void copy_rows(u32 to, const TensorMap* map, u64* barrier, int x, int tap, int column) {
+    if constexpr (C::NEIGHBOURS) copy_box(to, map, barrier, x, tap, 0, column / (8 * GROUP<C::OUTPUT>));
+    else copy_box(to, map, barrier, x, tap, column, 0);
+}
 
 // Which tile comes when: groups of rows of tiles, column after column, so that the blocks at work at one time need few
 // rows of A and B.
@@ -57,9 +67,9 @@ struct Tiles {
     int down, across;
 
     __device__ __forceinline__ int count() const { return down * across; }
-    __device__ __forceinline__ int2 at(int index) const {
-        int group = index / (TILES_PER_GROUP * across), first = group * TILES_PER_GROUP;
-        int height = min(TILES_PER_GROUP, down - first), inside = index - first * across;
+    __device__ __forceinline__ int2 at(unsigned index) const {
+        unsigned group = index / unsigned(TILES_PER_GROUP * across), first = group * TILES_PER_GROUP;
+        unsigned height = min(TILES_PER_GROUP, down - int(first)), inside = index - first * across;
         return make_int2(first + inside % height, inside / height);
     }
 };
@@ -107,23 +117,16 @@ __device__ __forceinline__ int2 own_steps(int steps) {
 template <class C, class Source>
 __device__ __forceinline__ void produce(Source source, const Buffers<C>& buffers, Tiles tiles, int steps) {
     Ring<C::STAGES> ring;
-    int rank = C::SHARING > 1 ? cluster_rank() : 0;
     int2 own = own_steps<C>(steps);
-    constexpr int PART = C::WIDTH / C::SHARING;
-    constexpr int CLUSTER = C::SHARING * C::SPLITS;
-    for (int index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+    for (int index = blockIdx.x / C::SPLITS; index < tiles.count(); index += gridDim.x / C::SPLITS) {
         int2 tile = tiles.at(index);
-        source.begin((tile.x * C::SHARING + rank) * C::HEIGHT, own.x);
+        source.begin(tile.x * C::HEIGHT, own.x);
         for (int step = own.x; step < own.y; ++step, ring.advance()) {
             barrier_wait(buffers.empty + ring.stage, ring.phase ^ 1);
             u64* full = buffers.full + ring.stage;
             barrier_expect(full, C::A_BYTES + C::B_BYTES);
             source.copy_a(buffers.a(ring.stage), full);
-            u32 to = buffers.b(ring.stage) + rank * PART * C::STEP_BYTES;
-            if constexpr (C::SHARING > 1)
-                source.copy_b(to, full, tile.y * C::WIDTH + rank * PART, (unsigned short)((1 << C::SHARING) - 1));
-            else
-                source.copy_b(to, full, tile.y * C::WIDTH);
+            source.copy_b(buffers.b(ring.stage), full, tile.y * C::WIDTH);
             source.advance();
         }
     }
@@ -134,7 +137,7 @@ __device__ __forceinline__ void multiply(u32 (&sums)[C::SUMS], const Buffers<C>&
                                          int steps) {
     int group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
     auto release = [&](int stage) {
-        if (lane < C::SHARING) barrier_arrive(buffers.empty + stage, C::SHARING > 1 ? lane : cluster_rank());
+        if (lane == 0) barrier_arrive(buffers.empty + stage);
     };
     int before = 0;
     for (int step = 0; step < steps; ++step) {
@@ -172,18 +175,25 @@ __device__ __forceinline__ void add_parts(u32 (&slice)[C::SLICE], const u32* par
     }
 }
 
+// The sums of a warp that begin at a row and a column, `inside` columns from the tile's first.
+template <class C, int SUMS>
+__device__ __forceinline__ void finish(const u32 (&sums)[SUMS], const Epilogue& e, const ColumnTerms<C::WIDTH>& terms,
+                                       int row, int column, int inside) {
+    if constexpr (C::NEIGHBOURS)
+        store_neighbours<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, SUMS / 4>(sums, e, terms, row, column, inside);
+    else store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, SUMS / 4>(sums, e, terms, row, column, inside);
+}
+
 template <class C>
 __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, int steps, const Epilogue& e) {
     Ring<C::STAGES> ring;
     int warp = threadIdx.x / 32 - 4, group = warp / 4, thread = threadIdx.x % 128;
     ColumnTerms<C::WIDTH>& terms = buffers.terms[group];
-    int rank = C::SHARING > 1 ? cluster_rank() : 0;
     int2 own = own_steps<C>(steps);
-    constexpr int CLUSTER = C::SHARING * C::SPLITS;
     int known = -1;  // where the columns begin whose terms are in shared memory
-    for (int index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+    for (int index = blockIdx.x / C::SPLITS; index < tiles.count(); index += gridDim.x / C::SPLITS) {
         int2 tile = tiles.at(index);
-        int row = (tile.x * C::SHARING + rank) * C::HEIGHT + 16 * warp, column = tile.y * C::WIDTH;
+        int row = tile.x * C::HEIGHT + 16 * warp, column = tile.y * C::WIDTH;
         FetchedTerms<C::WIDTH, 128> fetched;
         if (column != known) fetched.fetch(thread, column, e);
         u32 sums[C::SUMS];
@@ -195,7 +205,7 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
             known = column;
         }
         if constexpr (C::SPLITS == 1) {
-            store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, C::WIDTH / 8>(sums, e, terms, row, column, 0);
+            finish<C>(sums, e, terms, row, column, 0);
         } else {
             sync_threads<128 * C::CONSUMERS>(1 + C::CONSUMERS);
 #pragma unroll
@@ -205,8 +215,7 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
             add_parts<C>(slice, buffers.partial);
             constexpr int COLUMNS = C::WIDTH / C::SPLITS;
             int inside = cluster_rank() * COLUMNS;
-            store_strip<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL, COLUMNS / 8>(slice, e, terms, row,
-                                                                                        column + inside, inside);
+            finish<C>(slice, e, terms, row, column + inside, inside);
         }
     }
 }
@@ -219,13 +228,14 @@ __device__ __forceinline__ void multiply_tiles(Source source, Tiles tiles, int s
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < C::STAGES; ++stage) {
             barrier_init(buffers.full + stage, 1);
-            barrier_init(buffers.empty + stage, 4 * C::CONSUMERS * C::SHARING);
+            barrier_init(buffers.empty + stage, 4 * C::CONSUMERS);
         }
         barrier_init_fence();
         source.prefetch();
     }
     __syncthreads();
-    if constexpr (C::SHARING > 1) cluster_sync();
+    let_next_kernel_start();
+    wait_for_kernel_before();
     if (threadIdx.x < 128) {
         if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) give_up_registers<56>();
         if (threadIdx.x == 0) produce<C>(source, buffers, tiles, steps);
@@ -235,5 +245,5 @@ __device__ __forceinline__ void multiply_tiles(Source source, Tiles tiles, int s
         if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) take_registers<224>();
         consume<C>(buffers, tiles, steps, e);
     }
-    if constexpr (C::SHARING * C::SPLITS > 1) cluster_sync();  // nobody leaves while others may reach its memory
+    if constexpr (C::SPLITS > 1) cluster_sync();  // nobody leaves while others may reach its memory
 }

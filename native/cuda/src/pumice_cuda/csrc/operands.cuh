@@ -1,7 +1,7 @@
 // Operands of products and convolutions: what a source is compiled for, macros of which these are the defaults.
 #pragma once
 
-#include "epilogue.cuh"
+#include "strips.cuh"
 
 enum class Element { s8, u8, f16, bf16, tf32, f32 };
 

@@ -2,20 +2,14 @@
 // arithmetic is float.
 //
 // A row that fits is read once: its team keeps it in registers (teams.cuh).
+#include "overlapping.cuh"
 #include "teams.cuh"
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-// To 2 of the last places; results below the normal numbers are zero.
-__device__ inline float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // y = exp(x - max) / sum of exp(x - max), or the logarithm of it, of each row.
 template <typename T, int kWide, int kTeam, int kVectors, bool kLogarithm>
 __global__ void __launch_bounds__(kBlockOf<kTeam>) softmax(const T *x, T *y, int64 rows, int columns) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     const int64 r = row_of_team<kTeam>();
     if (r >= rows) return;
     Row<kWide, kTeam, kVectors, Plain<T, kWide>> row({x + r * columns}, columns);
@@ -36,17 +30,29 @@ __global__ void __launch_bounds__(kBlockOf<kTeam>) softmax(const T *x, T *y, int
 // x, or x + skip, or x + skip + added: what a residual connection brings to a normalisation.
 template <typename T, int kWide, bool kMore>
 struct Residual {
+    struct Fetched {
+        Access<T, kWide> x, skip, added;
+        __device__ void forget() { x.forget(); }
+    };
     const T *x, *skip, *added;
 
-    __device__ void load(int column, float *values) const {
-        ::load<kWide>(x + column, values);
-        if constexpr (kMore) add(skip, column, values), add(added, column, values);
+    __device__ Fetched fetch(int column) const {
+        Fetched fetched;
+        fetched.x.fetch(x + column);
+        if (kMore && skip) fetched.skip.fetch(skip + column);
+        if (kMore && added) fetched.added.fetch(added + column);
+        return fetched;
     }
 
-    __device__ static void add(const T *other, int column, float *values) {
-        if (!other) return;
+    __device__ void values(const Fetched &fetched, int, float *values) const {
+        fetched.x.values(values);
+        if (kMore && skip) add(fetched.skip, values);
+        if (kMore && added) add(fetched.added, values);
+    }
+
+    __device__ static void add(const Access<T, kWide> &other, float *values) {
         float more[kWide];
-        ::load<kWide>(other + column, more);
+        other.values(more);
 #pragma unroll
         for (int w = 0; w < kWide; w++) values[w] += more[w];
     }
@@ -59,10 +65,13 @@ template <typename T, int kWide, int kTeam, int kVectors, bool kRms, bool kResid
 __global__ void __launch_bounds__(kBlockOf<kTeam>)
     layer_norm(const T *x, const T *skip, const T *added, const T *scale, const T *bias, float epsilon, T *y, T *total,
                float *means, float *inverses, int64 rows, int columns) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     const int64 r = row_of_team<kTeam>(), start = r * columns;
     if (r >= rows) return;
-    Row<kWide, kTeam, kVectors, Residual<T, kWide, kResidual>> row({x + start, skip ? skip + start : skip, added}, columns);
     const OfColumns<T, kWide, kTeam, kVectors> scales(scale, columns), biases(bias, columns);
+    Row<kWide, kTeam, kVectors, Residual<T, kWide, kResidual>, sizeof(T) == 2 && !kResidual> row(
+        {x + start, skip ? skip + start : skip, added}, columns);
     const float share = 1.0f / columns;  // before the row is there
     const float mean = kRms ? 0 : row.fold(Add(), [](float v) { return v; }) * share;
     const float variance = row.fold(Add(), [=](float v) { return (v - mean) * (v - mean); }) * share;
@@ -164,7 +173,7 @@ __global__ void reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, 
 
 // instances: softmax<float, 4, 128, 2, false>; softmax<bfloat16, 8, 1024, 0, true>
 // instances: softmax<float16, 1, 256, 32, false>; layer_norm<float, 4, 128, 2, false, true>
-// instances: layer_norm<float16, 8, 256, 4, true, false>; layer_norm<bfloat16, 8, 64, 2, false, false>
+// instances: layer_norm<float16, 8, 256, 4, true, false>; layer_norm<bfloat16, 8, 32, 4, false, false>
 // instances: layer_norm<bfloat16, 8, 1024, 0, false, true>; layer_norm<float, 4, 128, 2, false, false>
 // instances: map_elements<float, Gelu>; map_elements<float16, GeluTanh>; map_elements<bfloat16, Silu>
 // instances: reduce_rows<float, float, 256, Add, Identity>; reduce_rows<float16, float, 32, Greatest, Identity>

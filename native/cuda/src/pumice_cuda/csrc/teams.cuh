@@ -40,17 +40,22 @@ __device__ int64 row_of_team() {
 }
 
 // A row as its team reads it: `kWide` neighbours a thread at a time, `kVectors` times; 0: the row is too long to keep,
-// and every pass reads it anew. `Source::load(column, values)` gives kWide of them.
-template <int kWide, int kTeam, int kVectors, typename Source>
+// and every pass reads it anew. `Source::fetch(column)` is an access of kWide of them, `Source::values` what they are.
+// kPacked: what is kept is what was fetched, for halves in half the registers; what a visit changes is lost.
+template <int kWide, int kTeam, int kVectors, typename Source, bool kPacked = false>
 struct Row {
     Source source;
     int columns;
-    float kept[kVectors ? kVectors * kWide : 1];
+    typename Source::Fetched fetched[kVectors ? kVectors : 1];  // all of them on their way before one is used
+    float kept[kVectors && !kPacked ? kVectors * kWide : 1];
 
     __device__ Row(Source source, int columns) : source(source), columns(columns) {
 #pragma unroll
         for (int n = 0; n < kVectors; n++)
-            if (column(n) < columns) source.load(column(n), kept + n * kWide);
+            if (column(n) < columns) fetched[n] = source.fetch(column(n));
+#pragma unroll
+        for (int n = 0; n < kVectors; n++)
+            if (!kPacked && column(n) < columns) source.values(fetched[n], column(n), kept + n * kWide);
     }
 
     __device__ static int column(int vector) { return (vector * kTeam + threadIdx.x % kTeam) * kWide; }
@@ -58,14 +63,23 @@ struct Row {
     // visit(values, column, access): kWide values that may be changed, which lasts where the row is kept.
     template <typename Visit>
     __device__ void each(Visit visit) {
-        if constexpr (kVectors > 0) {
+        if constexpr (kPacked && kVectors > 0) {
+#pragma unroll
+            for (int n = 0; n < kVectors; n++) {
+                if (column(n) >= columns) continue;
+                float values[kWide];
+                fetched[n].forget();
+                source.values(fetched[n], column(n), values);
+                visit(values, column(n), n);
+            }
+        } else if constexpr (kVectors > 0) {
 #pragma unroll
             for (int n = 0; n < kVectors; n++)
                 if (column(n) < columns) visit(kept + n * kWide, column(n), n);
         } else {
             for (int n = 0; column(n) < columns; n++) {
                 float values[kWide];
-                source.load(column(n), values);
+                source.values(source.fetch(column(n)), column(n), values);
                 visit(values, column(n), n);
             }
         }
@@ -97,8 +111,16 @@ struct Row {
 // The row as it is in memory.
 template <typename T, int kWide>
 struct Plain {
+    typedef Access<T, kWide> Fetched;
     const T *from;
-    __device__ void load(int column, float *values) const { ::load<kWide>(from + column, values); }
+
+    __device__ Fetched fetch(int column) const {
+        Fetched fetched;
+        fetched.fetch(from + column);
+        return fetched;
+    }
+
+    __device__ static void values(const Fetched &fetched, int, float *values) { fetched.values(values); }
 };
 
 // What all rows have in common, such as factors of columns: asked for with the row where a thread keeps little of it, so
@@ -107,22 +129,24 @@ template <typename T, int kWide, int kTeam, int kVectors>
 struct OfColumns {
     static constexpr bool kEarly = kVectors > 0 && kWide == kWidest<T> && kTeam * kVectors <= 1024;
     const T *from;
-    uint4 kept[kEarly ? kVectors : 1];  // as it is in memory: half the registers of 16-bit numbers one by one
+    Access<T, kWide> kept[kEarly ? kVectors : 1] = {};
 
     __device__ OfColumns(const T *from, int columns) : from(from) {
         if constexpr (kEarly)
 #pragma unroll
             for (int n = 0; n < kVectors; n++) {
                 const int column = (n * kTeam + threadIdx.x % kTeam) * kWide;
-                kept[n] = make_uint4(0, 0, 0, 0);
-                if (from && column < columns) kept[n] = *reinterpret_cast<const uint4 *>(from + column);
+                if (from && column < columns) kept[n].fetch(from + column);
             }
     }
 
     __device__ void load(int column, int access, float *values) const {
-        if (kEarly || from)
-            ::load<kWide>(kEarly ? reinterpret_cast<const T *>(kept + access) : from + column, values);
-        else
+        if constexpr (kEarly) {
+            kept[access].values(values);
+        } else if (from) {
+            ::load<kWide>(from + column, values);
+        } else {
             for (int w = 0; w < kWide; w++) values[w] = 0;
+        }
     }
 };

@@ -34,7 +34,7 @@ def _placed(fuse: Callable[[Sequence[Link]], Fused | None]) -> Callable[[Sequenc
         from pumice_cuda.placing import UNSUPPORTED, Brought
         from pumice_cuda.transfers import on_device
 
-        run, bring = fuse(links), Brought()
+        run, bring = fuse(links), Brought(_on_host(links))
         if run is None:
             return None
 
@@ -49,6 +49,16 @@ def _placed(fuse: Callable[[Sequence[Link]], Fused | None]) -> Callable[[Sequenc
         return call
 
     return find
+
+
+def _on_host(links: Sequence[Link]) -> tuple[int, ...]:
+    """Which of a chain's inputs the CPU reads."""
+    from pumice_cuda.placing import HOST_INPUTS
+
+    inputs = [(link.node, i) for link in links for i in range(len(link.constants)) if i != link.at]
+    return tuple(
+        at for at, (node, i) in enumerate(inputs) if not node.domain and i in HOST_INPUTS.get(node.op_type, ())
+    )
 
 
 def _available() -> str | None:

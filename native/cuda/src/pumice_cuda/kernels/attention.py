@@ -1,7 +1,8 @@
 """Attention that a graph spells out: MatMul, its scores scaled and masked, Softmax over the keys, MatMul.
 
-Of four axes (batch, heads, rows, size) in float32, as they lie after a Transpose. Anything else is computed node by
-node. A row whose keys are all masked by minus infinity is NaN, as it is there.
+Of four axes (batch, heads, rows, size) in float32, as they lie after a Transpose. Heads that are put side by side again
+(Transpose, Reshape), multiplied by a vector and quantized dynamically are so in the same chain. Anything else is
+computed node by node. A row whose keys are all masked by minus infinity is NaN, as it is there.
 """
 
 from __future__ import annotations
@@ -14,38 +15,80 @@ import numpy as np
 
 from pumice.ops.record import Kernel, Link, Outputs
 from pumice_cuda import reference
+from pumice_cuda.teams import aligned
 from pumice_cuda.transfers import on_device, to_host
 
-_LETTERS = {"Div": "s", "Mul": "s", "Add": "m", "Softmax": "x", "MatMul": "v"}
-_SPELLING = re.compile("s?m?xv")
-"""After the first product: scaled, masked, softmax, times the values."""
+_LETTERS = {
+    "Div": "d", "Mul": "f", "Add": "m", "Softmax": "x", "MatMul": "v", "Transpose": "t", "Reshape": "r",
+    "DynamicQuantizeLinear": "q",
+}  # fmt: skip
+_SPELLING = re.compile("([df]?)(m?)xv(trf?q)?")
+"""After the first product: scaled, masked, softmax, times the values; side by side, times a vector, quantized."""
+SIDE_BY_SIDE = [0, 2, 1, 3]
+"""The axes of heads that are put side by side, from (batch, heads, rows, size)."""
 SOFTMAX_OF_ONE_AXIS = 13
 """Opset from which a Softmax is over its axis alone."""
 
 
 def _attention(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
     product, *tail = chain
-    names = "".join(_LETTERS.get(link.node.op_type, "?") for link in tail)
-    if product.node.domain or not _SPELLING.fullmatch(names) or tail[-1].at != 0 or not _over_keys(tail[-2]):
+    spelt = _SPELLING.fullmatch("".join(_LETTERS.get(link.node.op_type, "?") for link in tail))
+    if product.node.domain or spelt is None:
         return None
-    scaled, masked = "s" in names, "m" in names
+    scaled, masked, quantized = map(bool, spelt.groups())
+    *_, softmax, values = tail[: spelt.end(2) + 2]
+    joining = tail[spelt.end(2) + 2 :]
+    if values.at != 0 or not _over_keys(softmax) or not _are_joined(joining):
+        return None
     known, found = (_other(tail[0]), _factor(tail[0])) if scaled else (None, 1.0)
     if found is None:
         return None
     factor = found
 
     def run(q: Any, k: Any, *rest: Any) -> Any:
-        from pumice_cuda.attention import attention, takes
+        from pumice_cuda import attention as module
 
-        scale, mask, v = (rest[0] if scaled else None), (rest[scaled] if masked else None), rest[-1]
+        given = list(rest)
+        scale, mask = (given.pop(0) if present else None for present in (scaled, masked))
+        v, *after = given
         if scale is not known or any(not on_device(x) or x.ndim != 4 for x in (k, v)) or q.ndim != 4:
             return NotImplemented
         keys, wanted = k.swapaxes(2, 3), (*q.shape[:3], k.shape[3])
-        if not takes(q, keys, v) or (masked and not _broadcasts(mask, wanted)):
+        if not module.takes(q, keys, v) or (masked and not _broadcasts(mask, wanted)):
             return NotImplemented
-        return (attention(q, keys, v, factor, mask),)
+        if not quantized:
+            return (module.attention(q, keys, v, factor, mask),)
+        joined, columns = (*after, None)[:2]
+        if not _is_shape(joined, q.shape) or not _is_vector(columns, q.shape):
+            return NotImplemented
+        return module.quantized_attention(q, keys, v, factor, mask, columns)
 
     return run
+
+
+def _are_joined(links: Sequence[Link]) -> bool:
+    """Whether heads are put side by side, if anything is done with them."""
+    if not links:
+        return True
+    transpose, reshape, *_ = (link.node for link in links)
+    return list(transpose.get("perm", ())) == SIDE_BY_SIDE and links[1].at == 0 and not reshape.get("allowzero", 0)
+
+
+def _is_shape(shape: Any, heads: tuple[int, ...]) -> bool:
+    """Whether a Reshape of (batch, rows, heads, size) to such a shape makes rows of all heads of it."""
+    batch, count, rows, size = heads
+    if not isinstance(shape, np.ndarray) or shape.shape != (3,):
+        return False
+    allowed = ((batch, 0, -1), (rows, 0, -1), (count * size, -1))
+    return all(given in values for given, values in zip(shape.tolist(), allowed, strict=True))
+
+
+def _is_vector(columns: Any, heads: tuple[int, ...]) -> bool:
+    """Whether factors are one for each column of all heads; None is."""
+    if columns is None:
+        return True
+    fits = on_device(columns) and columns.shape == (heads[1] * heads[3],) and columns.dtype == np.float32
+    return bool(fits and columns.flags.c_contiguous and aligned(columns))
 
 
 def _factor(scaling: Link) -> float | None:

@@ -1,4 +1,4 @@
-"""Convolutions of the Plan over two spatial axes with constant weights: float32, float16, and integers, exact.
+"""Convolutions of the Plan over two spatial axes with constant weights: floats, and integers, exact.
 
 Results have ONNX's shape (n, channels, height, width) but lie in memory with channels last, as the next convolution
 reads them; other layouts are copied on the way in, if the kernel cannot read them. float32 keeps its accuracy. A
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pumice_cuda.conv import Conv
     from pumice_cuda.epilogue import Epilogue, LevelSum
 
-BYTES, FLOATS = frozenset({"uint8", "int8"}), frozenset({"float32", "float16"})
+BYTES, FLOATS = frozenset({"uint8", "int8"}), frozenset({"float32", "float16", "bfloat16"})
 ADDENDS = (0, 3)
 """Places of the levels that a QLinearAdd adds."""
 

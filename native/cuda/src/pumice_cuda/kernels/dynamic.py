@@ -9,6 +9,7 @@ import numpy as np
 
 from pumice.ops.record import Array, Kernel, Link, Node, Outputs
 from pumice_cuda import reference
+from pumice_cuda.teams import aligned
 from pumice_cuda.transfers import on_device
 
 
@@ -35,6 +36,8 @@ def _normalised(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
         row = x.shape[node.get("axis", -1) :] if node.get("axis", -1) % x.ndim else ()
         vectors = [v for v in (scale, bias) if v is not None]
         if not dynamic.takes(x) or any(not on_device(v) or v.shape != row or v.dtype != np.float32 for v in vectors):
+            return NotImplemented
+        if not aligned(*vectors):
             return NotImplemented
         return dynamic.layer_norm(x, scale, bias, node.get("epsilon", 1e-5))
 

@@ -3,47 +3,66 @@
 A recording has a stream, memory of its own that nothing else is given, and inputs and outputs at fixed places: copy in,
 launch, copy out. It may be run by one thread at a time. The plan runs twice before it is recorded, so that every kernel
 is compiled and every array that does not depend on the inputs is on the GPU already; while it is being recorded nothing
-may be copied to or from the CPU, and whoever tries ends the recording.
+may be copied to or from the CPU, and whoever tries ends the recording. Nor may anyone wait for the whole GPU meanwhile
+but by `finish`: the driver refuses to, and the recording is lost.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pumice.ops.record import Array
-from pumice_cuda.transfers import on_device, overwrite, to_device, to_host
+from pumice_cuda.placing import reading
+from pumice_cuda.transfers import is_movable, on_device, overwrite, to_device, to_host
 
 if TYPE_CHECKING:
     from pumice.plan import Plan
 
 WARM_UPS = 2
+_recording = threading.Lock()
 
 
 class CannotRecord(Exception):
-    """The run of a plan is more than launches; the text says why."""
+    """The run of a plan is more than launches, or there is no memory for a recording; the text says why."""
+
+
+def finish() -> None:
+    """Wait for everything on the GPU, whichever stream it is on."""
+    import cupy
+
+    with _recording:
+        cupy.cuda.Device().synchronize()
 
 
 class Replay:
     """One recording.
 
     Raises:
-        CannotRecord: while it runs, the plan waits for the GPU or copies between it and the CPU.
+        CannotRecord: while it runs, the plan waits for the GPU or copies between it and the CPU; an input is of a type
+            that stays on the CPU; the GPU's memory does not suffice.
     """
 
     def __init__(self, plan: Plan, feeds: Mapping[str, Array]) -> None:
         import cupy
 
+        if left := [name for name, x in feeds.items() if not (on_device(x) or is_movable(x))]:
+            raise CannotRecord(f"input '{left[0]}' is of a type that stays on the CPU")
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._pool = cupy.cuda.MemoryPool()
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-            self._inputs = {name: x.copy() if on_device(x) else to_device(x) for name, x in feeds.items()}
-            for _ in range(WARM_UPS):
-                plan.run(self._inputs)
+            try:
+                self._inputs = {name: x.copy() if on_device(x) else to_device(x) for name, x in feeds.items()}
+                for _ in range(WARM_UPS):
+                    plan.run(self._inputs)
+            except MemoryError as error:
+                raise CannotRecord(f"the memory of the GPU does not suffice: {error}") from error
             self._stream.synchronize()
-            self._graph, self._outputs = self._recorded(plan)
+            with _recording, reading() as self._read:
+                self._graph, self._outputs = self._recorded(plan)
 
     def _recorded(self, plan: Plan) -> tuple[Any, dict[str, Any]]:
         self._stream.begin_capture()
@@ -69,7 +88,6 @@ class Replay:
         """The outputs for other values of the same shapes."""
         with self._stream:
             for name, x in feeds.items():
-                if on_device(self._inputs[name]):
-                    overwrite(self._inputs[name], x)
+                overwrite(self._inputs[name], x)
             self._graph.launch(self._stream)
             return {name: to_host(y) if on_device(y) else np.array(y) for name, y in self._outputs.items()}

@@ -4,8 +4,9 @@ A quantized model runs on the integers of ONNX Runtime: Q and DQ become integer 
 (`pumice.quantize.fusion`), whose sums are exact on the GPU too. What depends on constants alone is computed once, when
 the model is opened.
 
-A shape that comes for the first time runs operator by operator. When it comes again its run is recorded (`replay`), and
-from then on a run is one copy in for every input, one launch, and one copy out for every output. A model that cannot be
+A shape that comes for the first time runs operator by operator, one such run after the other: kernels lay out weights
+as they first need them, and no stream waits for another's. When it comes again its run is recorded (`replay`), and from
+then on a run is one copy in for every input, one launch, and one copy out for every output. A model that cannot be
 recorded (its shapes depend on its values, a step runs on the CPU) goes on operator by operator, and `description` says
 so.
 """
@@ -25,8 +26,8 @@ from pumice.ops.record import Array
 from pumice.plan import Plan, compile_plan
 from pumice.program import ABSENT, Step, compute, with_lifetimes
 from pumice_cuda import device
-from pumice_cuda.placing import OnDevice
-from pumice_cuda.runtime.replay import CannotRecord, Replay
+from pumice_cuda.placing import OnDevice, refuse_other_device
+from pumice_cuda.runtime.replay import CannotRecord, Replay, finish
 from pumice_cuda.transfers import on_device, to_device, to_host
 
 if TYPE_CHECKING:
@@ -51,15 +52,16 @@ class CudaSession:
     def __init__(
         self, model: ir.Model, *, outputs: Sequence[str] | None = None, graphs: bool = True, streams: int = 4
     ) -> None:
-        self._gpu = device.gpu()
+        device.gpu()  # says why, where there is none
         self._placement = OnDevice()
-        self.plan = folded(compile_plan(_integers(model, outputs), outputs, placement=self._placement))
-        self._bounds = _index_bounds(self.plan)
+        plan = compile_plan(_integers(model, outputs), outputs, placement=self._placement)
+        self.plan = folded(plan)
+        self._bounds = _index_bounds(self.plan, plan.program.steps)
         self._graphs, self._streams = graphs, streams
-        self._seen: OrderedDict[Shapes, _Recordings | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._seen: OrderedDict[Shapes, _Recordings] = OrderedDict()
+        self._lock, self._first_runs = threading.Lock(), threading.Lock()
         self._refusal = ""
-        _finish()
+        finish()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs, by name, as NumPy arrays.
@@ -68,19 +70,29 @@ class CudaSession:
             feeds: inputs, in NumPy or on the GPU.
 
         Raises:
-            DataError: an input does not fit, or is an index beyond the axis of a constant that it selects from.
+            DataError: an input does not fit, lies on another GPU, or is an index beyond the axis of a constant that it
+                selects from.
             ModelError: a node cannot be computed on what it was given.
         """
-        if any(map(on_device, feeds.values())):
-            _finish()  # they may still be computed, on any stream
+        self.plan.filled(feeds)
+        if there := [x for x in feeds.values() if on_device(x)]:
+            for x in there:
+                refuse_other_device(x)
+            finish()  # they may still be computed, on any stream
         self._refuse_indices_outside(feeds)
-        recordings = self._recordings(feeds)
-        if recordings is not None:
+        shapes = _shapes(feeds)
+        recordings = self._recordings(shapes)
+        if recordings is None:
+            with self._first_runs:
+                results = self._run_step_by_step(feeds)
+            self._remember(shapes)
+            return results
+        if self._graphs and feeds.keys() == {i.name for i in self.plan.inputs}:
             try:
                 with recordings.one(self.plan, feeds) as replay:
                     return replay.run(feeds)
             except CannotRecord as refusal:
-                self._graphs, self._refusal = False, str(refusal)
+                self._give_up(str(refusal))
         return self._run_step_by_step(feeds)
 
     def _refuse_indices_outside(self, feeds: Mapping[str, Array]) -> None:
@@ -104,29 +116,32 @@ class CudaSession:
         fallen = ", ".join(sorted(self._placement.fallen))
         return f"pumice cuda: {device.examination()}, {how}{why}" + (f"; on the CPU: {fallen}" if fallen else "")
 
-    def _recordings(self, feeds: Mapping[str, Array]) -> _Recordings | None:
-        """Those of the shapes of the feeds; None the first time, and where nothing is recorded."""
-        if not self._graphs or set(feeds) != {i.name for i in self.plan.inputs}:
-            return None
-        self.plan.filled(feeds)
-        if not all(hasattr(x, "shape") for x in feeds.values()):
-            return None
-        key: Shapes = tuple((name, x.shape, x.dtype.str) for name, x in sorted(feeds.items()))
+    def _recordings(self, shapes: Shapes) -> _Recordings | None:
+        """Those of feeds of some shapes; None before their first run has ended."""
         with self._lock:
-            if key not in self._seen:
-                self._seen[key] = None
-                while len(self._seen) > MOST_SHAPES:
-                    self._seen.popitem(last=False)
-                return None
-            if self._seen[key] is None:
-                self._seen[key] = _Recordings(self._streams)
-            self._seen.move_to_end(key)
-            return self._seen[key]
+            found = self._seen.get(shapes)
+            if found is not None:
+                self._seen.move_to_end(shapes)
+            return found
+
+    def _remember(self, shapes: Shapes) -> None:
+        with self._lock:
+            self._seen.setdefault(shapes, _Recordings(self._streams))
+            while len(self._seen) > MOST_SHAPES:
+                self._seen.popitem(last=False)
+
+    def _give_up(self, refusal: str) -> None:
+        """Record no more, and leave the memory of what was recorded to others."""
+        with self._lock:
+            self._graphs, self._refusal = False, refusal
+            self._seen.clear()
 
     def _run_step_by_step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with _own_stream():
+        with _own_stream() as stream:
             results = self.plan.run({name: to_device(x) for name, x in feeds.items()})
-            return {name: to_host(y) for name, y in results.items()}
+            found = {name: to_host(y) for name, y in results.items()}
+            stream.synchronize()  # outputs of the CPU wait for nothing
+            return found
 
 
 class _Recordings:
@@ -198,11 +213,14 @@ def folded(plan: Plan) -> Plan:
     return attrs.evolve(plan, program=attrs.evolve(program, steps=steps, fused=steps, template=kept), initializers={})
 
 
-def _index_bounds(plan: Plan) -> dict[str, int]:
-    """Inputs that select from a constant, and how many entries it has; the fewest of several."""
+def _index_bounds(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
+    """Inputs that select from a constant, and how many entries it has; the fewest of several.
+
+    `steps` are a node each, in the plan's slots.
+    """
     program, inputs = plan.program, {i.name for i in plan.inputs}
     found: dict[str, int] = {}
-    for step in program.steps:
+    for step in steps:
         if step.node.op_type != "Gather" or step.node.domain:
             continue
         data, name = program.template[step.inputs[0]], program.names[step.inputs[1]]
@@ -217,6 +235,12 @@ def _is_constant(step: Step, known: set[int]) -> bool:
     return bool(read) and known.issuperset(read) and not step.node.op_type.startswith(("Random", "Bernoulli"))
 
 
+def _shapes(feeds: Mapping[str, Any]) -> Shapes:
+    """Sequences, which are no arrays, have none."""
+    arrays = ((name, x) for name, x in sorted(feeds.items()) if hasattr(x, "shape"))
+    return tuple((name, x.shape, x.dtype.str) for name, x in arrays)
+
+
 def _own_stream() -> Any:
     """The thread's own, and always the same one: freed memory is kept for the stream that it was used on."""
     import cupy
@@ -224,10 +248,3 @@ def _own_stream() -> Any:
     if not hasattr(_thread, "stream"):
         _thread.stream = cupy.cuda.Stream(non_blocking=True)
     return _thread.stream
-
-
-def _finish() -> None:
-    """Wait for everything on the GPU, whichever stream it is on."""
-    import cupy
-
-    cupy.cuda.Device().synchronize()

@@ -52,7 +52,7 @@ class CudaRuntime(Runtime):
         Raises:
             ModelError: the model cannot be read, or a value does not exist.
             UnsupportedOp: an operator that core does not know either.
-            RuntimeError: there is no GPU to use; the text says why.
+            PumiceError: there is no GPU to use; the text says why.
         """
         from pumice.model import load
         from pumice_cuda.runtime.session import CudaSession
