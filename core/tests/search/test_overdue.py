@@ -13,7 +13,7 @@ from pumice.search.overdue import ended_after
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     monkeypatch.setattr(overdue, "GRACE", 0.05)
-    monkeypatch.setattr(overdue, "AGAIN", 0.05)
+    monkeypatch.setattr(overdue, "AGAIN", 0.2)
 
 
 def busy(seconds):

@@ -61,6 +61,9 @@ def test_the_space_holds_whatever_is_installed_and_says_what_it_leaves_out_and_w
     assert {taker.name for taker in space.strategies["quantizer"]} >= {"int8"}
     reasons = {one.name: one.reason for one in space.left_out}
     assert "training" in reasons["train"]
+    kinds = {one.kind: one.name for one in space.left_out}
+    assert "cross-entropy" in kinds["loss"]
+    assert "qdq" in kinds["exporter"]
 
 
 def test_only_orders_that_can_work_are_tried():

@@ -125,7 +125,8 @@ def _space(model: ir.Model, evidence: Evidence, limits: Auto, pace: Pace, pass_s
         domain = step.knobs()["epochs"].searched(step)
         assert isinstance(domain, Int)
         if untrained or not epochs:
-            told = f"one pass over the data takes {pass_seconds:.0f} s, too long for a budget of {limits.budget:g} min"
+            seconds = limits.budget * 60
+            told = f"one pass over the data takes {pass_seconds:.0f} s, too long for a budget of {seconds:.0f} s"
             refuse[name] = untrained or told
         narrowed[name, "epochs"] = attrs.evolve(domain, high=max(domain.low, min(domain.high, epochs)))
     if evidence.training.labelled:

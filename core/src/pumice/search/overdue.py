@@ -30,21 +30,26 @@ def ended_after(seconds: float) -> Iterator[None]:
     if math.isinf(seconds):
         yield
         return
-    thread, left = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    thread, inside, raising = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Lock()
+    inside.acquire()
 
     def watch() -> None:
         wait = max(seconds, 0.0) + GRACE
-        while not left.wait(wait):
-            _raise(thread, OutOfTime)
+        while not inside.acquire(timeout=wait):
+            with raising:
+                if inside.locked():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(OutOfTime))
             wait = AGAIN
 
-    def leave() -> None:
-        left.set()
-        watcher.join()
-        _raise(thread, None)  # what was not raised yet must not rise outside
+    def leave() -> None:  # bare locks alone: an interruption inside an Event or a join would leave them broken
+        if inside.locked():
+            inside.release()
+        with raising:
+            pass
+        for _ in range(2):  # what was let rise and has not risen does so here, where the loop jumps back, not outside
+            pass
 
-    watcher = threading.Thread(target=watch, name="pumice-overdue", daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, name="pumice-overdue", daemon=True).start()
     try:
         try:
             yield
@@ -52,8 +57,3 @@ def ended_after(seconds: float) -> Iterator[None]:
             leave()
     finally:
         leave()  # an interruption may have risen while it was left; there is not another for `AGAIN` seconds
-
-
-def _raise(thread: ctypes.c_ulong, exception: type[BaseException] | None) -> None:
-    """Let an exception rise in a thread, or take back what has not risen."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None if exception is None else ctypes.py_object(exception))

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 Choose = Callable[[str, Domain], Any]
 UNUSED = "files and latencies stay as they are, so a search has nothing to choose it by"
+APART = {
+    "loss": "a training takes the one that fits its labels, a distillation the teacher's outputs; recipes may differ",
+    "exporter": "trials are measured as ONNX models, which the winner is written as",
+}
+"""Kinds of strategies that no knob of a step chooses among in a search, and why."""
 LONGEST = 3
 """Steps of a pipeline at most."""
 
@@ -105,6 +110,8 @@ class Space:
                 left_out.append(LeftOut(kind="step", name=name, reason=reason))
             else:
                 steps.append(name)
+        apart = {kind: ", ".join(registry().strategies(kind)) for kind in APART}
+        left_out += [LeftOut(kind=kind, name=names, reason=APART[kind]) for kind, names in apart.items() if names]
         pipelines = tuple(_pipelines(steps))
         return cls(
             pipelines=pipelines,
