@@ -62,10 +62,10 @@ def test_tables_of_consecutive_integers_are_arithmetic():
     assert lowbit.arithmetic(np.arange(32, dtype=np.float32).reshape(2, 16)) is None
 
 
-def packed(n, decoder, parts):
+def packed(n, decoder, parts, k=4096):
     """Without arrays: what decides how a product is launched."""
     none = {"codes": None, "tables": None, "scale": None, "offset": None, "strides": (0, 0)}
-    return lowbit.Codebook(k=4096, n=n, group=4096, decoder=decoder, parts=parts, **none)
+    return lowbit.Codebook(k=k, n=n, group=k, decoder=decoder, parts=parts, **none)
 
 
 @pytest.mark.parametrize(("capability", "calls"), [((9, 0), [8]), ((8, 0), [4, 4]), ((8, 9), [2, 2, 2, 2])])
@@ -87,7 +87,32 @@ def test_rows_that_do_not_fit_into_shared_memory_come_in_parts(gpu, monkeypatch,
     assert max(shared) <= lowbit.ROOM.get(capability, lowbit.LEAST_ROOM)
 
 
-@pytest.mark.parametrize("source", ["rows", "quantize", "lowbit_few", "lowbit_some", "lowbit_many", "recurrent_sm90"])
+@pytest.mark.parametrize("decoder", ["Levels", "Pairs", "Tables"])
+@pytest.mark.parametrize(("k", "n", "cluster"), [(4096, 4096, 2), (1024, 4100, 1), (4096, 2100, 2), (4096, 11008, 2)])
+def test_few_rows_leave_room_for_the_next_kernel(gpu, monkeypatch, decoder, k, n, cluster):
+    there = device.Gpu(name="", capability=(9, 0), memory=1, multiprocessors=132)
+    monkeypatch.setattr(device, "gpu", lambda: there)
+    monkeypatch.setattr(lowbit, "kernel", lambda *_: None)
+    monkeypatch.setattr(lowbit, "aligned", lambda *_: True)
+    seen = []
+    monkeypatch.setattr(lowbit, "launch", lambda code, grid, block, *_, **how: seen.append((grid, block, how)))
+    a, weights = np.zeros((8, k), ml_dtypes.bfloat16), packed(n, decoder, 1, k)
+    run = lowbit._run(8, a, weights)
+    run(a, weights, None, np.zeros((8, n), ml_dtypes.bfloat16))
+    [(grid, block, how)] = seen
+    assert (how["cluster"], how["overlaps"]) == ((cluster, 1, 1), True)
+    assert grid >= there.multiprocessors
+    assert grid % cluster == 0
+    assert 2 * (how["shared"] + 1024) <= 228 << 10
+    assert 2 * block <= 2048
+
+
+SOURCES = [
+    "rows", "quantize", "lowbit_few", "lowbit_few_sm90", "lowbit_some", "lowbit_many", "lowbit_sm90", "recurrent_sm90",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_no_kernel_runs_out_of_registers_on_hopper(source):
     spilling = {name: found.spills for name, found in resources(source, arch="sm_90a").items() if found.spills}
     assert not spilling

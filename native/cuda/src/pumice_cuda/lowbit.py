@@ -23,6 +23,7 @@ from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
 from pumice_cuda.teams import ACCESS, aligned, floats, parameter, type_name
+from pumice_cuda.transfers import finish_stream
 
 if TYPE_CHECKING:
     import cupy
@@ -30,13 +31,25 @@ if TYPE_CHECKING:
 ENTRIES = 16
 TILE, STEP, WORD, EIGHT = 16, 128, 32, 8
 """Outputs of a tile, k of a step, k of the words that four threads have, codes of a word; as in csrc/lowbit.cuh."""
+BLOCK = 64
+"""Outputs, at most, whose tables a block reads at once."""
 CENTRE = 8
 """The code that decoding by arithmetic takes for zero."""
+WHOLE = 100
+"""Below this, differences of codes and whole numbers are exact in bfloat16, however they come about."""
 WARPS, PIECE = 8, 4096
 """Of a block with few rows, and the k of A that it has at a time; as in csrc/lowbit_few.cu."""
-HOPPER = (9, 0)
+CLUSTERS, STEPS, SUMS = (1, 2), 2, 512
+"""Blocks that have all of K among them, steps of a warp, and bytes of its sums of a tile; as in
+csrc/lowbit_few_sm90.cu."""
+HOPPER, CLUSTERED = (9, 0), ((9, 0), (10, 0))
+"""Compute capabilities: what has wgmma, and what csrc/lowbit_few_sm90.cu is for."""
 FEW = 32
-"""Rows of A up to which every weight is read once, by a kernel of its own."""
+"""Rows of A up to which weights are not rounded more than their entries are."""
+SOME = 128
+"""Rows of A up to which Hopper decodes weights for all of them; for more they are decoded to memory, once."""
+SHARES, STAGES_OF, STAGE = 4, {32: 8, 64: 8, 128: 4}, 8 << 10
+"""Of K; of shared memory, by rows of A; bytes of codes in one of those. As in csrc/lowbit_sm90.cu."""
 ROWS, OUTPUTS, STAGES, STRIDE = 64, 64, 3, 160
 """Of a block where there are more; as in csrc/lowbit_many.cu."""
 PAIRS = 32 << 10
@@ -65,6 +78,8 @@ class Codebook:
     offset: cupy.ndarray | None
     strides: tuple[int, int]
     """Tables from one output, or group, to the next."""
+    whole: bool = False
+    """Whether offsets are small whole numbers, which codes less them are as well."""
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +106,8 @@ class Codebook:
 def pack(
     codes: Arrays, table: Arrays, scale: Arrays = 1.0, offset: Arrays | None = None, *, group: int | None = None
 ) -> Codebook:
-    """Arrange 4-bit weights for the kernels.
+    """Arrange 4-bit weights for the kernels, and wait until they are: kernels read them before they wait for what was
+    queued before, on any stream.
 
     Args:
         codes: (k, n) integers, 0 to 15.
@@ -102,7 +118,9 @@ def pack(
 
     Raises:
         ValueError: a code above 15, shapes that do not fit, a group size without a kernel.
+        PumiceError: there is no GPU to use; the text says why.
     """
+    device.gpu()  # says why, where there is none
     import cupy
 
     codes, entries = cupy.asarray(codes), _host(table)
@@ -117,7 +135,7 @@ def pack(
     parts = 1 if exact else 2
     offsets = _host(0 if offset is None else offset) - np.float32(0 if start is None else start + CENTRE)
     scales, offsets = (np.broadcast_to(v, (n, groups)) for v in (_host(scale), offsets))
-    return Codebook(
+    packed = Codebook(
         k=k,
         n=n,
         group=group,
@@ -127,8 +145,11 @@ def pack(
         tables=None if start is not None else _table(entries, parts, k, group),
         scale=_by_group(scales, k, group),
         offset=_by_group(offsets, k, group) if offsets.any() else None,
+        whole=bool((offsets == offsets.round()).all() and np.abs(offsets).max(initial=0) < WHOLE),
         strides={1: (0, 0), 2: (1, 0), 3: (_groups(k, group), 1)}[entries.ndim],
     )
+    finish_stream()
+    return packed
 
 
 def pack_affine(
@@ -165,7 +186,7 @@ def matmul(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None = None)
     rows = math.prod(a.shape[:-1])
     y = cupy.empty((*a.shape[:-1], weights.n), a.dtype)
     if y.size:
-        _run(rows, a)(a.reshape(rows, weights.k), weights, bias, y.reshape(rows, weights.n))
+        _run(rows, a, weights)(a.reshape(rows, weights.k), weights, bias, y.reshape(rows, weights.n))
     return y
 
 
@@ -190,12 +211,91 @@ def decoded(weights: Codebook, dtype: Any = np.float32) -> cupy.ndarray:
 # --- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _run(rows: int, a: cupy.ndarray) -> Callable[..., None]:
+def _run(rows: int, a: cupy.ndarray, weights: Codebook) -> Callable[..., None]:
     """What multiplies so many rows of A."""
+    if rows <= EIGHT:
+        return _in_clusters if _cluster(a, weights) else _few_rows
+    if rows <= SOME and _by_warpgroups(rows, a, weights):
+        return _in_shares
     if rows <= FEW:
-        return _few_rows if rows <= EIGHT else _some_rows
-    decodes = a.itemsize == 2 and a.shape[-1] % EIGHT == 0 and aligned(a) and device.gpu().capability >= HOPPER
+        return _some_rows
+    decodes = a.itemsize == 2 and _copied(a) and device.gpu().capability >= HOPPER
     return _decoded_once if decodes else _many_rows
+
+
+def _cluster(a: cupy.ndarray, weights: Codebook) -> int | None:
+    """Blocks that have all of K, where csrc/lowbit_few_sm90.cu has a kernel and all multiprocessors would have work."""
+    fits = a.dtype.name == "bfloat16" and _copied(a) and device.gpu().capability in CLUSTERED and weights.parts == 1
+    if not fits or weights.span < STEP // WORD or (weights.decoder == "Tables" and not _plain(weights)):
+        return None
+    cluster = next((c for c in CLUSTERS if weights.steps <= c * WARPS * STEPS), None)
+    return cluster if cluster and _fills(weights, 2, cluster) else None
+
+
+def _fills(weights: Codebook, tiles: int, each: int) -> bool:
+    """Whether so many blocks for each so many tiles are enough for all multiprocessors."""
+    return blocks(weights.tiles, tiles) * each > device.gpu().multiprocessors * 0.9
+
+
+def _in_clusters(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    """With a block for each multiprocessor at least."""
+    cluster, grouped = _cluster(a, weights) or max(CLUSTERS), not _plain(weights)
+    tiles = 4 if _fills(weights, 4, cluster) else 2
+    decoder = {"Levels": "Levels", "Pairs": "Pairs<1>", "Tables": f"Lanes<{tiles}>"}[weights.decoder]
+    in_codes = weights.decoder == "Levels" and weights.whole
+    offset = "kNone" if weights.offset is None else "kInCodes" if in_codes else "kInSums"
+    values = decoder, _cpp(grouped), offset, tiles, STEPS, cluster
+    tables = {"Levels": 0, "Pairs": PAIRS, "Tables": tiles * 4096}[weights.decoder]
+    codes, sums = WARPS * STEPS * tiles * 1024, WARPS * tiles // cluster * SUMS
+    factors = (WARPS * STEPS if grouped else 1) * 2 * tiles * TILE * 4
+    launch(
+        kernel("lowbit_few_sm90", f"few_rows<{', '.join(map(str, values))}>"),
+        max(blocks(weights.tiles, tiles), device.gpu().multiprocessors // cluster) * cluster, WARPS * 32, a,
+        *_operands(weights), bias, y, *map(np.int32, (len(a), weights.n, weights.tiles * TILE, weights.k)),
+        *_extents(weights), shared=tables + codes + sums + factors + 8, cluster=(cluster, 1, 1), overlaps=True,
+    )  # fmt: skip
+
+
+def _by_warpgroups(rows: int, a: cupy.ndarray, weights: Codebook) -> bool:
+    """Whether csrc/lowbit_sm90.cu has a kernel."""
+    fits = a.dtype.name == "bfloat16" and _copied(a) and device.gpu().capability == HOPPER and weights.parts == 1
+    if not fits or (weights.decoder == "Tables" and weights.span < STEP // WORD):
+        return False
+    return rows > FEW or (_plain(weights) and _fills(weights, 2 * WARPS, 2 * SHARES))
+
+
+def _plain(weights: Codebook) -> bool:
+    """Whether all that there is besides the table is a scale of each output, which is applied to the sums."""
+    return not _grouped(weights) and weights.offset is None
+
+
+def _grouped(weights: Codebook) -> bool:
+    return weights.group_steps < weights.steps or weights.span < STEP // WORD
+
+
+def _copied(a: cupy.ndarray) -> bool:
+    """Whether rows are as the copy engine takes them."""
+    return a.shape[-1] % EIGHT == 0 and aligned(a)
+
+
+def _in_shares(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
+    import cupy
+
+    from pumice_cuda import tensor_maps
+
+    rows, padded, plain = len(a), weights.tiles * TILE, _plain(weights)
+    at_once = next(r for r in STAGES_OF if rows <= r)
+    parts = cupy.empty((SHARES, rows, padded), np.float32)
+    values = _decoder(weights, weights.decoder), at_once, 0 if plain else weights.span
+    launch(
+        kernel("lowbit_sm90", f"partial_products<{', '.join(map(str, values))}>"),
+        (2 * blocks(weights.tiles, 2 * WARPS), SHARES), (WARPS + 1) * 32, tensor_maps.boxes(a, at_once // 2, STEP),
+        *_operands(weights), parts, *map(np.int32, (rows, padded, blocks(weights.steps, SHARES))), *_extents(weights),
+        shared=_pairs(weights) + STAGES_OF[at_once] * (at_once * 2 * STEP + STAGE), cluster=(2, 1, 1), overlaps=True,
+    )  # fmt: skip
+    sizes, scale = map(np.int32, (rows, weights.n, padded)), weights.scale if plain else None
+    code = kernel("lowbit_sm90", f"combine<{SHARES}>")
+    launch(code, blocks(rows * padded, 4 * 256), 256, parts, scale, bias, y, *sizes, overlaps=True)
 
 
 def _decoded_once(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
@@ -211,7 +311,7 @@ def _few_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: 
     """A single row, and types of four bytes, come through shared memory; then blocks may have two tiles."""
     a = _readable(a)
     (rows, depth), pairs = a.shape, _pairs(weights)
-    groups = weights.group_steps < weights.steps or weights.span < STEP // WORD
+    groups = _grouped(weights)
     staged = rows == 1 or a.itemsize > 2
     shared = pairs + rows * (PIECE * a.itemsize + 64) * staged
     if shared > _room() and rows > 1:
@@ -357,7 +457,7 @@ def _table(entries: Arrays, parts: int, k: int, group: int) -> cupy.ndarray:
 
     if entries.ndim == 1:
         return cupy.asarray(tables_of_bytes(entries, parts))
-    missing = [(0, -len(entries) % TILE), (0, 0)]
+    missing = [(0, -len(entries) % BLOCK), (0, 0)]
     if entries.ndim == 3:
         missing.insert(1, (0, _groups(k, group) - entries.shape[1]))
     return cupy.asarray(tables_of_bytes(np.pad(entries, missing), parts))

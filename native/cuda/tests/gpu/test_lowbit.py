@@ -13,7 +13,8 @@ ROUNDED = {"float32": 0.0, "float16": 2**-11, "bfloat16": 2**-8}
 CASES = [
     (128, 16, 1, None), (300, 7, 3, 128), (1000, 33, 9, 32), (1000, 33, 2, 64), (1024, 35, 17, 256),
     (257, 18, 70, None), (640, 16, 5, 128), (1, 1, 1, None), (4096, 4256, 1, 128), (129, 17, 130, 32),
-    (2048, 96, 33, 64), (4096, 4128, 8, None),
+    (2048, 96, 33, 64), (4096, 4128, 8, None), (1000, 4100, 3, 128), (2000, 8200, 5, None), (4096, 2100, 7, 256),
+    (1000, 4100, 20, None), (2176, 200, 128, None), (1032, 136, 257, 128),
 ]  # fmt: skip
 
 
@@ -77,6 +78,35 @@ def test_affine_weights_have_a_zero_point(rng):
         close(found, a, w, "float32", np.full((256, 40), 16))
 
 
+@pytest.mark.parametrize("rows", [1, 8, 20, 128])
+def test_whole_zero_points_lose_nothing(rng, rows):
+    """Codes less such a zero point are multiplied as they are."""
+    codes, zero = rng.integers(0, 16, (4096, 2100)), rng.integers(0, 16, (2100, 32)).astype(np.uint8)
+    scale = rng.uniform(0.5, 1, (2100, 32)).astype(np.float32)
+    a = rng.standard_normal((rows, 4096)).astype(ml_dtypes.bfloat16)
+    w = weights(codes, np.arange(16, dtype=np.float32), scale, zero.astype(np.float32), 128)
+    found = lowbit.matmul(cupy.asarray(a), lowbit.pack_affine(codes, scale, zero, group=128))
+    close(found, a, w, "bfloat16", np.abs(w))
+
+
+@pytest.mark.parametrize("per", ["integers", "matrix", "column"])
+@pytest.mark.parametrize("rows", [1, 8, 100])
+def test_products_wait_for_what_they_read(rng, per, rows):
+    """Each starts while the one before it, which writes what it multiplies, still runs."""
+    codes, table, scale, _ = codebook(rng, 4096, 4096, None, per)
+    packed = lowbit.pack(codes, table, scale / 64)
+    first = cupy.asarray(rng.standard_normal((rows, 4096)).astype(ml_dtypes.bfloat16))
+
+    def chain(pause):
+        y = first
+        for _ in range(8):
+            y = lowbit.matmul(y, packed)
+            pause()
+        return cupy.asnumpy(y).tobytes()
+
+    assert chain(lambda: None) == chain(cupy.cuda.Device().synchronize)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("per", ["integers", "matrix", "column", "group"])
 def test_the_decoded_matrix_is_what_the_codes_stand_for(rng, dtype, per):
@@ -93,8 +123,19 @@ def test_codes_take_half_a_byte(rng):
     assert packed.codes.nbytes == 1024 * 512 // 2
 
 
+def test_weights_are_packed_when_pack_returns(rng):
+    """A product that overlaps what was queued before it reads them at once."""
+    codes = codebook(rng, 4096, 512, 128, "column")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        a = cupy.ones((8192, 8192), np.float32)
+        for _ in range(4):
+            a = a @ a  # keeps the stream busy
+        lowbit.pack(*codes, group=128)
+        assert stream.done
+
+
 def test_products_are_the_same_every_time(rng):
-    packed = lowbit.pack(*codebook(rng, 4096, 512, 128, "column"), group=128)
-    for rows in (1, 100):
-        a = cupy.asarray(rng.standard_normal((rows, 4096)).astype(np.float32))
+    packed = lowbit.pack(*codebook(rng, 4096, 2112, 128, "integers"), group=128)
+    for rows, dtype in ((1, np.float32), (100, np.float32), (8, ml_dtypes.bfloat16), (100, ml_dtypes.bfloat16)):
+        a = cupy.asarray(rng.standard_normal((rows, 4096)).astype(dtype))
         assert len({cupy.asnumpy(lowbit.matmul(a, packed)).tobytes() for _ in range(5)}) == 1

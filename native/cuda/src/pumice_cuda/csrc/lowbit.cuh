@@ -47,30 +47,40 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Read once: nothing else shall leave a cache for it.
+// For what is read once: nothing else shall leave the second cache for it.
+__device__ inline unsigned long long read_once() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 __device__ inline uint4 streamed(const uint4 *from) {
     uint4 v;
-    unsigned long long leaves_first;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(leaves_first));
     asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from), "l"(leaves_first));
+                 : "l"(from), "l"(read_once()));
     return v;
 }
 
 __device__ inline void prefetch_line(const void *from) { asm volatile("prefetch.global.L1 [%0];" ::"l"(from)); }
 
 // --- decoders --------------------------------------------------------------------------------------------------------
-// Each gives four pairs of bfloat16 for the eight codes of a word. `parts` of a table are its high and its low part.
+// Each gives four pairs of bfloat16 for the eight codes of a word, which lie in order, or (in pairs) those of even k before
+// those of odd k. `parts` of a table are its high and its low part.
 
-// Levels code - 8. Nibbles p and p + 4 are the codes of pair p: with the upper bits of 128.0 over them they are 128 + code.
+// Levels code - 8, or code less a whole number of the output. Nibbles p and p + 4 are the codes of pair p: with the upper
+// bits of 128.0 over them they are 128 + code.
 struct Levels {
     static constexpr int kParts = 1;
     static constexpr int kShared = 0;
+    static constexpr bool kInPairs = true;
 
     struct Asked {};
     struct Row {
+        Word shift = 0xc308c308;  // -(128 + 8), twice
+
         __device__ Row(const Levels &, int64) {}
+        __device__ void take_off(float offset) { shift = pair(-136 - offset, -136 - offset); }
     };
 
     __device__ static Asked ask(const uint4 *) { return {}; }
@@ -78,12 +88,12 @@ struct Levels {
     __device__ void prefetch(int64) const {}
 
     template <int kPart>
-    __device__ void decode(Word word, const Row &, Word *pairs) const {
+    __device__ void decode(Word word, const Row &row, Word *pairs) const {
 #pragma unroll
         for (int p = 0; p < 4; p++) {
             Word magic;  // (word >> 4 p & 0x000f000f) | 0x43004300, by one instruction
             asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(magic) : "r"(word >> 4 * p), "r"(0x000f000f), "r"(0x43004300));
-            asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pairs[p]) : "r"(magic), "r"(0x3f803f80), "r"(0xc308c308));
+            asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pairs[p]) : "r"(magic), "r"(0x3f803f80), "r"(row.shift));
         }
     }
 };
@@ -93,6 +103,7 @@ template <int kPartsOf>
 struct Tables {
     static constexpr int kParts = kPartsOf;
     static constexpr int kShared = 0;
+    static constexpr bool kInPairs = false;
     const uint4 *tables;
 
     struct Asked {};
@@ -132,6 +143,7 @@ template <int kPartsOf>
 struct Pairs {
     static constexpr int kParts = kPartsOf;
     static constexpr int kShared = kParts * 256 * 32 * sizeof(Word);
+    static constexpr bool kInPairs = false;
     unsigned own;  // where this lane's values begin
 
     // A lane's entry, to be asked for before all that takes long.
@@ -222,15 +234,40 @@ __device__ __forceinline__ void decode_both(const Decoder &decoder, const typena
     }
 }
 
+// Adds the product of a decoded word with eight rows of A: of every second 16 k to `even` and of the others to `odd`, so
+// that the two need not wait for each other.
+template <int kParts, int kSplit>
+__device__ __forceinline__ void add_word(const Word (&decoded)[kParts][2][4], const Activations<kSplit> &a, float (&even)[4],
+                                         float (&odd)[4]) {
+#pragma unroll
+    for (int s = 0; s < kSplit; s++)
+#pragma unroll
+        for (int p = 0; p < 4; p += 2)
+#pragma unroll
+            for (int part = 0; part < kParts; part++) {
+                const Word fragment[4] = {decoded[part][0][p], decoded[part][1][p], decoded[part][0][p + 1],
+                                          decoded[part][1][p + 1]};
+                multiply(p ? odd : even, fragment, a.at[s] + p);
+            }
+}
+
+// Adds what A itself sums up to.
+template <int kSplit>
+__device__ __forceinline__ void add_up(const Activations<kSplit> &a, float (&totals)[4]) {
+    const Word ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+#pragma unroll
+    for (int s = 0; s < kSplit; s++)
+#pragma unroll
+        for (int p = 0; p < 4; p += 2) multiply(totals, ones, a.at[s] + p);
+}
+
 // Adds the product of words j = first .. first + kWords - 1 of a step: kColumns times eight rows of A, whose values
 // `activations(column, j)` gives, with a tile's 16 outputs, whose codes are [half][word]; a thread has `output` and the
-// eighth after it. A group of scales covers
-// kSpan words of 32 k, or whole steps.
+// eighth after it. A group of scales covers kSpan words of 32 k, or whole steps.
 template <typename Decoder, int kSplit, int kSpan, int kWords, int kColumns, bool kOffset, typename Source>
 __device__ void add_words(const Weights &weights, const Decoder &decoder, const Word (&codes)[2][kWords], int output,
                           int first_group, int first, const Source &activations, float (&sums)[kColumns][4]) {
     constexpr int kTogether = kSpan < kWords ? kSpan : kWords;
-    const Word ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
 #pragma unroll
     for (int start = 0; start < kWords; start += kTogether) {
         const int group = first_group + (first + start) / kSpan;
@@ -249,18 +286,8 @@ __device__ void add_words(const Weights &weights, const Decoder &decoder, const 
 #pragma unroll
             for (int column = 0; column < kColumns; column++) {
                 const Activations<kSplit> a = activations(column, first + j);
-#pragma unroll
-                for (int s = 0; s < kSplit; s++)
-#pragma unroll
-                    for (int p = 0; p < 4; p += 2) {
-#pragma unroll
-                        for (int part = 0; part < Decoder::kParts; part++) {
-                            const Word fragment[4] = {decoded[part][0][p], decoded[part][1][p], decoded[part][0][p + 1],
-                                                      decoded[part][1][p + 1]};
-                            multiply(products[column], fragment, a.at[s] + p);
-                        }
-                        if constexpr (kOffset) multiply(totals[column], ones, a.at[s] + p);
-                    }
+                add_word(decoded, a, products[column], products[column]);
+                if constexpr (kOffset) add_up(a, totals[column]);
             }
         }
 #pragma unroll

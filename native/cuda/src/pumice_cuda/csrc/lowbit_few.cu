@@ -37,21 +37,10 @@ struct Sums {
     template <typename Decoder, int kSplit>
     __device__ void add(const Decoder &decoder, const typename Decoder::Row (&rows)[2], const Word (&words)[2],
                         const Activations<kSplit> &a) {
-        const Word ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
         Word decoded[Decoder::kParts][2][4];
         decode_both(decoder, rows, words, decoded);
-#pragma unroll
-        for (int s = 0; s < kSplit; s++)
-#pragma unroll
-            for (int p = 0; p < 4; p += 2) {
-#pragma unroll
-                for (int part = 0; part < Decoder::kParts; part++) {
-                    const Word fragment[4] = {decoded[part][0][p], decoded[part][1][p], decoded[part][0][p + 1],
-                                              decoded[part][1][p + 1]};
-                    multiply(products[p / 2], fragment, a.at[s] + p);
-                }
-                if constexpr (kOffset) multiply(totals, ones, a.at[s] + p);
-            }
+        add_word(decoded, a, products[0], products[1]);
+        if constexpr (kOffset) add_up(a, totals);
     }
 };
 
