@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from pumice_cuda import device
 from pumice_cuda.compiling import resources
-from pumice_cuda.epilogue import INSTRUCTIONS_OF_LEVELS
-from pumice_cuda.gemm import RESERVED, SHARED, Tiling, Work, _tilings, readable, tiling
+from pumice_cuda.epilogue import INSTRUCTIONS_OF_LEVELS, PLAIN, Epilogue
+from pumice_cuda.gemm import RESERVED, SHARED, AmpereTiling, Tiling, Work, _tilings, ampere_tiling, readable, tiling
 
 PROCESSORS = 132
 
@@ -49,7 +50,9 @@ def test_the_model_takes_what_was_fastest_on_an_h200(shape, wanted):
         ((100352, 64, 1, 2), Tiling(consumers=2, width=64, together=2)),
         ((25088, 512, 2, 4), Tiling(consumers=2, width=256)),
         ((1568, 2048, 4, 4), Tiling(consumers=2, width=256)),
-        ((6272, 512, 8, 4), Tiling(consumers=2, width=256)),
+        ((6272, 512, 8, 4), Tiling(consumers=3, width=128)),
+        ((6272, 1024, 2, 4), Tiling(consumers=3, width=128)),
+        ((6272, 256, 18, 4), Tiling(consumers=2, width=128)),
         ((1568, 512, 36, 4), Tiling(consumers=1, width=128)),
     ],
 )
@@ -59,15 +62,63 @@ def test_the_model_knows_what_finishing_levels_costs(shape, wanted):
     assert tiling(work, PROCESSORS) == wanted
 
 
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((25088, 256, 8), Tiling(consumers=3, width=128)),
+        ((6272, 256, 16), Tiling(consumers=2, width=128)),
+        ((1568, 512, 72), Tiling(consumers=1, width=256, splits=2)),
+    ],
+)
+def test_the_model_takes_the_fastest_for_halves(shape, wanted):
+    m, n, steps = shape
+    assert tiling(Work(m=m, n=n, steps=steps), PROCESSORS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "wanted"),
+    [
+        ((1568, 512), 2048, AmpereTiling(width=128, splits=2)),
+        ((6272, 256), 1024, AmpereTiling(width=64, splits=2)),
+        ((6272, 512), 1024, AmpereTiling(width=64)),
+        ((100_352, 64), 576, AmpereTiling(width=64)),
+    ],
+)
+def test_products_of_float32_are_divided_as_was_fastest_on_an_h200(monkeypatch, shape, k, wanted):
+    hopper = device.Gpu(name="", capability=(9, 0), memory=1, multiprocessors=PROCESSORS)
+    monkeypatch.setattr(device, "gpu", lambda: hopper)
+    assert ampere_tiling("f32", PLAIN, shape, 4 * k) == wanted
+
+
+def test_k_is_divided_where_there_are_clusters_and_no_ranges(monkeypatch):
+    for capability, epilogue in (((8, 0), PLAIN), ((9, 0), Epilogue(ranges=np.empty(0)))):
+        found = device.Gpu(name="", capability=capability, memory=1, multiprocessors=PROCESSORS)
+        monkeypatch.setattr(device, "gpu", lambda found=found: found)
+        assert ampere_tiling("f32", epilogue, (1568, 512), 1 << 14).splits == 1
+
+
+@pytest.mark.parametrize("source", ["gemm_sm80", "conv_sm80"])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_sums_of_float32_stay_in_registers(source, width, splits):
+    options = ("-DUSE_ELEMENT=f32", "-DUSE_OUTPUT=f32", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=true")
+    options = (*options, *AmpereTiling(width=width, splits=splits).macros)
+    (found,) = resources(source, arch="sm_90a", options=options).values()
+    assert found.spills == found.stack == 0
+
+
 @pytest.mark.parametrize("source", ["gemm_sm90", "conv_sm90"])
 @pytest.mark.parametrize("output", ["bf16", "s8"])
-@pytest.mark.parametrize("beside", [0, 8], ids=["traded", "neighbours"])
 @pytest.mark.parametrize(
-    ("division", "parts"),
-    [(Tiling(consumers=2, width=256), 4), (Tiling(consumers=2, width=64, together=2), 2)],
-    ids=["large", "small"],
-)
-def test_sums_stay_in_registers(source, output, beside, division, parts):
+    ("division", "parts", "beside"),
+    [
+        (Tiling(consumers=2, width=256), 4, 0), (Tiling(consumers=2, width=256), 4, 8),
+        (Tiling(consumers=3, width=128), 4, 8),
+        (Tiling(consumers=2, width=64, together=2), 2, 0), (Tiling(consumers=2, width=64, together=2), 2, 8),
+    ],
+    ids=["large traded", "large neighbours", "high neighbours", "small traded", "small neighbours"],
+)  # fmt: skip
+def test_sums_stay_in_registers(source, output, division, parts, beside):
     options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", "-DUSE_ACTIVATION=none", "-DUSE_RESIDUAL=false")
     options = (*options, *division.macros(parts, beside))
     (found,) = resources(source, arch="sm_90a", options=options).values()

@@ -5,8 +5,8 @@
 in which the image continues with `padding` outside (the zero point of quantized images). A window of one pixel is a
 matrix product of the images as they lie. On Hopper the copy engine gathers windows (`csrc/conv_sm90.cu`), where
 padding is zero and a pixel takes a multiple of 16 bytes; elsewhere, and in groups, threads do (`csrc/conv_sm80.cu`).
-Where every channel has a window of its own, `csrc/conv_depthwise.cu` runs, and over a network's first images of bytes,
-in whatever layout, `csrc/conv_stem.cu`. Types are as in `gemm`.
+Where every channel has a window of its own, `csrc/conv_depthwise_floats.cu` or `csrc/conv_depthwise.cu` runs, and over
+a network's first images of bytes, in whatever layout, `csrc/conv_stem.cu`. Types are as in `gemm`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pumice_cuda.compiling import kernel
 from pumice_cuda.epilogue import PLAIN, Epilogue
 from pumice_cuda.gemm import (
     AMPERE,
-    AMPERE_NARROW,
     AMPERE_SHARED,
     AMPERE_THREADS,
-    AMPERE_TILE,
     ELEMENTS,
     HOPPER,
     PART_BYTES,
     STEP_BYTES,
+    AmpereTiling,
     Precision,
     Tiling,
     Work,
+    ampere_tiling,
     element,
     gemm,
     parts_of,
@@ -54,6 +54,10 @@ SPAN, THREADS = 4, 128
 """Pixels of a thread and threads of a block of the depthwise kernel."""
 MOST_TOGETHER = 7
 """Taps across whose pixels a thread of it keeps."""
+FLOATS_THREADS, FLOATS_SPAN, FLOATS_DOWN = 256, 2, 4
+"""Threads of a block of the depthwise kernel of floats, pixels across of a thread, lines that threads make together."""
+MANY_TAPS = 9
+"""Above which a thread of it makes two lines, and else four."""
 STEM_CHANNELS, STEM_TAPS, STEM_STRIDE = 4, 8, 4
 """At most, of the kernel for a network's first images."""
 STEM_TILE, STEM_OUTPUTS, STEM_THREADS = (4, 64), 64, 256
@@ -79,6 +83,10 @@ _StemWindow = integers(
 _DepthwiseWindow = integers(
     "_DepthwiseWindow", "height", "width", "out_height", "out_width", *_STEPS, "taps_y", "taps_x", "channels", "blocks",
     "padding",
+)  # fmt: skip
+_FloatsWindow = integers(
+    "_FloatsWindow", "height", "width", "out_height", "out_width", "before_y", "before_x", "channels", "blocks",
+    "pieces",
 )  # fmt: skip
 
 
@@ -216,8 +224,10 @@ class Conv:
 
     # --- by threads ---------------------------------------------------------------------------------------------------
 
-    def gathered(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
-        """By mma.sync, windows fetched by threads."""
+    def gathered(
+        self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: AmpereTiling | None = None
+    ) -> None:
+        """By mma.sync, windows fetched by threads; `chosen` replaces what the model would take."""
         w, size, outputs = self.window, images.itemsize, out.shape[1] // self.groups
         images = self._with_whole_pieces(images)
         weights = self._whole_weights
@@ -225,19 +235,16 @@ class Conv:
         access = next(bytes_ for bytes_ in (16, 8, PIECE) if group_bytes % bytes_ == 0)
         arguments = epilogue.structure(out)
         arguments.wide &= outputs * out.itemsize % 16 == 0 or self.groups == 1
-        width = AMPERE_NARROW if outputs <= AMPERE_NARROW else AMPERE_TILE
-        options = (
-            f"-DUSE_ELEMENT={element(images, self.precision)}", *epilogue.macros, f"-DUSE_ACCESS={access}",
-            f"-DUSE_WIDTH={width}",
-        )  # fmt: skip
+        kind, shape = element(images, self.precision), (len(out), outputs)
+        t = chosen or ampere_tiling(kind, epilogue, shape, w.taps * group_bytes, groups=self.groups)
+        options = (f"-DUSE_ELEMENT={kind}", *epilogue.macros, f"-DUSE_ACCESS={access}", *t.macros)
         launch(
-            kernel("conv_sm80", "conv", options=options),
-            (-(-out.shape[0] // AMPERE_TILE), -(-outputs // width), self.groups), AMPERE_THREADS,
+            kernel("conv_sm80", "conv", options=options), (*t.grid(*shape), self.groups), AMPERE_THREADS,
             images, weights, self._outside(images),
             _GatheredWindow(
                 *w.size, *w.output, *self._steps, w.kernel[1], w.taps, images.shape[3] * size, group_bytes, outputs
             ),
-            arguments, shared=AMPERE_SHARED,
+            arguments, shared=AMPERE_SHARED, cluster=t.cluster,
         )  # fmt: skip
 
     @functools.cached_property
@@ -258,11 +265,11 @@ class Conv:
         return _filled(grouped, self._whole_channels).reshape(*images.shape[:3], -1)
 
     def _outside(self, images: cupy.ndarray) -> cupy.ndarray:
-        """16 bytes of what is outside the images."""
+        """16 bytes for each thread of what is outside the images."""
         import cupy
 
         if not hasattr(self, "_padding"):
-            self._padding = cupy.full(16 // images.itemsize, self.padding, images.dtype)
+            self._padding = cupy.full(16 * AMPERE_THREADS // images.itemsize, self.padding, images.dtype)
         return self._padding
 
     # --- few channels -------------------------------------------------------------------------------------------------
@@ -288,7 +295,7 @@ class Conv:
             _StemWindow(
                 *w.size, *w.output, *w.before, images.shape[3], self.padding, by_image, by_channel, by_line, by_pixel
             ),
-            epilogue.structure(out),
+            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
         )  # fmt: skip
 
     @functools.cached_property
@@ -306,6 +313,9 @@ class Conv:
     def depthwise(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
         """Every channel with its own window."""
         w, channels = self.window, images.shape[3]
+        if images.itemsize > 1 and max(w.dilations) == 1 and max(w.kernel) <= MOST_TOGETHER:
+            self._depthwise_floats(images, epilogue, out)
+            return
         each = 4 if channels % 4 == 0 else 1
         of_image = blocks(w.output[0] * -(-w.output[1] // SPAN) * (channels // each), THREADS)
         taps = self._taps_together
@@ -317,7 +327,26 @@ class Conv:
             kernel("conv_depthwise", "conv", options=options), of_image * len(images), THREADS, images,
             self._weights_by_word if each == 4 and images.itemsize == 1 else self._weights_by_tap,
             _DepthwiseWindow(*w.size, *w.output, *self._steps, *w.kernel, channels, of_image, self.padding),
-            epilogue.structure(out),
+            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
+        )  # fmt: skip
+
+    def _depthwise_floats(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
+        w, channels = self.window, images.shape[3]
+        each, lanes = (4, 8) if channels % 4 == 0 and images.data.ptr % (4 * images.itemsize) == 0 else (1, 32)
+        lines = 4 if w.taps <= MANY_TAPS else 2
+        down = blocks(w.output[0], FLOATS_DOWN) * FLOATS_DOWN // lines
+        of_image = blocks(down * blocks(w.output[1], FLOATS_SPAN), FLOATS_THREADS // lanes)
+        pieces = blocks(channels // each, lanes)
+        options = (
+            f"-DUSE_ELEMENT={element(images, 'float32')}", *epilogue.macros, f"-DUSE_CHANNELS={each}",
+            f"-DUSE_LANES={lanes}", f"-DUSE_LINES={lines}", f"-DUSE_TAPS_Y={w.kernel[0]}",
+            f"-DUSE_TAPS_X={w.kernel[1]}", f"-DUSE_STRIDE_Y={w.strides[0]}", f"-DUSE_STRIDE_X={w.strides[1]}",
+        )  # fmt: skip
+        launch(
+            kernel("conv_depthwise_floats", "conv", options=options), of_image * pieces * len(images), FLOATS_THREADS,
+            images, self._weights_by_tap,
+            _FloatsWindow(*w.size, *w.output, *w.before, channels, of_image, pieces),
+            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
         )  # fmt: skip
 
     @functools.cached_property

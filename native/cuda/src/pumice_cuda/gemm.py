@@ -34,7 +34,7 @@ PART_BYTES = 32
 """Of K, that one matrix instruction takes; four make a step."""
 HOPPER, AMPERE = (9, 0), (8, 0)
 AMPERE_TILE, AMPERE_NARROW, AMPERE_THREADS = 128, 64, 256
-AMPERE_SHARED = 64 << 10
+AMPERE_SHARED, AMPERE_STEP_BYTES = 64 << 10, 64
 TURING_TILE = 64
 Precision = Literal["tf32", "float32"]
 
@@ -124,6 +124,7 @@ def _tilings(work: Work) -> Iterator[Tiling]:
             yield Tiling(consumers=consumers, width=width)
             if width > 64 and divisible:
                 yield Tiling(consumers=consumers, width=width, splits=2)
+    yield Tiling(consumers=3, width=128)
     yield Tiling(consumers=1, width=128, together=2)
     yield Tiling(consumers=2, width=64, together=2)
 
@@ -132,8 +133,8 @@ def _cycles(t: Tiling, work: Work, multiprocessors: int) -> float:
     """A model of the loop, its figures measured on an H200.
 
     A multiprocessor multiplies 8,192 bytes' worth of pairs a cycle in two operations each; 47 bytes a cycle reach each
-    when all ask, and up to 72 when few do; finishing a tile takes another 1,400 cycles; clusters cost their meetings.
-    Of blocks together one multiplies while another finishes.
+    when all ask, and up to 72 when few do; finishing a tile takes another 1,400 cycles, 200 more where blocks are
+    together, of which one multiplies while another finishes; clusters meet for 4,400 cycles for each consumer.
     """
     down, across = t.tiles(work.m, work.n)
     blocks = down * across * t.splits
@@ -143,8 +144,58 @@ def _cycles(t: Tiling, work: Work, multiprocessors: int) -> float:
     step = max(t.height * t.width * depth / 4096, (t.height + t.width) * depth / arriving)
     multiplying = -(-work.steps // t.splits) * step
     finishing = work.finishing * t.width / t.splits / 2 * t.consumers
-    meetings = 7400 * (t.splits > 1)
-    return waves * (max(multiplying + finishing, t.together * max(multiplying, finishing)) + 1400) + meetings
+    more = 1200 + 200 * t.together + 4400 * t.consumers * (t.splits > 1)
+    return waves * (max(multiplying + finishing, t.together * max(multiplying, finishing)) + more)
+
+
+@attrs.frozen(kw_only=True)
+class AmpereTiling:
+    """How the loop from Ampere on divides a product; see csrc/mainloop_sm80.cuh."""
+
+    width: int = AMPERE_TILE
+    """Columns of a tile: 64 or 128."""
+    splits: int = 1
+    """Blocks of a cluster that divide K; GPUs before Hopper have none."""
+
+    @property
+    def macros(self) -> tuple[str, str]:
+        return f"-DUSE_WIDTH={self.width}", f"-DUSE_SPLITS={self.splits}"
+
+    @property
+    def cluster(self) -> int | None:
+        return self.splits if self.splits > 1 else None
+
+    def grid(self, m: int, n: int) -> tuple[int, int]:
+        """Of blocks, those of a cluster side by side."""
+        return -(-m // AMPERE_TILE) * self.splits, -(-n // self.width)
+
+
+def ampere_tiling(
+    kind: str, epilogue: Epilogue, shape: tuple[int, int], k_bytes: int, *, groups: int = 1
+) -> AmpereTiling:
+    """The division of `groups` products of a shape that should take least time; `kind` is the `element`.
+
+    Products of float32, which run on Hopper too, are divided in every way; a range is found of whole columns alone.
+    """
+    gpu, steps = device.gpu(), -(-k_bytes // AMPERE_STEP_BYTES)
+    if kind != "f32":
+        return AmpereTiling(width=AMPERE_NARROW if shape[1] <= AMPERE_NARROW else AMPERE_TILE)
+    splits = (1, 2, 4) if gpu.capability >= HOPPER and epilogue.ranges is None else (1,)
+    widths = (AMPERE_TILE, AMPERE_NARROW) if shape[1] > AMPERE_NARROW else (AMPERE_NARROW,)
+    tilings = [AmpereTiling(width=width, splits=s) for width in widths for s in splits if s <= steps]
+    return min(tilings, key=lambda t: _ampere_steps(t, groups * math.prod(t.grid(*shape)), steps, gpu.multiprocessors))
+
+
+def _ampere_steps(t: AmpereTiling, blocks: int, steps: int, multiprocessors: int) -> float:
+    """A model of the loop in the time of a step of the larger tile, 1.06 us of an H200.
+
+    Two of the smaller tiles share a multiprocessor: they take 2 % more, but one starts or stores while the other
+    multiplies; one alone is little faster. The meeting of a cluster takes three steps.
+    """
+    narrow = t.width < AMPERE_TILE
+    tiles = -(-blocks // multiprocessors) * t.width / AMPERE_TILE
+    multiplying = max(tiles, 0.6) * (1.02 if narrow else 1.0) * steps / t.splits
+    return multiplying + math.ceil(tiles) * ((2.0 if narrow else 2.4) + 3 * (t.splits > 1))
 
 
 def gemm(
@@ -206,14 +257,16 @@ def on_hopper(
 
 
 def on_ampere(
-    a: cupy.ndarray, b: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, precision: Precision = "tf32"
-) -> None:
-    """`gemm` by mma.sync, of matrices whose rows begin at multiples of 16 bytes."""
-    options = (f"-DUSE_ELEMENT={element(a, precision)}", *epilogue.macros, "-DUSE_ACCESS=16")
-    grid = -(-out.shape[0] // AMPERE_TILE), -(-out.shape[1] // AMPERE_TILE)
+    a: cupy.ndarray, b: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, precision: Precision = "tf32",
+    chosen: AmpereTiling | None = None,
+) -> None:  # fmt: skip
+    """`gemm` by mma.sync, of matrices whose rows begin at multiples of 16 bytes; `chosen` as of `on_hopper`."""
+    kind = element(a, precision)
+    t = chosen or ampere_tiling(kind, epilogue, out.shape, a.shape[1] * a.itemsize)
+    options = (f"-DUSE_ELEMENT={kind}", *epilogue.macros, "-DUSE_ACCESS=16", *t.macros)
     launch(
-        kernel("gemm_sm80", "gemm", options=options), grid, AMPERE_THREADS, *_matrices(a, b), epilogue.structure(out),
-        shared=AMPERE_SHARED,
+        kernel("gemm_sm80", "gemm", options=options), t.grid(*out.shape), AMPERE_THREADS, *_matrices(a, b),
+        epilogue.structure(out), shared=AMPERE_SHARED, cluster=t.cluster,
     )  # fmt: skip
 
 

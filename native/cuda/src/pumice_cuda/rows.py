@@ -27,11 +27,18 @@ REDUCTIONS = {
     "sum": ("Add", "Identity"), "mean": ("Add", "Identity"), "max": ("Greatest", "Identity"),
     "min": ("Least", "Identity"), "sum_square": ("Add", "Square"),
 }  # fmt: skip
-LONG = 1024
-"""Elements of a row that a whole block reduces."""
+LONG = 512
+"""Accesses to a row that a whole block reduces."""
 PART = 8192
 """Least elements of a part of a row that is divided among blocks."""
-THREADS = 256
+SHARED_PART = 64
+"""Least rows of a part of a column, and least that threads share."""
+THREADS, SHARERS = 256, 8
+"""Of a block; those that share a column."""
+BLOCKS_EACH, COLUMNS = 16, 128
+"""Of a multiprocessor, at least, before a reduction is cut into parts; columns that such a block has, of float32."""
+MAP_THREADS = 128
+"""Of a block that maps elements."""
 HOPPER = (9, 0)
 
 
@@ -131,8 +138,8 @@ def map_elements(function: Function, x: cupy.ndarray) -> cupy.ndarray:
     y = cupy.empty_like(x)
     if x.size:
         code = kernel("rows", f"map_elements<{type_name(x)}, {FUNCTIONS[function]}>")
-        grid = blocks(x.size, THREADS * (ACCESS // x.itemsize))
-        launch(code, grid, THREADS, x, y, np.int64(x.size), np.int32(aligned(x)))
+        grid = blocks(x.size, MAP_THREADS * (ACCESS // x.itemsize))
+        launch(code, grid, MAP_THREADS, x, y, np.int64(x.size), np.int32(aligned(x)))
     return y
 
 
@@ -184,10 +191,16 @@ def _reduced(
 
 
 def _parts(outer: int, reduced: int, inner: int, multiprocessors: int) -> int:
-    """Into how many the reduced axis is cut: enough for 2,048 threads everywhere, none of them short."""
-    threads = outer * (inner if inner > 1 else THREADS)
-    wanted = -(-2048 * multiprocessors // threads)
-    return max(1, min(wanted, reduced // (PART if inner == 1 else 64), 1024))
+    """Into how many the reduced axis is cut: enough blocks for every multiprocessor, none of them with little to do."""
+    whole = outer if inner == 1 else blocks(outer * inner, COLUMNS)
+    wanted = -(-BLOCKS_EACH * multiprocessors // whole)
+    return max(1, min(wanted, reduced // (PART if inner == 1 else SHARED_PART), 1024))
+
+
+def _neighbours_read(x: cupy.ndarray, extents: tuple[int, int, int]) -> int:
+    """Elements of an access: those of 16 bytes, where every row begins at a multiple of them."""
+    widest, (_, reduced, inner) = ACCESS // x.itemsize, extents
+    return widest if aligned(x) and (reduced if inner == 1 else inner) % widest == 0 else 1
 
 
 def _folded(
@@ -198,16 +211,18 @@ def _folded(
     import cupy
 
     outer, reduced, inner = extents
-    y = cupy.empty((outer, parts, inner), dtype)
-    part = -(-reduced // parts)
-    types, size = f"{type_name(x)}, {type_name(y)}", (np.int64(part), np.int32(parts), np.float32(divisor))
+    y, wide = cupy.empty((outer, parts, inner), dtype), _neighbours_read(x, extents)
     if inner == 1:
-        threads = THREADS if part > LONG else WARP
-        code = kernel("rows", f"reduce_rows<{types}, {threads}, {', '.join(folding)}>")
-        grid = blocks(outer * parts, THREADS // threads)
-        launch(code, grid, THREADS, x, y, np.int64(outer), np.int64(reduced), *size)
+        part = -(-reduced // (parts * wide)) * wide
+        team, sizes = THREADS if part > LONG * wide else WARP, [outer, reduced, part]
+        name, grid = f"reduce_rows<{{}}, {team}, {{}}>", (blocks(outer * parts, THREADS // team), 1)
     else:
-        code = kernel("rows", f"reduce_columns<{types}, {', '.join(folding)}>")
-        columns = blocks(outer * inner, THREADS)
-        launch(code, (columns, parts), THREADS, x, y, np.int64(outer), np.int64(reduced), np.int64(inner), *size)
+        part = -(-reduced // parts)
+        sharers, sizes = SHARERS if part >= SHARED_PART else 1, [outer, reduced, inner, part]
+        name, grid = f"reduce_columns<{{}}, {sharers}, {{}}>", (blocks(outer * inner, THREADS // sharers * wide), parts)
+    code = kernel("rows", name.format(f"{type_name(x)}, {type_name(y)}, {wide}", ", ".join(folding)))
+    launch(
+        code, grid, THREADS, x, y, *map(np.int64, sizes), np.int32(parts), np.float32(divisor),
+        overlaps=device.gpu().capability >= HOPPER,
+    )  # fmt: skip
     return y

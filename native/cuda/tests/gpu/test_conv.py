@@ -8,6 +8,7 @@ from pumice.ops.record import Node
 from pumice.ops.window import Window
 from pumice_cuda.conv import Conv
 from pumice_cuda.epilogue import Epilogue, LevelSum
+from pumice_cuda.gemm import AmpereTiling
 
 
 @attrs.frozen(kw_only=True)
@@ -41,6 +42,14 @@ LAYERS = [
     Layer(channels=6, outputs=12, groups=6), Layer(channels=128, outputs=256, size=(28, 28), images=5),
     Layer(channels=1, kernel=(3, 5), pads=(1, 2, 1, 2), outputs=70, size=(9, 131)),
     Layer(channels=4, kernel=(8, 8), pads=(2, 3, 1, 4), strides=(4, 4), size=(40, 37), outputs=24),
+]  # fmt: skip
+DEPTHWISE = [
+    Layer(channels=40, outputs=40, groups=40), Layer(channels=36, outputs=36, groups=36, strides=(2, 2)),
+    Layer(channels=44, outputs=44, groups=44, kernel=(5, 5), pads=(2, 2, 2, 2), strides=(1, 2), size=(9, 30)),
+    Layer(channels=8, outputs=8, groups=8, kernel=(7, 7), pads=(3, 1, 0, 3), size=(17, 14)),
+    Layer(channels=35, outputs=35, groups=35, strides=(3, 1)),
+    Layer(channels=16, outputs=16, groups=16, dilations=(2, 3), pads=(2, 3, 2, 3)),
+    Layer(channels=4, outputs=4, groups=4, kernel=(1, 9), pads=(0, 4, 0, 4)),
 ]  # fmt: skip
 
 
@@ -104,17 +113,41 @@ def test_threads_and_the_copy_engine_gather_the_same(drawn, layer):
     assert (outs[0] == outs[1]).all()
 
 
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[7], LAYERS[8], LAYERS[10]], ids=repr)
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[7], LAYERS[8], LAYERS[10], *DEPTHWISE], ids=repr)
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1e-6), ("bfloat16", 1e-6), ("float32", 2e-3)])
 def test_floats_lose_only_what_the_type_does(drawn, error, layer, dtype, most):
     images, weights, conv = built(drawn, layer, dtype)
     assert error(conv(images), exact(images, weights, layer)) < most
 
 
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[4], LAYERS[7], LAYERS[9], LAYERS[11]], ids=repr)
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[4], LAYERS[7], LAYERS[9], LAYERS[11], LAYERS[13]], ids=repr)
 def test_float32_is_kept_on_request(drawn, error, layer):
     images, weights, conv = built(drawn, layer, "float32", precision="float32")
     assert error(conv(images), exact(images, weights, layer)) < 1e-6
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[4], LAYERS[8], LAYERS[13]], ids=repr)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_every_division_of_float32_is_close(drawn, error, layer, width, splits):
+    import cupy
+
+    images, weights, conv = built(drawn, layer, "float32", precision="float32")
+    wanted = exact(images, weights, layer).reshape(-1, layer.outputs)
+    out = cupy.empty(wanted.shape, np.float32)
+    conv.gathered(images, Epilogue(), out, AmpereTiling(width=width, splits=splits))
+    assert error(out, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("layer", DEPTHWISE, ids=repr)
+def test_depthwise_windows_of_floats_finish_as_asked(drawn, error, layer):
+    import cupy
+
+    images, weights, conv = built(drawn, layer, "bfloat16")
+    reference = exact(images, weights, layer)
+    bias, residual = drawn((layer.outputs,), "float32"), drawn(reference.shape, "float32")
+    found = conv(images, Epilogue(bias=bias, residual=residual, activation="clip", low=0.0))
+    assert error(found, cupy.maximum(reference + bias + residual, 0)) < 1e-6
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[1], LAYERS[8], LAYERS[10]], ids=repr)

@@ -5,11 +5,11 @@ import pytest
 
 from pumice_cuda import gemm as products
 from pumice_cuda.epilogue import Epilogue, LevelSum
-from pumice_cuda.gemm import Tiling, gemm
+from pumice_cuda.gemm import AmpereTiling, Tiling, gemm
 
 SHAPES = [(1, 5, 2048), (77, 33, 528), (128, 256, 512), (1000, 528, 1040), (300, 1111, 100), (129, 257, 63), (3, 2, 1)]
 TILINGS = [
-    Tiling(consumers=2, width=256), Tiling(consumers=2, width=128),
+    Tiling(consumers=2, width=256), Tiling(consumers=2, width=128), Tiling(consumers=3, width=128),
     Tiling(consumers=1, width=64), Tiling(consumers=1, width=256), Tiling(consumers=2, width=64),
     Tiling(consumers=2, width=128, splits=2), Tiling(consumers=1, width=128, splits=2),
     Tiling(consumers=2, width=256, splits=2),
@@ -52,6 +52,22 @@ def test_every_division_gives_the_same_sums(drawn, tiling):
         a, b, out = drawn((m, k), "int8"), drawn((n, k), "int8"), cupy.empty((m, n), np.int32)
         products.on_hopper(a, b, Epilogue(output="int32"), out, tiling)
         assert (out == exact(a, b).astype(np.int32)).all()
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize("output", ["float32", "int8"])
+def test_every_division_of_float32_gives_close_sums(drawn, error, width, splits, output):
+    import cupy
+
+    chosen = AmpereTiling(width=width, splits=splits)
+    for m, n, k in [(128, 256, 256), (300, 531, 1040)]:
+        a, b = drawn((m, k), "float32"), drawn((n, k), "float32")
+        out, scale = cupy.empty((m, n), output), cupy.full(1, 0.25, np.float32)
+        products.on_ampere(a, b, Epilogue(output=output, scale=scale), out, "float32", chosen)
+        sums = 0.25 * exact(a, b)
+        off = cupy.abs(out - cupy.clip(cupy.rint(sums), -128, 127)).max() if output == "int8" else error(out, sums)
+        assert off <= (1 if output == "int8" else 1e-6)
 
 
 def test_a_product_that_overlaps_the_one_before_waits_for_its_result(drawn):

@@ -6,6 +6,7 @@
 // channel, and four taps are one instruction (dp4a). Their weights are words of four taps, zero behind the last:
 // (lines of the window, words of a line, channels). Other weights are (taps, channels).
 #include "operands.cuh"
+#include "overlapping.cuh"
 
 #ifndef USE_CHANNELS
 #define USE_CHANNELS 4
@@ -125,6 +126,8 @@ __device__ __forceinline__ u32 bits_of(float sum) { return __float_as_uint(sum);
 
 extern "C" __global__ void __launch_bounds__(128)
     conv(const Value* images, const Weight* weights, const __grid_constant__ Window w, const __grid_constant__ Epilogue e) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     unsigned groups = w.channels / CHANNELS, spans = (w.out_width + SPAN - 1) / SPAN;
     unsigned number = blockIdx.x / w.blocks, index = blockIdx.x % w.blocks * blockDim.x + threadIdx.x;
     unsigned place = index / groups, out_y = place / spans;
@@ -149,23 +152,12 @@ extern "C" __global__ void __launch_bounds__(128)
     OneColumn columns[CHANNELS];
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) columns[c] = OneColumn(e, channel + c);
-    typedef typename Stored<OUTPUT>::type Result;
 #pragma unroll
     for (int i = 0; i < SPAN; ++i) {
         if (first + i >= w.out_width) return;
-        int m = line * w.out_width + first + i;
-        Vector<Result, CHANNELS> results;
+        u32 bits[CHANNELS];
 #pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) {
-            u32 bits = finished<INTEGER, OUTPUT, ACTIVATION, RESIDUAL>(bits_of(sums[i][c]), columns[c], m, channel + c, e);
-            store_bits<OUTPUT>(results.at + c, bits);
-        }
-        Result* to = (Result*)e.out + m * e.out_stride + channel;
-        if (e.wide) {
-            *(Vector<Result, CHANNELS>*)to = results;
-        } else {
-#pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) to[c] = results.at[c];
-        }
+        for (int c = 0; c < CHANNELS; ++c) bits[c] = bits_of(sums[i][c]);
+        store_columns<INTEGER, OUTPUT, ACTIVATION, RESIDUAL>(bits, columns, line * w.out_width + first + i, channel, e);
     }
 }

@@ -1,8 +1,9 @@
 // since: sm_80
 // Convolutions from Ampere on, channels last and in groups: the implicit product of windows (a row for every output
 // pixel, its columns taps by channels) and weights (outputs, taps, channels of a group); `mainloop_sm80.cuh` is the loop.
-// Every thread follows the tap and channel of its place in K; a piece outside the image is read from `padding`, 16 bytes
-// of the value that stands there. Channels of a group are a multiple of ACCESS bytes, whole pieces.
+// Every thread follows the tap and channel of its place in K. Floats are zero outside the image; bytes are read from
+// `padding`, 16 bytes for each thread of the value that stands there: where all read the same, they wait for each other.
+// Channels of a group are a multiple of ACCESS bytes, whole pieces.
 #include "mainloop_sm80.cuh"
 
 struct Window {
@@ -22,7 +23,7 @@ struct WindowRows {
 
     __device__ __forceinline__ WindowRows(const Window& w, const unsigned char* images, const unsigned char* padding,
                                           int rows, int first_row)
-        : w(w), images(images), padding(padding), channel(threadIdx.x % PIECES_PER_ROW * ACCESS), tap(0), tap_x(0), tap_y(0) {
+        : w(w), images(images), padding(padding + 16 * threadIdx.x), channel(threadIdx.x % PIECES_PER_ROW * ACCESS), tap(0), tap_x(0), tap_y(0) {
         int row = first_row + threadIdx.x / PIECES_PER_ROW;
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
@@ -40,22 +41,22 @@ struct WindowRows {
             if (++tap_x == w.taps_x) tap_x = 0, ++tap_y;
         }
     }
-    __device__ __forceinline__ void advance() {
-        channel += STEP_BYTES;
+    __device__ __forceinline__ void advance(int steps = 1) {
+        channel += steps * STEP_BYTES;
         wrap();
     }
-    __device__ __forceinline__ int inside() const { return tap < w.taps ? ACCESS : 0; }
-    __device__ __forceinline__ const void* piece(int i) const {
-        int at_y = y[i] + tap_y * w.dilation_y, at_x = x[i] + tap_x * w.dilation_x;
-        bool there = (unsigned)at_y < (unsigned)w.height && (unsigned)at_x < (unsigned)w.width;
-        return there ? image[i] + (long long)(at_y * w.width + at_x) * w.pixel_bytes + channel : padding;
+    __device__ __forceinline__ Piece piece(int i) const {
+        int at_y = y[i] + tap_y * w.dilation_y, at_x = x[i] + tap_x * w.dilation_x, inside = tap < w.taps ? ACCESS : 0;
+        if ((unsigned)at_y >= (unsigned)w.height || (unsigned)at_x >= (unsigned)w.width)
+            return {padding, INTEGER ? inside : 0};
+        return {image[i] + (long long)(at_y * w.width + at_x) * w.pixel_bytes + channel, inside};
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
     conv(const unsigned char* images, const unsigned char* weights, const unsigned char* padding,
          const __grid_constant__ Window w, const __grid_constant__ Epilogue e) {
-    int row = blockIdx.x * HEIGHT, inside = blockIdx.y * WIDTH, first = blockIdx.z * w.group_columns;
+    int row = blockIdx.x / SPLITS * HEIGHT, inside = blockIdx.y * WIDTH, first = blockIdx.z * w.group_columns;
     int bytes = w.taps * w.group_bytes;
     Epilogue of_group = e;
     of_group.columns = first + w.group_columns;

@@ -5,6 +5,7 @@
 // the eight times four lanes of a warp read neighbouring words. Weights (outputs, rows of the window, eight pixels, four
 // channels), zero where the window ends, stay in shared memory in the order in which lanes want them.
 #include "operands.cuh"
+#include "overlapping.cuh"
 
 #ifndef USE_ROWS
 #define USE_ROWS 7
@@ -57,6 +58,8 @@ __device__ __forceinline__ void read_pixels(u32* to, const Value* image, const W
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 2)
     conv(const Value* images, const uint2* weights, const __grid_constant__ Window w, const __grid_constant__ Epilogue e) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     __shared__ u32 pixels[READ_LINES * READ_PIXELS];
     __shared__ uint2 kernel[ROWS * OUTPUTS / 8 * 32];  // [row][block of 8 outputs][lane]
     __shared__ ColumnTerms<OUTPUTS> terms;

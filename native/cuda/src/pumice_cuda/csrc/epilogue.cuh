@@ -191,6 +191,25 @@ __device__ __forceinline__ u32 finished(u32 sum, const OneColumn& column, int m,
     }
 }
 
+// Sums of as many neighbouring columns from n on, finished and stored at once where rows allow it.
+template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int COUNT>
+__device__ __forceinline__ void store_columns(const u32 (&sums)[COUNT], const OneColumn (&columns)[COUNT], int m, int n,
+                                              const Epilogue& e) {
+    typedef typename Stored<OUTPUT>::type Result;
+    Vector<Result, COUNT> results;
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c)
+        store_bits<OUTPUT>(results.at + c,
+                           finished<INTEGER, OUTPUT, ACTIVATION, RESIDUAL>(sums[c], columns[c], m, n + c, e));
+    Result* to = (Result*)e.out + m * e.out_stride + n;
+    if (e.wide) {
+        *(Vector<Result, COUNT>*)to = results;
+    } else {
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) to[c] = results.at[c];
+    }
+}
+
 // --- what belongs to the columns of a tile ----------------------------------------------------------------------------
 
 // In shared memory, filled by THREADS threads: they fetch into registers before the sums are made and put afterwards, so

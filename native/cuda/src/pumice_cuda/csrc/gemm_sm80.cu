@@ -5,7 +5,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
     gemm(const void* a, const void* b, long long a_stride, long long b_stride, int bytes, const __grid_constant__ Epilogue e) {
-    int row = blockIdx.x * HEIGHT, column = blockIdx.y * WIDTH;
+    int row = blockIdx.x / SPLITS * HEIGHT, column = blockIdx.y * WIDTH;
     multiply_tile(MatrixRows<HEIGHT>(a, a_stride, e.rows, bytes, row),
                   MatrixRows<WIDTH>(b, b_stride, e.columns, bytes, column), (bytes + STEP_BYTES - 1) / STEP_BYTES, e, row,
                   column);

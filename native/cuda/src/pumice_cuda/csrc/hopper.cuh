@@ -2,34 +2,12 @@
 // engine (TMA) and the matrix instructions of a warpgroup of 128 threads (wgmma).
 #pragma once
 
+#include "clusters.cuh"
 #include "operands.cuh"
 
 typedef unsigned long long u64;
 
-// --- addresses, clusters, registers ----------------------------------------------------------------------------------
-
-__device__ __forceinline__ u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// The address, in the window of the whole cluster, of what lies at `address` in the block of a rank.
-__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
-    u32 mapped;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-    return mapped;
-}
-
-__device__ __forceinline__ u32 load_from_cluster(u32 address) {
-    u32 value;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address));
-    return value;
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+// --- threads and registers -------------------------------------------------------------------------------------------
 
 // Among some of the block's threads, by one of its 16 barriers; __syncthreads has number 0.
 template <int THREADS>

@@ -133,42 +133,81 @@ struct Square {
     __device__ float operator()(float v) const { return v * v; }
 };
 
+// What becomes of `count` accesses of kWide neighbours, `step` elements from one to the next; several are on their way
+// at once.
+template <typename Combine, typename F, typename In, int kWide>
+__device__ inline void fold_accesses(const In *from, int64 step, int64 count, float (&folded)[kWide]) {
+    constexpr int kAhead = 4;
+#pragma unroll
+    for (int w = 0; w < kWide; w++) folded[w] = Combine::neutral();
+    for (int64 first = 0; first < count; first += kAhead) {
+        Access<In, kWide> ahead[kAhead];
+#pragma unroll
+        for (int n = 0; n < kAhead; n++)
+            if (first + n < count) ahead[n].fetch(from + (first + n) * step);
+#pragma unroll
+        for (int n = 0; n < kAhead; n++) {
+            if (first + n >= count) continue;
+            float values[kWide];
+            ahead[n].values(values);
+#pragma unroll
+            for (int w = 0; w < kWide; w++) folded[w] = Combine()(folded[w], F()(values[w]));
+        }
+    }
+}
+
+// How many of 0, 1 .. count - 1 are `first` more than a multiple of `each`.
+__device__ inline int64 share(int64 count, int first, int each) { return count > first ? (count - first - 1) / each + 1 : 0; }
+
 // out[o][s][i] from in[o][r][i] over the s-th part of r, divided by `divisor`. Parts are `part` long, and a second call
-// folds what they gave.
+// folds what they gave. Threads read kWide neighbours at a time, and rows and parts of rows begin at multiples of kWide.
 
 // Without an inner axis: a team has a part of a row.
-template <typename In, typename Out, int kTeam, typename Combine, typename F>
-__global__ void reduce_rows(const In *x, Out *y, int64 rows, int64 columns, int64 part, int parts, float divisor) {
+template <typename In, typename Out, int kWide, int kTeam, typename Combine, typename F>
+__global__ void __launch_bounds__(256)
+    reduce_rows(const In *x, Out *y, int64 rows, int64 columns, int64 part, int parts, float divisor) {
+    let_next_kernel_start();
+    wait_for_kernel_before();
     const int64 r = row_of_team<kTeam>();
     if (r >= rows * parts) return;
     const int64 start = r % parts * part, end = start + part < columns ? start + part : columns;
-    const In *row = x + r / parts * columns;
-    const float none = Combine::neutral();
-    float folded[4] = {none, none, none, none};
-    for (int64 i = start + threadIdx.x % kTeam; i < end; i += 4 * kTeam)
+    const int thread = threadIdx.x % kTeam;
+    float folded[kWide];
+    fold_accesses<Combine, F>(x + r / parts * columns + start + thread * kWide, kTeam * kWide,
+                              share((end - start) / kWide, thread, kTeam), folded);
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (i + n * kTeam < end) folded[n] = Combine()(folded[n], F()(widen(row[i + n * kTeam])));
-    const float both[2] = {Combine()(folded[0], folded[1]), Combine()(folded[2], folded[3])};
-    const float all = across<kTeam>(Combine()(both[0], both[1]), Combine());
-    if (threadIdx.x % kTeam == 0) narrow(all / divisor, y[r]);
+    for (int half = kWide / 2; half; half /= 2)
+#pragma unroll
+        for (int w = 0; w < half; w++) folded[w] = Combine()(folded[w], folded[w + half]);
+    const float all = across<kTeam>(folded[0], Combine());
+    if (thread == 0) narrow(all / divisor, y[r]);
 }
 
-// With one: a thread has a part of a column.
-template <typename In, typename Out, typename Combine, typename F>
-__global__ void reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, int64 inner, int64 part, int parts,
-                               float divisor) {
-    const int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x, o = column / inner, i = column % inner;
-    if (column >= outer * inner) return;
+// With one: a thread has kWide columns and, of a part of them, every kSharers-th row.
+template <typename In, typename Out, int kWide, int kSharers, typename Combine, typename F>
+__global__ void __launch_bounds__(256)
+    reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, int64 inner, int64 part, int parts, float divisor) {
+    constexpr int kThreads = 256 / kSharers, kColumns = kThreads * kWide;  // of a block
+    __shared__ float of_sharers[kSharers][kColumns];
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    const int sharer = threadIdx.x / kThreads, inside = threadIdx.x % kThreads * kWide;
+    const int64 first = int64(blockIdx.x) * kColumns, columns = outer * inner, column = first + inside;
     const int64 start = blockIdx.y * part, end = start + part < reduced ? start + part : reduced;
-    const float none = Combine::neutral();
-    float folded[4] = {none, none, none, none};
-    for (int64 r = start; r < end; r += 4)
+    if (column < columns) {
+        float folded[kWide];
+        fold_accesses<Combine, F>(x + (column / inner * reduced + start + sharer) * inner + column % inner, kSharers * inner,
+                                  share(end - start, sharer, kSharers), folded);
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (r + n < end) folded[n] = Combine()(folded[n], F()(widen(x[(o * reduced + r + n) * inner + i])));
-    const float both[2] = {Combine()(folded[0], folded[1]), Combine()(folded[2], folded[3])};
-    narrow(Combine()(both[0], both[1]) / divisor, y[(o * parts + blockIdx.y) * inner + i]);
+        for (int w = 0; w < kWide; w++) of_sharers[sharer][inside + w] = folded[w];
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < kColumns && first + c < columns; c += 256) {
+        float all = of_sharers[0][c];
+#pragma unroll
+        for (int n = 1; n < kSharers; n++) all = Combine()(all, of_sharers[n][c]);
+        narrow(all / divisor, y[((first + c) / inner * parts + blockIdx.y) * inner + (first + c) % inner]);
+    }
 }
 
 // instances: softmax<float, 4, 128, 2, false>; softmax<bfloat16, 8, 1024, 0, true>
@@ -176,5 +215,5 @@ __global__ void reduce_columns(const In *x, Out *y, int64 outer, int64 reduced, 
 // instances: layer_norm<float16, 8, 256, 4, true, false>; layer_norm<bfloat16, 8, 32, 4, false, false>
 // instances: layer_norm<bfloat16, 8, 1024, 0, false, true>; layer_norm<float, 4, 128, 2, false, false>
 // instances: map_elements<float, Gelu>; map_elements<float16, GeluTanh>; map_elements<bfloat16, Silu>
-// instances: reduce_rows<float, float, 256, Add, Identity>; reduce_rows<float16, float, 32, Greatest, Identity>
-// instances: reduce_columns<float, float, Add, Square>; reduce_columns<bfloat16, bfloat16, Least, Identity>
+// instances: reduce_rows<float, float, 4, 256, Add, Identity>; reduce_rows<float16, float, 8, 32, Greatest, Identity>
+// instances: reduce_columns<float, float, 1, 1, Add, Square>; reduce_columns<bfloat16, bfloat16, 8, 8, Least, Identity>

@@ -135,7 +135,7 @@ __device__ __forceinline__ uint4 joined_with_neighbour(uint2 first, uint2 second
 // 32-bit outputs: 16 bytes a thread. What is added is read for several blocks ahead of what is stored of them.
 template <int BLOCKS, class STRIP>
 __device__ __forceinline__ void store_words(const u32 (&sums)[4 * BLOCKS], STRIP& strip) {
-    constexpr int AHEAD = BLOCKS % 16 == 0 ? 8 : 4;
+    constexpr int AHEAD = BLOCKS % 16 == 0 ? 8 : BLOCKS % 4 == 0 ? 4 : 2;
     static_assert(BLOCKS % AHEAD == 0, "blocks are read in groups");
     int odd = threadIdx.x & 1;
 #pragma unroll
