@@ -3,11 +3,12 @@
     python benchmarks/bench_cuda.py [--quick] [--json FILE] [--only FAMILY,FAMILY] [--matching TEXT]
 
 Every case is checked first, on fresh random data and into poisoned outputs; a case that is wrong is not timed and the
-script ends with 1. A contestant's calls are recorded into a CUDA graph that goes round several sets of inputs, more
-than the cache holds, and the graph is replayed between two events. All contestants take turns, round by round. Times
-are medians of a call; the spread is half the distance of the quartiles, relative. `ratio` is the best peer's median
-over ours, above 1 is faster; `!` marks a ratio below the case's target. Clocks are left as they are found. The JSON
-keeps the date, the device and every round of every contestant; `results/cuda_h200/` holds those of an H200.
+script ends with 1, one whose peer is not installed is left out with a line that says so. A contestant's calls are
+recorded into a CUDA graph that goes round several sets of inputs, more than the cache holds, and the graph is replayed
+between two events. All contestants take turns, round by round. Times are medians of a call; the spread is half the
+distance of the quartiles, relative. `ratio` is the best peer's median over ours, above 1 is faster; `!` marks a ratio
+below the case's target. Clocks are left as they are found. The JSON keeps the date, the device and every round of every
+contestant; `results/cuda_h200/` holds those of an H200.
 """
 
 import argparse
@@ -118,9 +119,12 @@ def main() -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     print(f"{device.examination()}; {now()}\n")
-    table, rows, wrong = Table(COLUMNS), [], []
+    table, rows, wrong, left_out = Table(COLUMNS), [], [], []
     for case in all_cases(arguments.quick, arguments.only):
         if arguments.matching not in case.name:
+            continue
+        if missing := without_peer(case):
+            left_out.append(missing)
             continue
         found = measured(case, arguments.quick)
         if isinstance(found, str):
@@ -129,11 +133,19 @@ def main() -> int:
             table.row(found.cells())
             rows.append(found)
         if arguments.json:
-            write_json(arguments.json, {"device": str(device.examination()), **record(rows, wrong)})
-    for line in (*wrong, *failed_peers(rows)):
+            write_json(
+                arguments.json, {"device": str(device.examination()), "left_out": left_out, **record(rows, wrong)}
+            )
+    for line in (*wrong, *left_out, *failed_peers(rows)):
         print(f"\n{line}")
     _print_means(rows)
     return 1 if wrong else 0
+
+
+def without_peer(case: Case) -> str | None:
+    """Why a case cannot be timed here, if its peer is not installed."""
+    absent = next((package for package in case.needs if importlib.util.find_spec(package) is None), None)
+    return absent and f"{case.name} is left out, as its peer needs {absent}: pip install {absent}"
 
 
 def record(rows: Sequence[Row], wrong: Sequence[str]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Case:
     """The fewest bytes that a call reads and writes; decides how many sets of inputs are needed."""
     target: float
     """Ratio to the best peer that is asked for; 1 is level."""
+    needs: Sequence[str] = ()
+    """Packages of its peers beside PyTorch."""
     build: Callable[[int], Contest]
     """Given how many sets of inputs to make."""
 

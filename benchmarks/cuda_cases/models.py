@@ -35,6 +35,8 @@ class Shape:
     """Input of a batch."""
     peer: Callable[[], Any]
     """The same network in PyTorch, in 16 bits on the GPU."""
+    needs: str
+    """The package that has it."""
     weights: float
     operations: float
     """Of one sample, a multiply-add counting two."""
@@ -59,12 +61,12 @@ SHAPES: Mapping[str, Shape] = {
     "ResNet50": Shape(
         write=lambda folder: networks.resnet50(folder / "resnet50.onnx"),
         draw=lambda rng, batch: rng.normal(size=(batch, 3, PIXELS, PIXELS)).astype(np.float32),
-        peer=_resnet, weights=25.6e6, operations=8.2e9,
+        peer=_resnet, needs="torchvision", weights=25.6e6, operations=8.2e9,
     ),
     "BERT-base": Shape(
         write=lambda folder: networks.bert(folder / "bert.onnx", words=WORDS),
         draw=lambda rng, batch: rng.integers(0, WORDS, (batch, TOKENS)),
-        peer=_bert, weights=86e6, operations=2 * TOKENS * (85e6 + 12 * 2 * TOKENS * 768),
+        peer=_bert, needs="transformers", weights=86e6, operations=2 * TOKENS * (85e6 + 12 * 2 * TOKENS * 768),
     ),
 }  # fmt: skip
 
@@ -76,6 +78,7 @@ def cases(quick: bool) -> Iterator[Case]:
                 yield Case(
                     family="models", name=f"{name} {kind} batch {batch}", target=1.0,
                     operations=batch * shape.operations, moved=shape.weights * (1 if kind == "int8" else 4),
+                    needs=[shape.needs],
                     build=lambda sets, s=shape, k=kind, b=batch: _contest(s, k, b),
                 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The table of CUDA kernels, without a GPU."""
 
+import attrs
 import bench_cuda
 import pytest
 from cuda_cases import Case
@@ -17,6 +18,14 @@ def test_a_row_has_medians_of_its_rounds_and_the_best_peer():
     assert found.spread == pytest.approx((5.5 - 1.5) / 2 / 2)
     assert found.cells()[1:5] == ["2.00", "1000.0 T/s", "fast 3.00", "1.50"]
     assert row([4e-6], peer=[2e-6]).cells()[4] == "0.50!"
+
+
+def test_a_case_whose_peer_is_not_installed_is_left_out_with_a_line():
+    absent = attrs.evolve(CASE, needs=["attrs", "no_such_package"])
+    assert bench_cuda.without_peer(absent) == (
+        "a product is left out, as its peer needs no_such_package: pip install no_such_package"
+    )
+    assert bench_cuda.without_peer(attrs.evolve(CASE, needs=["attrs"])) is None
 
 
 def test_the_record_keeps_every_round():

@@ -14,6 +14,7 @@ from pumice.autograd import Tape
 from pumice.distil.memory import planned
 from pumice.plan import compile_plan
 from pumice.train import Parameters
+from pumice_cuda import placing
 
 FAKE = Path(__file__).parents[2] / "native" / "cuda" / "tests" / "fake_cupy.py"
 
@@ -64,6 +65,7 @@ def gpu(monkeypatch):
     module.random = types.SimpleNamespace(default_rng=Draws)
     module.get_default_memory_pool = lambda: pool
     module.cuda.MemoryHook = Hook
+    monkeypatch.setattr(placing, "_claim", lambda: None)
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setitem(sys.modules, "cupyx.scipy.special", fake.special())
     return module

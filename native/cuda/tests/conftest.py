@@ -9,7 +9,7 @@ import pytest
 
 from pumice.ops.matmul import MULTIPLIERS
 from pumice.ops.updates import FUSED
-from pumice_cuda import device
+from pumice_cuda import device, placing
 
 collect_ignore = [] if device.unavailable() is None else ["gpu"]
 
@@ -26,6 +26,7 @@ def gpu(monkeypatch):
     fake = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fake)
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="CuPy is a stand-in"))
+    monkeypatch.setattr(placing, "_claim", lambda: None)
     for fused in (MULTIPLIERS, FUSED):  # what a test on a real GPU may have left here
         monkeypatch.delitem(fused, "cupy", raising=False)
     module = fake.module()

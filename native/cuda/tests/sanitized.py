@@ -69,8 +69,9 @@ def convolutions():
         for output, padding in itertools.product(("int32", "int8"), (0, 3)):
             conv = Conv(integers(*shape), window, groups=groups, padding=padding)
             conv(integers(2, *size, channels), epilogue(output, outputs, (2, *window.output, outputs)))
-        for precision in ("tf32", "float32"):
-            Conv(floats(*shape), window, groups=groups, precision=precision)(floats(2, *size, channels))
+        for dtype, precision in itertools.product(("float16", "bfloat16", "float32"), ("tf32", "float32")):
+            conv = Conv(floats(*shape, dtype=dtype), window, groups=groups, precision=precision)
+            conv(floats(2, *size, channels, dtype=dtype))
 
 
 def pools():
@@ -111,11 +112,13 @@ def quantizations():
 
 def few_bits():
     cases = [(300, 7, 3, 128), (1000, 33, 9, 32), (1000, 33, 2, 64), (257, 18, 70, None), (1, 1, 1, None)]
-    cases += [(4104, 2200, 1, None), (4104, 2200, 8, None), (129, 17, 30, 32)]
+    cases += [(4000, 2200, 1, None), (4000, 2200, 8, None), (4104, 2200, 8, None), (129, 17, 30, 32)]
     for (k, n, m, group), dtype in itertools.product(cases, ("float32", "float16", "bfloat16")):
         groups, codes = -(-k // (group or k)), rng.integers(0, 16, (k, n))
         scale, a = rng.uniform(0.5, 1, (n, groups)).astype(np.float32), floats(m, k, dtype=dtype)
+        whole = dtype == "bfloat16"  # which need no second part
         for table in (rng.standard_normal(s).astype(np.float32) for s in ((16,), (n, 16))):
+            table = np.round(8 * table) if whole else table
             lowbit.matmul(a, lowbit.pack(codes, table, scale, group=group), floats(n, dtype=dtype))
         lowbit.matmul(a, lowbit.pack_affine(codes, scale, scale, group=group))
 
@@ -126,6 +129,13 @@ def layers():
         weights = recurrent.prepare(cell, floats(gates * hidden, inputs), floats(gates * hidden, hidden))
         y, states = cupy.empty((time, batch, hidden), np.float32), [floats(batch, hidden) for _ in range(gates - 2)]
         recurrent.run(weights, floats(time, batch, inputs), y, *states, bias=floats(2 * gates * hidden))
+    for time, batch, inputs, hidden in (*shapes, (3, 64, 9, 320)):  # a state that is quantized
+        scale, r = floats(4 * hidden), floats(4 * hidden, hidden)
+        w = recurrent.IntegerInput.of(integers(inputs, 4 * hidden), scale, cupy.zeros(1, np.int8))
+        state = recurrent.IntegerState.of(integers(hidden, 4 * hidden), scale)
+        y, states = cupy.empty((time, batch, hidden), np.float32), [floats(batch, hidden) for _ in range(2)]
+        weights = recurrent.prepare("lstm", w, r, rounds=True, state=state)
+        recurrent.run(weights, floats(time, batch, inputs), y, *states)
 
 
 def ranges():

@@ -39,6 +39,24 @@ def test_every_source_compiles_for_every_architecture(source, arch):
     assert found, f"{source}.cu has no kernel"
 
 
+BYTES, HALVES = ("s8", "u8"), ("f16", "bf16")
+ELEMENTS = {
+    "gemm_dp4a": BYTES, "conv_stem": BYTES, "conv_depthwise": (*BYTES, *HALVES, "f32"),
+    "conv_depthwise_floats": (*HALVES, "f32"),
+    "gemm_sm80": (*BYTES, *HALVES, "tf32", "f32"), "conv_sm80": (*BYTES, *HALVES, "tf32", "f32"),
+    "gemm_sm90": (*BYTES, *HALVES, "tf32"), "conv_sm90": (*BYTES, *HALVES, "tf32"),
+}  # fmt: skip
+"""What products and convolutions multiply, by source."""
+
+
+@pytest.mark.parametrize(("source", "element"), [(s, e) for s, elements in ELEMENTS.items() for e in elements])
+def test_products_and_convolutions_compile_for_every_type(source, element):
+    finish = {"USE_OUTPUT": element.removeprefix("t"), "USE_ACTIVATION": "none", "USE_RESIDUAL": "true"}
+    options = tuple(f"-D{name}={value}" for name, value in {"USE_ELEMENT": element, **finish}.items())
+    oldest, *_ = compiling.architectures(source)
+    assert resources(source, arch=oldest, options=options)
+
+
 TWICE = 'extern "C" __global__ void twice(float *x) { x[threadIdx.x] *= 2; }'
 
 

@@ -65,10 +65,24 @@ def test_a_cupy_that_cannot_be_used_is_named_in_one_line(monkeypatch):
     def broken():
         raise RuntimeError("libcudart.so.13 is not there\nlooked in /usr/lib")
 
+    broken_cuda = SimpleNamespace(get_local_runtime_version=broken)
     monkeypatch.setattr(device, "_library", lambda *_: None)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(get_local_runtime_version=broken)))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(__version__="14.2.0", cuda=broken_cuda))
     with pytest.raises(NotThere, match=r"^CuPy cannot be used \(libcudart.so.13 is not there\): pip install 'pumice"):
         device._cupy()
+
+
+@pytest.mark.parametrize("installed", ["13.6.0", "14.1.9", "15.0.0"])
+def test_a_package_of_another_version_is_named_with_both(monkeypatch, installed):
+    monkeypatch.setattr(device, "_library", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(__version__=installed))
+    with pytest.raises(NotThere, match=f"^CuPy {installed} is installed and 14.2 or a later 14 is needed: pip install"):
+        device._cupy()
+
+
+@pytest.mark.parametrize("installed", ["14.2.0", "14.10.0rc1"])
+def test_later_packages_of_the_same_major_version_are_taken(installed):
+    device._written_for("CuPy", installed, (14, 2))
 
 
 def test_a_gpu_newer_than_the_compiler_is_named_with_both():

@@ -43,6 +43,14 @@ def test_as_many_gpus_as_are_not_there_are_refused(two, monkeypatch, gpus):
         parallel.in_parallel(work, "here", gpus=gpus)
 
 
+def test_several_gpus_without_nccl_are_refused(monkeypatch, gpu):
+    monkeypatch.setattr(parallel, "_gpus", lambda: 2)
+    monkeypatch.setattr(gpu.cuda, "nccl", types.SimpleNamespace(available=False), raising=False)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", gpu.cuda)
+    with pytest.raises(PumiceError, match="needs NCCL, which is not installed: pip install nvidia-nccl-cu13"):
+        parallel.in_parallel(work, "here")
+
+
 def test_the_result_is_that_of_the_first_process(two):
     assert parallel.in_parallel(work, "here") == (0, 2, "here")
 

@@ -1,4 +1,4 @@
-"""LSTMs of 8 bits, which have no kernel: core's code runs on CuPy's arrays, and nothing is looked at on the way."""
+"""LSTMs of 8 bits where no kernel takes them: core's code runs on CuPy's arrays, and looks at nothing on the way."""
 
 import numpy as np
 

@@ -13,7 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from pumice.errors import DataError
+from pumice.errors import DataError, PumiceError
 from pumice.ops.record import Kernel
 from pumice.plan import compile_plan
 from pumice.quantize.simulation import simulate
@@ -117,6 +117,29 @@ def test_a_recording_without_memory_is_done_without(gpu, monkeypatch):
     plan = types.SimpleNamespace(run=exhausted)
     with pytest.raises(CannotRecord, match="the memory of the GPU does not suffice: Out of memory allocating"):
         replay.Replay(plan, {"x": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("what", ["open the model", r"run it on x \[2, 3, 8, 8\]"])
+def test_without_memory_a_session_says_what_for(what, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError("Out of memory allocating 512 bytes")
+
+    opened, x = CudaRuntime().open(tiny_cnn()), np.zeros((2, 3, 8, 8), np.float32)
+    monkeypatch.setattr(session, "compile_plan", exhausted)
+    monkeypatch.setattr(type(opened.plan), "run", exhausted)
+    with pytest.raises(PumiceError, match=rf"does not suffice to {what} \(Out of memory allocating 512 bytes\): give"):
+        CudaRuntime().open(tiny_cnn()) if "open" in what else opened.run({"x": x})
+
+
+def test_what_a_caller_does_to_an_output_changes_no_model():
+    """An output that is a constant, and lies on the CPU."""
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        agraph (float[N] x) => (float[N] y, int64[2] z) <int64[2] w = {3, 4}> { y = Relu(x) z = Identity(w) }""")
+    opened = CudaRuntime(graphs=False).open(ir.from_proto(proto))
+    for _ in range(3):
+        z = opened.run({"x": np.ones(1, np.float32)})["z"]
+        np.testing.assert_array_equal(z, [3, 4])
+        z[:] = 0
 
 
 def test_nobody_waits_for_the_whole_gpu_during_a_recording(gpu, monkeypatch):

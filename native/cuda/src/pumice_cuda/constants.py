@@ -1,4 +1,5 @@
-"""What is made of a node's constants, once, when a plan is compiled: integer weights as the kernels read them.
+"""What is made of a node's constants, once, when a plan is compiled or when it is first needed (`Once`): weights as the
+kernels read them.
 
 A record whose weights are constant is bound: `bound(positions, prepare)` gives the constants at some positions of the
 inputs to `prepare`, which returns what computes the node from then on, or None where it has no kernel for them. A feed
@@ -7,17 +8,19 @@ may replace a constant; such a run is core's.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 import numpy as np
 
 from pumice.ops.record import Forward, Node, Outputs
 from pumice_cuda import reference
-from pumice_cuda.transfers import to_device, to_host
+from pumice_cuda.transfers import finish_stream, to_device, to_host
 
 Prepare = Callable[[Node, Sequence[Any]], Forward | None]
+T = TypeVar("T")
 
 
 def bound(positions: Sequence[int], prepare: Prepare) -> Callable[[Node, Sequence[Any]], Forward | None]:
@@ -39,6 +42,22 @@ def bound(positions: Sequence[int], prepare: Prepare) -> Callable[[Node, Sequenc
         return run
 
     return bind
+
+
+class Once(Generic[T]):
+    """What `make` makes on the GPU when it is first needed: by one thread, and finished before any stream reads it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: list[T] = []
+
+    def __call__(self) -> T:
+        with self._lock:
+            if not self._made:
+                made = self._make()
+                finish_stream()
+                self._made.append(made)
+        return self._made[0]
 
 
 @attrs.frozen(eq=False)

@@ -1,10 +1,11 @@
 """Whether this machine has a GPU that can be used, and if not, why: one sentence, found without what may hang.
 
 The order of the questions matters. Without a driver some calls of CUDA's libraries never return, so the driver is
-looked for first, as a library on disk. Then versions: a driver runs the cubins of its own CUDA version and of older
-ones, so the NVRTC in use must not be newer than it by a major version; CuPy must be built for a major version that the
-driver runs, and find cuBLAS (nothing here is cuDNN's); and the GPU must be one for which there are kernels (compute
-capability 7.5 and later) and that NVRTC knows.
+looked for first, as a library on disk. Then versions: packages of another version than this was written for are named
+before they fail in the middle of something; a driver runs the cubins of its own CUDA version and of older ones, so the
+NVRTC in use must not be newer than it by a major version; CuPy must be built for a major version that the driver runs,
+and find cuBLAS (nothing here is cuDNN's); and the GPU must be one for which there are kernels (compute capability 7.5
+and later) and that NVRTC knows.
 
 `Probes` are the questions, apart from what is made of the answers, so that every answer can be tried without a GPU.
 """
@@ -148,7 +149,12 @@ def _dotted(version: tuple[int, int]) -> str:
 
 def _driver() -> tuple[int, int]:
     _library("cuda", "no NVIDIA driver is installed: install the driver of the GPU, version 580 or later")
+    import cuda.bindings
+    import cuda.core
     from cuda.bindings import driver
+
+    _written_for("cuda-bindings", cuda.bindings.__version__, (13, 0))
+    _written_for("cuda-core", cuda.core.__version__, (1, 2))
 
     error, version = driver.cuDriverGetVersion()
     if int(error):
@@ -179,6 +185,7 @@ def _cupy() -> int:
     try:
         import cupy
 
+        _written_for("CuPy", cupy.__version__, (14, 2))
         return int(cupy.cuda.get_local_runtime_version()) // 1000
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -198,6 +205,16 @@ def _gpu() -> Gpu:
         memory=properties["totalGlobalMem"],
         multiprocessors=properties["multiProcessorCount"],
     )
+
+
+def _written_for(name: str, installed: str, least: tuple[int, int]) -> None:
+    """Raises NotThere if a package is older, or of another major version."""
+    major, minor = map(int, installed.split(".")[:2])
+    if major != least[0] or minor < least[1]:
+        raise NotThere(
+            f"{name} {installed} is installed and {_dotted(least)} or a later {least[0]} is needed: "
+            f"pip install --upgrade 'pumice-cuda[toolkit]'"
+        )
 
 
 def _library(name: str, otherwise: str) -> Any:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cuda.core import Kernel, Stream
 
 Extent = int | tuple[int, ...]
-STATIC_SHARED = 48 << 10
-"""Bytes of shared memory that a block may have without asking."""
+UNASKED_SHARED = 40 << 10
+"""Bytes of dynamic shared memory that a block may have without asking; of 48 K, some are the kernel's own."""
 _thread = threading.local()
 _allowed: dict[Kernel, int] = {}
 """Bytes of dynamic shared memory that each kernel was allowed."""
@@ -51,7 +51,7 @@ def launch(
 
     if math.prod(_axes(grid)) == 0:
         return
-    if shared > STATIC_SHARED:
+    if shared > UNASKED_SHARED:
         _allow_shared(kernel, shared)
     if any(_is_structure(a) for a in arguments):
         _start_with_structures(kernel, _axes(grid), _axes(block), arguments, shared, cluster, overlaps)

@@ -62,7 +62,7 @@ def in_parallel(work: Callable[..., Any], *arguments: Any, gpus: int | None = No
         gpus: how many; None is all that there are.
 
     Raises:
-        PumiceError: there are not so many, or none can be used.
+        PumiceError: there are not so many, none can be used, or NCCL is not installed.
         RuntimeError: a process failed; the text is its error's.
     """
     count = _asked(gpus)
@@ -136,8 +136,15 @@ def _visible(rank: int) -> str:
 
 
 def _key() -> Any:
+    """What the processes find each other by.
+
+    Raises:
+        PumiceError: there is no NCCL.
+    """
     from cupy.cuda import nccl
 
+    if not nccl.available:
+        raise PumiceError("training on several GPUs needs NCCL, which is not installed: pip install nvidia-nccl-cu13")
     return nccl.get_unique_id()
 
 

@@ -30,7 +30,7 @@ from pumice.ops.matmul import MULTIPLIERS
 from pumice.ops.record import Array, Forward, Node, Op, Outputs, Vjp
 from pumice.ops.updates import FUSED
 from pumice_cuda import blas, device, updates
-from pumice_cuda.transfers import RecordedCopy, is_movable, on_device, to_device, to_host
+from pumice_cuda.transfers import RecordedCopy, finish_stream, is_movable, on_device, to_device, to_host
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,15 +69,28 @@ def reading() -> Iterator[list[Any]]:
         del _thread.read
 
 
+def _claim() -> None:
+    """Have core's code multiply and update CuPy's arrays as is best here.
+
+    Raises:
+        PumiceError: there is no GPU to use; the text says why.
+    """
+    device.gpu()
+    MULTIPLIERS["cupy"] = blas.matmul
+    FUSED["cupy"] = updates.adaptive
+
+
 class OnDevice:
-    """The placement of a plan on the current GPU."""
+    """The placement of a plan on the current GPU.
+
+    Raises:
+        PumiceError: there is no GPU to use; the text says why.
+    """
 
     device = "cuda"
 
     def __init__(self) -> None:
-        if device.unavailable() is None:
-            MULTIPLIERS["cupy"] = blas.matmul
-            FUSED["cupy"] = updates.adaptive
+        _claim()
         self.fallen: dict[str, str] = {}
         """Operators that ran on the CPU, and why."""
 
@@ -171,15 +184,9 @@ class Brought:
             return moved
         moved = to_device(x)
         if x.nbytes <= REMEMBERED:
-            _finish_copy()  # a recording may read it on another stream
+            finish_stream()  # a recording may read it on another stream
             remembered[place] = x.copy(), moved
         return moved
-
-
-def _finish_copy() -> None:
-    import cupy
-
-    cupy.cuda.get_current_stream().synchronize()
 
 
 def _same(one: Array, other: Array) -> bool:

@@ -85,6 +85,13 @@ def overwrite(there: Any, x: Any) -> None:
     there.set(x)
 
 
+def finish_stream() -> None:
+    """Wait until everything on the current stream is done, so that any stream may read it."""
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
 def _count_into(size: int) -> None:
     _refuse_in_recording()
     with _lock:
@@ -119,3 +126,10 @@ def to_host(x: Any) -> Any:
             counter.out += 1
             counter.bytes_out += x.nbytes
     return cupy.asnumpy(x)
+
+
+def handed_out(y: Any) -> Any:
+    """A result as the caller's own NumPy array: what lies on the CPU may be a constant of the model, or an input."""
+    if isinstance(y, list | tuple):
+        return [handed_out(item) for item in y]
+    return to_host(y) if on_device(y) else np.array(y)

@@ -66,27 +66,60 @@ def close(found, expected):
         np.testing.assert_allclose(have, want, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [(6, 2, 9, 16), (20, 5, 33, 128), (5, 40, 16, 300), (4, 1, 8, 1100)], ids=str)
+EIGHT_BITS = [
+    (6, 2, 9, 16), (20, 5, 33, 128), (9, 17, 5, 33), (5, 40, 16, 300), (7, 64, 12, 320), (5, 66, 8, 64), (4, 3, 8, 321),
+    (4, 2, 8, 512), (4, 1, 8, 1100),
+]  # fmt: skip
+"""Units and rows that one cluster takes, up to 320 and 64, and more."""
+
+
+@pytest.mark.parametrize("shape", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
-def test_an_lstm_of_8_bits_rounds_its_state_as_core_does(rng, shape, directions):
+@pytest.mark.parametrize("everything", [False, True], ids=["plain", "all inputs"])
+def test_an_lstm_of_8_bits_rounds_its_state_as_core_does(rng, shape, directions, everything):
+    node, given = of_8_bits(rng, shape, directions, everything)
+    on_gpu = [None if v is None else cupy.asarray(v) for v in given]
+    (record,) = (k for k in KERNELS if k.op_type == node.op_type)
+    run = record.bind(node, [None, *on_gpu[1:]])
+    assert (run is None) == (shape[-1] > 1056)
+    want = core_table().resolve(node.domain, node.op_type, 1).forward(node, *given)
+    for have, value in zip(run(node, *on_gpu) if run else (), want, strict=run is not None):
+        np.testing.assert_allclose(cupy.asnumpy(have), value, rtol=0, atol=4e-3)  # a value past a tie is a level off
+
+
+def of_8_bits(rng, shape, directions, everything):
+    """A DynamicQuantizeLSTM and its inputs; all of them are lengths, first states, peepholes and zero points, too."""
     time, batch, inputs, hidden = shape
     kind = "bidirectional" if directions == 2 else "forward"
     node = Node(
         op_type="DynamicQuantizeLSTM", domain="com.microsoft", outputs=("y", "h", "c"),
         attributes={"hidden_size": hidden, "direction": kind},
     )  # fmt: skip
-    w, r = (rng.integers(-128, 128, (directions, n, 4 * hidden)).astype(np.int8) for n in (inputs, hidden))
+    w, r = (rng.integers(-120, 128, (directions, n, 4 * hidden)).astype(np.int8) for n in (inputs, hidden))
     scales = [rng.uniform(0.5, 1, (directions, 4 * hidden)).astype(np.float32) / 128 / n**0.5 for n in (inputs, hidden)]
-    zero, bias = np.zeros((directions, 4 * hidden), np.int8), rng.standard_normal((directions, 8 * hidden))
-    x = rng.standard_normal((time, batch, inputs)).astype(np.float32)
-    given = [x, w, r, bias.astype(np.float32), *[None] * 4, scales[0], zero, scales[1], zero]
+    x, bias, h, c, holes = (
+        rng.standard_normal(size).astype(np.float32)
+        for size in (
+            (time, batch, inputs), (directions, 8 * hidden), *[(directions, batch, hidden)] * 2,
+            (directions, 3 * hidden),
+        )
+    )  # fmt: skip
+    zero = np.zeros((directions, 4 * hidden), np.int8)
+    if not everything:
+        return node, [x, w, r, bias, *[None] * 4, scales[0], zero, scales[1], zero]
+    lengths = rng.integers(0, time + 1, batch).astype(np.int32)
+    return node, [x, w, r, bias, lengths, h, c, holes, scales[0], zero + 3, scales[1][:, 0], zero[:, 0]]
+
+
+@pytest.mark.parametrize("batch", [3, 70])
+def test_weights_with_zero_points_are_multiplied_as_what_they_stand_for(rng, batch):
+    node, given = of_8_bits(rng, (5, batch, 8, 40), 1, everything=False)
+    given[11] = rng.integers(-9, 10, given[11].shape).astype(np.int8)
     on_gpu = [None if v is None else cupy.asarray(v) for v in given]
     (record,) = (k for k in KERNELS if k.op_type == node.op_type)
-    run = record.bind(node, [None, *on_gpu[1:]])
-    assert (run is None) == (hidden > 1056)
     want = core_table().resolve(node.domain, node.op_type, 1).forward(node, *given)
-    for have, value in zip(run(node, *on_gpu) if run else (), want, strict=run is not None):
-        np.testing.assert_allclose(cupy.asnumpy(have), value, rtol=0, atol=4e-3)  # a value past a tie is a level off
+    for have, value in zip(record.bind(node, [None, *on_gpu[1:]])(node, *on_gpu), want, strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(have), value, rtol=0, atol=4e-3)
 
 
 @shapes

@@ -1,5 +1,6 @@
 """The runtime on a GPU: the contract of every runtime, and recordings."""
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -84,6 +85,18 @@ def test_batches_of_any_size(rng, size):
     want = compile_plan(tiny_cnn(), kernels=()).run({"x": x})
     for _ in range(3):
         for name, value in opened.run({"x": x}).items():
+            np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", ["numpy", "cupy"])
+def test_inputs_may_lie_in_any_layout(rng, library):
+    there = importlib.import_module(library)
+    opened, given = CudaRuntime().open(tiny_cnn()), rng.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    want, x = compile_plan(tiny_cnn(), kernels=()).run({"x": given}), there.asarray(given)
+    moved = there.ascontiguousarray(x.transpose(2, 0, 3, 1)).transpose(1, 3, 0, 2)
+    layouts = [x, there.asfortranarray(x), moved, x[::-1].copy()[::-1], there.repeat(x, 2, axis=3)[..., ::2]]
+    for layout in [*layouts, *layouts[::-1]]:
+        for name, value in opened.run({"x": layout}).items():
             np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,18 @@
 
 #include "elements.cuh"
 
-__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+// kFast: to 1e-6, a quarter of the instructions.
+template <bool kFast = false>
+__device__ inline float sigmoid(float x) {
+    if constexpr (kFast) return __fdividef(1, 1 + power_of_two(-kLog2E * x));
+    else return 1 / (1 + expf(-x));
+}
+
+template <bool kFast>
+__device__ inline float hyperbolic_tangent(float x) {
+    if constexpr (kFast) return 2 * sigmoid<true>(2 * x) - 1;
+    else return tanhf(x);
+}
 
 struct Peepholes {
     float input, output, forget;
@@ -22,8 +33,10 @@ struct Peepholes {
 };
 
 // The new state from the sums of the gates i, o, f, c; changes the cell.
+template <bool kFast = false>
 __device__ inline float lstm_state(const float *gates, const Peepholes &peepholes, float &cell) {
-    const float admit = sigmoid(gates[0] + peepholes.input * cell), keep = sigmoid(gates[2] + peepholes.forget * cell);
-    cell = keep * cell + admit * tanhf(gates[3]);
-    return sigmoid(gates[1] + peepholes.output * cell) * tanhf(cell);
+    const float admit = sigmoid<kFast>(gates[0] + peepholes.input * cell);
+    const float keep = sigmoid<kFast>(gates[2] + peepholes.forget * cell);
+    cell = keep * cell + admit * hyperbolic_tangent<kFast>(gates[3]);
+    return sigmoid<kFast>(gates[1] + peepholes.output * cell) * hyperbolic_tangent<kFast>(cell);
 }

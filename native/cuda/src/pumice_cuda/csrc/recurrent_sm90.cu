@@ -1,15 +1,7 @@
 // architectures: sm_90a sm_100a
 // An LSTM over all its steps in one launch (recurrent.cuh).
+#include "clusters.cuh"
 #include "recurrent.cuh"
-
-__device__ inline void write_to_block(const float *own, int block, float value) {
-    unsigned address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(unsigned(__cvta_generic_to_shared(own))), "r"(block));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
-__device__ inline void arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // A cluster of eight blocks has kRows rows of the batch and all of R: a block the four gates of an eighth of the units,
 // whose weights its threads keep in registers. A state goes to the shared memory of all eight, and the cluster waits.
@@ -60,8 +52,7 @@ __global__ void __launch_bounds__(512, 1)
                                 : 0;
     };
     enter(0);
-    arrive();
-    wait();  // all have filled their states
+    cluster_sync();  // all have filled their states
     for (int step = 0; step < time; step++) {
         const int t = reverse ? time - 1 - step : step;
         float sums[kRows];
@@ -94,8 +85,7 @@ __global__ void __launch_bounds__(512, 1)
             if (works && first + row < batch && lane % 16 == 0)
                 y[t * y_step + int64(first + row) * hidden + unit] = alive ? state[row] : 0;
         }
-        arrive();
-        wait();
+        cluster_sync();
     }
 #pragma unroll
     for (int row = 0; row < kRows; row++)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
 from pumice_cuda import reference
+from pumice_cuda.constants import Once
 
 if TYPE_CHECKING:
     from pumice_cuda.recurrent import Cell, Weights
@@ -38,10 +39,10 @@ def _accepts(cell: Cell) -> Callable[[Node], str | None]:
     return accepts
 
 
-def _prepared(cell: Cell, w: Array, r: Array, *, rounds: bool = False) -> list[Weights]:
+def _prepared(cell: Cell, w: Array, r: Array) -> list[Weights]:
     from pumice_cuda.recurrent import prepare
 
-    return [prepare(cell, w[i], r[i], rounds=rounds) for i in range(len(w))]
+    return [prepare(cell, w[i], r[i]) for i in range(len(w))]
 
 
 def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: Sequence[Any]) -> Outputs:
@@ -55,9 +56,11 @@ def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: S
     steps = x.swapaxes(0, 1) if layout else x
     (time, batch), hidden = steps.shape[:2], weights[0].hidden
     y = cupy.empty((time, count, batch, hidden), np.float32)
-    states = [
-        _started(s, layout, (count, batch, hidden)) for s in ((first_h, first_c) if cell == "lstm" else (first_h,))
-    ]
+    first = (first_h, first_c) if cell == "lstm" else (first_h,)
+    states = cupy.zeros((len(first), count, batch, hidden), np.float32)
+    for state, given in zip(states, first, strict=True):
+        if given is not None:
+            state[...] = given.swapaxes(0, 1) if layout else given
     for i, direction in enumerate(weights):
         reverse = i == 1 or node.get("direction", "forward") == "reverse"
         run(
@@ -65,17 +68,8 @@ def _layer(cell: Cell, node: Node, weights: Sequence[Weights], x: Array, rest: S
             peepholes=None if peepholes is None else peepholes[i], reverse=reverse,
         )  # fmt: skip
     if layout:
-        return tuple(v for v in (y.transpose(2, 0, 1, 3), *(s.swapaxes(0, 1) for s in states)))
+        return y.transpose(2, 0, 1, 3), *(s.swapaxes(0, 1) for s in states)
     return y, *states
-
-
-def _started(initial: Array | None, layout: int, shape: tuple[int, int, int]) -> Any:
-    """(directions, batch, hidden): a copy of the first states, or zeros."""
-    import cupy
-
-    if initial is None:
-        return cupy.zeros(shape, np.float32)
-    return cupy.array(initial.swapaxes(0, 1) if layout else initial, order="C")
 
 
 def _fits(x: Array, w: Array, r: Array) -> bool:
@@ -94,14 +88,12 @@ def _run(cell: Cell) -> Forward:
 def _bind(cell: Cell) -> Callable[[Node, Sequence[Any]], Forward]:
     def bind(node: Node, constants: Sequence[Any]) -> Forward:
         known_w, known_r = constants[1], constants[2]
-        kept: list[Weights] = []
+        weights = Once(lambda: _prepared(cell, known_w, known_r))
 
         def forward(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Outputs:
             if w is not known_w or r is not known_r or not _fits(x, w, r):
                 return _run(cell)(node, x, w, r, *rest)
-            if not kept:
-                kept.extend(_prepared(cell, w, r))
-            return _layer(cell, node, kept, x, rest)
+            return _layer(cell, node, weights(), x, rest)
 
         return forward
 
@@ -110,25 +102,34 @@ def _bind(cell: Cell) -> Callable[[Node, Sequence[Any]], Forward]:
 
 def _bind_dynamic(node: Node, constants: Sequence[Any]) -> Forward | None:
     """With the integers, scales and zero points that the plan knows."""
-    from pumice_cuda.recurrent import units_of_block
+    from pumice_cuda.recurrent import IntegerInput, units_of_block
 
     known = [[*constants, *[None] * 12][i] for i in DYNAMIC_WEIGHTS]
     if any(v is None for v in known) or units_of_block(known[1].shape[1]) is None:
         return None
-    kept: list[Weights] = []
+    inputs = [IntegerInput.of(*direction) for direction in zip(known[0], *known[2:4], strict=True)]
+    if any(entered is None for entered in inputs):
+        return None
+    symmetric = not known[5].any()
+    weights = Once(lambda: _prepared_integers(inputs, known[1], *known[4:], symmetric=symmetric))
 
     def forward(node: Node, x: Array, *rest: Any) -> Outputs:
-        from pumice_cuda.quantize import dequantize, dynamic_quantize
-
         arrays = [*(x, *rest), *[None] * 12]
         if any(arrays[i] is not v for i, v in zip(DYNAMIC_WEIGHTS, known, strict=True)) or not x.size:
             return reference.forward(node, x, *rest)
-        if not kept:
-            w, r, *parameters = known
-            kept.extend(_prepared("lstm", _real(w, *parameters[:2]), _real(r, *parameters[2:]), rounds=True))
-        return _layer("lstm", node, kept, dequantize(*dynamic_quantize(x)), arrays[3:8])
+        return _layer("lstm", node, weights(), x, arrays[3:8])
 
     return forward
+
+
+def _prepared_integers(inputs: Sequence[Any], r: Array, scale: Array, zero: Array, *, symmetric: bool) -> list[Weights]:
+    """Directions of DynamicQuantizeLSTM; `symmetric`: the zero points of R are zero."""
+    from pumice_cuda.recurrent import IntegerState, prepare
+
+    return [
+        prepare("lstm", entered, real, rounds=True, state=IntegerState.of(integers, each) if symmetric else None)
+        for entered, real, integers, each in zip(inputs, _real(r, scale, zero), r, scale, strict=True)
+    ]
 
 
 def _real(integers: Array, scale: Array, zero: Array) -> Any:

@@ -13,11 +13,9 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pumice.ops.record import Array
 from pumice_cuda.placing import reading
-from pumice_cuda.transfers import is_movable, on_device, overwrite, to_device, to_host
+from pumice_cuda.transfers import handed_out, is_movable, on_device, overwrite, to_device
 
 if TYPE_CHECKING:
     from pumice.plan import Plan
@@ -90,4 +88,4 @@ class Replay:
             for name, x in feeds.items():
                 overwrite(self._inputs[name], x)
             self._graph.launch(self._stream)
-            return {name: to_host(y) if on_device(y) else np.array(y) for name, y in self._outputs.items()}
+            return {name: handed_out(y) for name, y in self._outputs.items()}

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import DataError
+from pumice.errors import DataError, PumiceError
 from pumice.ops.record import Array
 from pumice.plan import Plan, compile_plan
 from pumice.program import ABSENT, Step, compute, with_lifetimes
 from pumice_cuda import device
 from pumice_cuda.placing import OnDevice, refuse_other_device
 from pumice_cuda.runtime.replay import CannotRecord, Replay, finish
-from pumice_cuda.transfers import on_device, to_device, to_host
+from pumice_cuda.transfers import handed_out, on_device, to_device
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -54,8 +54,9 @@ class CudaSession:
     ) -> None:
         device.gpu()  # says why, where there is none
         self._placement = OnDevice()
-        plan = compile_plan(_integers(model, outputs), outputs, placement=self._placement)
-        self.plan = folded(plan)
+        with _memory_to("open the model"):
+            plan = compile_plan(_integers(model, outputs), outputs, placement=self._placement)
+            self.plan = folded(plan)
         self._bounds = _index_bounds(self.plan, plan.program.steps)
         self._graphs, self._streams = graphs, streams
         self._seen: OrderedDict[Shapes, _Recordings] = OrderedDict()
@@ -73,6 +74,7 @@ class CudaSession:
             DataError: an input does not fit, lies on another GPU, or is an index beyond the axis of a constant that it
                 selects from.
             ModelError: a node cannot be computed on what it was given.
+            PumiceError: the memory of the GPU does not suffice.
         """
         self.plan.filled(feeds)
         if there := [x for x in feeds.values() if on_device(x)]:
@@ -137,9 +139,10 @@ class CudaSession:
             self._seen.clear()
 
     def _run_step_by_step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with _own_stream() as stream:
+        given = ", ".join(f"{name} {list(shape)}" for name, shape, _ in _shapes(feeds))
+        with _memory_to(f"run it on {given}"), _own_stream() as stream:
             results = self.plan.run({name: to_device(x) for name, x in feeds.items()})
-            found = {name: to_host(y) for name, y in results.items()}
+            found = {name: handed_out(y) for name, y in results.items()}
             stream.synchronize()  # outputs of the CPU wait for nothing
             return found
 
@@ -173,6 +176,17 @@ class _Recordings:
                 else:
                     self._free.append(lent)
                 self._changed.notify()
+
+
+@contextmanager
+def _memory_to(do_what: str) -> Iterator[None]:
+    """Raises PumiceError where there is not enough of it."""
+    try:
+        yield
+    except MemoryError as error:
+        raise PumiceError(
+            f"the memory of the GPU does not suffice to {do_what} ({error}): give less at once, or close other sessions"
+        ) from error
 
 
 def _integers(model: ir.Model, outputs: Sequence[str] | None) -> ir.Model:
