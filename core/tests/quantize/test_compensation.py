@@ -40,6 +40,17 @@ def test_compensated_rounding_disturbs_the_output_less_than_rounding_to_the_near
     assert error(weights, found, scale, second) <= error(weights, nearest, scale, second) + 1e-9
 
 
+@given(st.integers(0, 10_000))
+def test_integers_are_of_the_levels_there_are_and_make_up_for_what_these_lack(seed):
+    weights, scale, second = problem(seed, outputs=8)
+    allowed = np.array([-7, -3, 0, 2, 7], np.int8)
+    fed, nearest = (
+        compensated_rounding(weights[None], scale[None], known, 7, allowed)[0] for known in (second[None], None)
+    )
+    assert set(np.unique(np.stack([fed, nearest]))) <= set(allowed.tolist())
+    assert error(weights, fed, scale, second) <= error(weights, nearest, scale, second) + 1e-9
+
+
 def test_on_average_it_disturbs_the_output_much_less():
     ratios = []
     for seed in range(30):

@@ -1,5 +1,5 @@
 from pumice.testing import QuantizerContract
-from pumice_quant_kmeans import KMeans
+from pumice_quant_kmeans import Coded, KMeans
 
 
 class TestKMeans(QuantizerContract):
@@ -26,3 +26,8 @@ class TestCodebooksByFisherInformation(QuantizerContract):
     strategy = KMeans
     settings = {"weighting": "fisher", "centroids": 8}
     sqnr_db = 10.0
+
+
+class TestCoded(QuantizerContract):
+    strategy = Coded
+    settings = {"share": 1.0}

@@ -134,12 +134,6 @@ def _divergence(dense: NDArray[np.float64], low: float, high: float, share: floa
 
 
 _METHODS: MappingProxyType[str, Callable[[Calibrator, Statistics], Range]] = MappingProxyType(
-    {
-        "minmax": _minmax,
-        "moving-average": _moving_average,
-        "percentile": _percentile,
-        "entropy": _entropy,
-        "mse": _mse,
-    }
+    {"minmax": _minmax, "moving-average": _moving_average, "percentile": _percentile, "entropy": _entropy, "mse": _mse}
 )
 METHODS = tuple(_METHODS)

@@ -12,6 +12,7 @@ patches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -21,9 +22,12 @@ from numpy.typing import NDArray
 
 from pumice.model import attribute
 from pumice.quantize.error_feedback import codes_with_feedback
-from pumice.quantize.grids import AffineGrid
+from pumice.quantize.grids import AffineGrid, CodebookGrid, Grid
 from pumice.quantize.parameters import QuantParams
 
+Levels = Callable[[NDArray[np.float64], NDArray[np.float64] | None], tuple[NDArray[np.int8], NDArray[np.float64]]]
+"""The integers that weights may be, ascending, and factors of their scales, (groups, outputs): by the weights in units
+of these, (groups, outputs, k), and H or None."""
 ROWS = 32768
 """Rows that the moments of a layer are made of, about: evenly spread over the samples and their positions."""
 DAMPING = 0.01
@@ -169,19 +173,27 @@ def conv_pads(node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]) 
 
 
 def compensated_rounding(
-    weights: NDArray[np.float64], scale: NDArray[np.float64], second: NDArray[np.float64], limit: int
+    weights: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    second: NDArray[np.float64] | None,
+    limit: int,
+    allowed: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """GPTQ (`error_feedback`) to integers, for all groups at once.
+    """GPTQ (`error_feedback`) to integers, for all groups at once; to the nearest where H is not known.
 
     Args:
         weights: (groups, outputs, k).
         scale: (groups, outputs).
         second: H, (groups, k, k), positive definite.
         limit: integers lie in [-limit, limit].
+        allowed: those of them that there are, ascending; None is all.
     """
-    zero = np.zeros((1, 1, 1), np.int32)
-    grid = AffineGrid(scale=scale[..., None], zero=zero, low=-limit, high=limit, block=weights.shape[2])
-    return codes_with_feedback(weights, grid, second).astype(np.int8)
+    each, k = scale[..., None], weights.shape[2]
+    grid: Grid = AffineGrid(scale=each, zero=np.zeros((1, 1, 1), np.int32), low=-limit, high=limit, block=k)
+    if allowed is not None:
+        grid = CodebookGrid(table=allowed[None, None, None].astype(np.float64), scale=each, block=k)
+    codes = grid.codes(weights) if second is None else codes_with_feedback(weights, grid, second)
+    return (codes if allowed is None else allowed[codes]).astype(np.int8)
 
 
 @attrs.frozen(eq=False)
@@ -203,19 +215,23 @@ def round_weights(
     limit: int,
     compensate: bool,
     correct_bias: bool,
+    levels: Levels | None = None,
 ) -> RoundedWeights:
     """Integers in [-limit, limit] for the weights of a layer whose scales are already chosen.
 
-    Without moments, or for layers too wide for H, weights are rounded to the nearest integer.
+    Without moments, or for layers too wide for H, weights are rounded to the nearest integer, of those in `levels`.
     """
     matrix = _as_matrices(node, weights, axis, moments.groups if moments is not None else 1)
     scale = np.broadcast_to(params.scale.astype(np.float64).reshape(-1), (matrix.shape[0] * matrix.shape[1],))
     scale = scale.reshape(matrix.shape[:2])
     second = moments.second_moments() if compensate and moments is not None else None
-    if second is None:
-        integers = np.clip(np.rint(matrix / scale[..., None]), -limit, limit).astype(np.int8)
-    else:
-        integers = compensated_rounding(matrix, scale, second, limit)
+    allowed = None
+    if levels is not None:
+        allowed, factors = levels(matrix / scale[..., None], second)
+        if params.axis is not None:
+            params = attrs.evolve(params, scale=params.scale * factors.reshape(params.scale.shape).astype(np.float32))
+            scale = params.scale.astype(np.float64).reshape(scale.shape)
+    integers = compensated_rounding(matrix, scale, second, limit, allowed)
     shift = np.zeros(matrix.shape[0] * matrix.shape[1])
     if correct_bias and moments is not None and moments.count:
         exact, seen = moments.means()

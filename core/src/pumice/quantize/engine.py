@@ -27,6 +27,7 @@ from pumice.quantize.account import account_for_layers, account_for_the_rest
 from pumice.quantize.bias_correction import correct_biases
 from pumice.quantize.calibration import Calibrator, Range
 from pumice.quantize.channel_scaling import Rescaling, channel_factors, dynamic_factors
+from pumice.quantize.compensation import Levels
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.hard_swish import hard_swishes_between_integers
 from pumice.quantize.observation import Memory, observe_channels, observe_histograms, readings
@@ -52,6 +53,8 @@ class Scheme:
     correct_bias: bool = True
     recurrent: Recurrent = "none"
     smallest: int = 64
+    levels: Mapping[str, Levels] = attrs.field(factory=dict)
+    """Integers that weights may be, by name of their layer; all in others."""
 
 
 def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -> ir.Model:
@@ -94,6 +97,7 @@ def quantize_layers(model: ir.Model, scheme: Scheme, context: QuantizeContext) -
         memory=memory,
         compensate=scheme.compensate,
         correct_bias=scheme.correct_bias,
+        levels=scheme.levels,
     )
     seen = readings(placement, parameters, factors, running)
     writing = _writing(placement, factors)

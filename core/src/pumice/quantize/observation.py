@@ -147,11 +147,7 @@ def observe_channels(model: ir.Model, placement: Placement, context: QuantizeCon
 
 
 def observe_histograms(
-    model: ir.Model,
-    placement: Placement,
-    factors: Mapping[int, Rescaling],
-    context: QuantizeContext,
-    memory: Memory,
+    model: ir.Model, placement: Placement, factors: Mapping[int, Rescaling], context: QuantizeContext, memory: Memory
 ) -> dict[int, Statistics]:
     """Statistics of every space: of all its values together, as they will be stored."""
     keys = {value: _histogram_key(value, space, factors) for value, space in placement.space_of.items()}

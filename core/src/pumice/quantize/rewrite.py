@@ -122,12 +122,7 @@ class _Rewriter:
         return fresh_name(self.model, self.hint())
 
     def node(
-        self,
-        op: str,
-        inputs: list[ir.Value | None],
-        dtype: ir.DataType | None,
-        outputs: int = 1,
-        **attributes: int,
+        self, op: str, inputs: list[ir.Value | None], dtype: ir.DataType | None, outputs: int = 1, **attributes: int
     ) -> ir.Node:
         """A node at the end of the graph."""
         made = ir.node(op, inputs, attributes=attributes, num_outputs=outputs, name=self.name())
@@ -186,10 +181,7 @@ class _Rewriter:
     def _scales(self, value: ir.Value) -> list[ir.Value | None]:
         """Scale and zero point of a value as initializers."""
         params = self.parameters[self.placement.space_of[value]]
-        return [
-            self.constant(params.scale),
-            self.constant(params.zero_point),
-        ]
+        return [self.constant(params.scale), self.constant(params.zero_point)]
 
     def _factor(self, value: ir.Value) -> NDArray[np.float64] | None:
         """t of the value's space, shaped to broadcast over its channels; None if it has none."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pumice.model import constant
 from pumice.quantize.channel_scaling import Rescaling, fold
-from pumice.quantize.compensation import WIDEST, Moments, round_weights
+from pumice.quantize.compensation import WIDEST, Levels, Moments, round_weights
 from pumice.quantize.context import QuantizeContext
 from pumice.quantize.observation import (
     Memory,
@@ -45,6 +45,7 @@ class _Task:
     reading: Reading
     writing: Rescaling | None
     key: tuple[str, bytes]
+    levels: Levels | None
 
     @property
     def layer(self) -> Layer:
@@ -61,12 +62,13 @@ class Rounder:
     memory: Memory
     compensate: bool
     correct_bias: bool
+    levels: Mapping[str, Levels] = attrs.field(factory=dict)
 
     def weights(
         self, readings: Mapping[ir.Node, Reading], writing: Mapping[ir.Node, Rescaling]
     ) -> dict[ir.Node, QuantizedWeights]:
         """Of every layer; `writing` is how what a layer writes is stored, where that is not as it is."""
-        tasks = {node: _task(reading, writing.get(node)) for node, reading in readings.items()}
+        tasks = {n: _task(reading, writing.get(n), self.levels.get(n.name or "")) for n, reading in readings.items()}
         missing = [task for task in tasks.values() if task.key not in self.memory.weights]
         for portion in _portions(missing):
             self._work_off(portion)
@@ -78,7 +80,7 @@ class Rounder:
         first: dict[object, QuantizedWeights] = {}
         with self.context.progress.task("round weights", len(tasks)) as advance:
             for task in tasks:
-                group = rounded_together(task.reading)
+                group = (rounded_together(task.reading), task.levels)
                 if group not in first or task.layer.bias_value is not None:
                     first[group] = self._rounded(task, moments.get(task.key))
                 rounded[task.key] = first[group]
@@ -109,7 +111,7 @@ class Rounder:
         params = symmetric_per_channel(folded, None if whole else layer.axis, bits=bits)
         if task.reading.params is not None and target.bias == "int32":
             params = room_for_bias(params, bias, task.reading.params)
-        if moments is None:
+        if moments is None and task.levels is None:
             integers = np.clip(params.quantize(folded), -limit, limit)
             return QuantizedWeights(integers=integers, params=params, bias=bias, bits=bits)
         rounded = round_weights(
@@ -121,16 +123,17 @@ class Rounder:
             limit=limit,
             compensate=self.compensate,
             correct_bias=self.correct_bias,
+            levels=task.levels,
         )
         takes_bias = bias is not None or layer.node.op_type in ("Conv", "Gemm") or layer.mode == "dynamic"
         if takes_bias and (bias is not None or self.correct_bias):
             bias = rounded.shift if bias is None else bias + rounded.shift
-        return QuantizedWeights(integers=rounded.integers, params=params, bias=bias, bits=bits)
+        return QuantizedWeights(integers=rounded.integers, params=rounded.params, bias=bias, bits=bits)
 
 
-def _task(reading: Reading, writing: Rescaling | None) -> _Task:
-    written = b"" if writing is None else writing.signature
-    return _Task(reading, writing, (reading.layer.node.name or "", reading.signature + b">" + written))
+def _task(reading: Reading, writing: Rescaling | None, levels: Levels | None) -> _Task:
+    written = (b"" if writing is None else writing.signature) + (b"" if levels is None else b"of few")
+    return _Task(reading, writing, (reading.layer.node.name or "", reading.signature + b">" + written), levels)
 
 
 def _portions(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:

@@ -80,6 +80,33 @@ class KMeans(Quantizer):
         return changed
 
 
+@attrs.frozen(kw_only=True)
+class Coded(Quantizer):
+    """8-bit integers, stored as 4-bit codes where the accuracy allows; layers compute in integers."""
+
+    name = "coded"
+    needs = frozenset({Need.CALIBRATION})
+    chooses = True
+
+    share: float = knob(
+        0.65,
+        Float(0.05, 1.0),
+        help="share of what may be lost that integers and codes may lose on the calibration data",
+    )
+    smallest: int = knob(64, Int(1, 1_000_000), help="layers with fewer weights stay in floating point")
+
+    def accepts(self, model: ir.Model) -> str | None:
+        from pumice.quantize.weight_only import refusal
+
+        return refusal(model)
+
+    def quantize(self, model: ir.Model, context: QuantizeContext) -> ir.Model:
+        from pumice_quant_kmeans.coded import coded
+
+        return coded(model, self, context)
+
+
 @hookimpl
 def pumice_quantizers() -> Iterator[type[Quantizer]]:
     yield KMeans
+    yield Coded
