@@ -167,11 +167,10 @@ def compress(
     """
     from pumice.data import open_splits
     from pumice.data.splits import CALIBRATION_SAMPLES
-    from pumice.diagnose import layer_errors
-    from pumice.measure import choose_metrics, compare, pick_runtime
+    from pumice.measure import choose_metrics, pick_runtime
     from pumice.model import clone, load, simplify
 
-    clock = _Clock()
+    clock = Clock()
     ledger, progress = Ledger(), progress or Silent()
     recipe = _recipe(recipe).resolved()
     original = load(model, ledger=ledger) if isinstance(model, str | Path) else clone(model)
@@ -197,38 +196,60 @@ def compress(
         seed=seed,
         threads=threads,
         progress=progress,
+        notes=[*(splits.notes if splits else ()), *chosen.notes],
     )
     clock.lap("load")
     current = clone(original)
     simplify(current, ledger, fold=not any(Need.TRAINING in step.needs for step in recipe.steps))
     clock.lap("simplify")
     current = run_steps(recipe.steps, current, name, context, lap=clock.lap)
+    return account(model, current, recipe, context, clock, measure)
+
+
+def account(
+    model: str | Path | ir.Model, changed: ir.Model, recipe: Recipe, context: RunContext, clock: Clock, measure: bool
+) -> Result:
+    """Measure what a recipe made of a model, and account for it.
+
+    Args:
+        model: as `compress` was given it.
+        changed: what the recipe made of it.
+        recipe: the recipe.
+        context: of the run that made it; it has the original.
+        clock: has the phases of the run so far.
+        measure: False skips latency and memory.
+    """
+    from pumice.diagnose import layer_errors
+    from pumice.measure import compare
+
+    original = context.original
+    assert original is not None
     comparison = compare(
-        original if not isinstance(model, str | Path) else Path(model),
-        current,
+        Path(model) if isinstance(model, str | Path) else original,
+        changed,
         context.test,
-        runtime=engine,
-        threads=threads or 1,
+        runtime=context.runtime,
+        threads=context.threads or 1,
         metrics=context.metrics,
         latency=measure,
         memory=measure,
-        progress=progress,
+        progress=context.progress,
     )
     clock.lap("measure")
-    layers = layer_errors(original, current, context.calibration, engine, progress=progress)
+    layers = layer_errors(original, changed, context.calibration, context.runtime, progress=context.progress)
     clock.lap("diagnose")
     result = Result(
-        name=name,
-        model=current,
+        name=Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model"),
+        model=changed,
         original=original,
         recipe=recipe,
-        ledger=ledger,
+        ledger=context.ledger,
         measurements=comparison,
         layers=tuple(layers),
-        notes=(*(splits.notes if splits else ()), *chosen.notes, *context.notes),
+        notes=tuple(context.notes),
         seconds=clock.laps,
-        runtime=engine.name,
-        seed=seed,
+        runtime=context.runtime.name,
+        seed=context.seed,
     )
     registry().notify("pumice_run_finished", result=result)
     return result
@@ -329,7 +350,9 @@ def _why(ledger: Ledger) -> str:
 
 
 @attrs.define
-class _Clock:
+class Clock:
+    """The wall time of the phases of a run."""
+
     laps: dict[str, float] = attrs.field(factory=dict)
     _last: float = attrs.field(factory=time.perf_counter)
 

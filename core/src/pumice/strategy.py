@@ -204,10 +204,7 @@ class Metric(Strategy):
     """True if the metric compares with the original model's outputs instead of labels."""
 
     def score(
-        self,
-        outputs: Mapping[str, NDArray[Any]],
-        labels: Any,
-        reference: Mapping[str, NDArray[Any]],
+        self, outputs: Mapping[str, NDArray[Any]], labels: Any, reference: Mapping[str, NDArray[Any]]
     ) -> NDArray[Any]:
         """Float scores of shape (samples,) for one batch.
 

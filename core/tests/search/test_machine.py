@@ -4,7 +4,10 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
-from pumice.search.machine import computing, measuring
+import pytest
+
+from pumice.errors import OutOfTime
+from pumice.search.machine import Wait, computing, measuring
 
 
 def turns(worker):
@@ -35,6 +38,20 @@ def test_computations_share_the_machine():
         assert pool.submit(turns_of_computing).result(timeout=10)
 
 
-def turns_of_computing():
-    with computing():
+def turns_of_computing(wait=None):
+    with computing(wait):
         return True
+
+
+def test_what_waits_knows_how_long_and_gives_up_when_it_has_waited_enough():
+    wait, alone = Wait(), Wait(most=0.05)
+    with ThreadPoolExecutor(1) as pool, measuring():
+        waiting = pool.submit(turns_of_computing, wait)
+        with (
+            pytest.raises(OutOfTime, match="until others left the cores"),
+            measuring(alone),
+        ):
+            pass
+    assert waiting.result(timeout=10)
+    assert wait.seconds >= 0.05
+    assert alone.seconds >= 0.05

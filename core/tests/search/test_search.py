@@ -1,23 +1,26 @@
 """The search on a small real problem: a verdict on unseen samples, resumed, in processes, and honest when it fails."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import attrs
 import numpy as np
 import pytest
 
-from pumice.errors import PumiceError
+from pumice.errors import BudgetExceeded, PumiceError
 from pumice.model import save
 from pumice.pipeline import compress
 from pumice.progress import Silent
 from pumice.registry import registry
 from pumice.search import application, guide, laboratory, ladder, overdue, passes, search
-from pumice.search.laboratory import Evidence, Laboratory
+from pumice.search.laboratory import Evidence, Laboratory, Lost
+from pumice.search.machine import measuring
 from pumice.search.openings import Opening, singles
 from pumice.search.pace import Pace
 from pumice.search.space import Proposal
@@ -29,6 +32,8 @@ from pumice.testing.models import random_feeds, tiny_cnn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 LIMITS = {"searcher": "random", "trials": 4, "budget": 0.0, "max_drop": 0.1}
+PATIENCE = 100.0
+"""Seconds for what takes a few, on a machine that does much else."""
 
 
 class FeedsThatStay(dict):
@@ -76,12 +81,45 @@ def test_it_begins_with_what_compress_would_do(found):
     assert found.trials[0].origin.startswith("opening")
 
 
-def test_the_winning_recipe_gives_the_same_bytes_again(problem, tmp_path):
+def test_the_winning_recipe_gives_the_same_bytes_and_account_again(problem, tmp_path, monkeypatch):
     found = search(*problem, {**LIMITS, "trials": 1, "study": str(tmp_path)})
     again = compress(*problem, found.recipe, measure=False)
-    save(again.model, tmp_path / "again.onnx")
-    tried = tmp_path / "models" / found.verdict.winner.trial.model
-    assert (tmp_path / "again.onnx").read_bytes() == tried.read_bytes()
+    monkeypatch.setattr(Quantize, "run", None)  # nothing runs again
+    told = found.account()
+    assert bytes_of(told.model, tmp_path) == bytes_of(again.model, tmp_path)
+    assert bytes_of(told.model, tmp_path) == (tmp_path / "models" / found.verdict.winner.trial.model).read_bytes()
+    assert [(e.step, e.node, e.reason) for e in told.ledger] == [(e.step, e.node, e.reason) for e in again.ledger]
+
+
+def bytes_of(model, folder):
+    save(model, folder / "written.onnx")
+    return (folder / "written.onnx").read_bytes()
+
+
+def test_the_account_is_of_samples_that_chose_nothing(found):
+    told = found.account()
+    assert told.measurements.after.evaluation.samples == found.verdict.winner.figures.samples
+    assert application.HELD_OUT in told.notes
+    assert told.seconds["search"] == pytest.approx(found.seconds, abs=1e-3)
+
+
+def test_what_leaves_no_winner_has_no_account(problem):
+    found = search(*problem, {**LIMITS, "size": 500.0, "trials": 1})
+    with pytest.raises(BudgetExceeded, match="no recipe meets the limits"):
+        found.account()
+
+
+def test_what_a_trial_waits_for_others_is_counted_apart(problem, tmp_path):
+    limits = {**LIMITS, "trials": 1, "study": str(tmp_path)}
+    with ThreadPoolExecutor(1) as pool:
+        with measuring():
+            searched = pool.submit(search, *problem, limits)
+            time.sleep(12.0)
+        found = searched.result()
+    (trial,) = found.trials
+    assert trial.waited > 1.0
+    assert trial.seconds < found.seconds - trial.waited
+    assert "s for others to leave the cores" in found.summary()
 
 
 def test_the_parts_of_the_data_do_not_overlap(problem):
@@ -172,6 +210,7 @@ def slow(self, model, context):
 def test_a_trial_that_is_over_its_time_is_ended_and_says_so(problem, monkeypatch):
     monkeypatch.setattr(Quantize, "run", slow)
     monkeypatch.setattr(application._Loop, "seconds", 0.05)
+    monkeypatch.setattr(application, "OVERRUN", 0.0)
     found = search(*problem, {**LIMITS, "trials": 1})
     assert [(trial.state, trial.figures) for trial in found.trials] == [("late", None)]
     assert found.trials[0].reason == "it took more than the 0.05 s it had, at 'learn'"
@@ -188,12 +227,35 @@ def silent(self, model, context):
 def test_a_search_ends_in_time_with_an_answer_though_no_trial_does(problem, monkeypatch):
     monkeypatch.setattr(Quantize, "run", silent)
     monkeypatch.setattr(overdue, "GRACE", 0.1)
+    monkeypatch.setattr(application, "OVERRUN", 0.0)
     monkeypatch.setattr(guide.Ladder, "of", lambda *_: None)
     began = time.perf_counter()
     found = search(*problem, {"searcher": "random", "budget": 0.2, "max_drop": 0.1})
     assert time.perf_counter() - began < 40.0
     assert {trial.state for trial in found.trials} == {"late"}
-    assert found.verdict.sentence().startswith("no recipe meets the limits: none could be measured; trial 1 (quantize")
+    told = found.verdict.sentence()
+    assert told.startswith("no recipe could be measured in this time, so give more of it (--budget); trial 1 (quantize")
+
+
+def test_the_first_trial_may_be_over_the_budget_and_no_other(tmp_path):
+    asked = []
+
+    class Pool:
+        def submit(self, trial, seconds):
+            asked.append(seconds)
+            future = Future()
+            future.set_result(attrs.evolve(trial, state="measured", seconds=0.1))
+            return future
+
+    class Guide:
+        def opening(self, trials, seconds, tried):
+            recipe = {"step": [{"use": "quantize", "samples": 1 + len(trials)}]}
+            return Opening(proposal=Proposal(values={}, recipe=recipe), reason="another")
+
+    began = time.perf_counter()
+    pace = Pace(began=began, deadline=began + 20.0, end=began + 20.0, samples=1, first=1)
+    application._Loop(Auto(trials=2), Study.open(tmp_path, {}), Pool(), Guide(), pace, Silent()).run()
+    assert asked[0] > 20.0 > asked[1]
 
 
 class Stuck:
@@ -217,16 +279,17 @@ def test_a_worker_that_does_not_come_back_is_given_up(tmp_path):
 
 
 def test_where_the_defaults_lose_too_much_a_milder_recipe_wins(problem, monkeypatch):
-    whole = Laboratory._drop
+    whole = Laboratory._lost
 
-    def harsh(self, session, limit, progress):
+    def harsh(self, session, data, limit, progress):
         """As if every hundredth of noise changed a tenth of the answers."""
         lost = 10.0 * self._noise(session)
-        return lost, lost, lost, whole(self, session, limit, progress)[3]
+        return attrs.evolve(whole(self, session, data, limit, progress), drop=lost, low=lost, high=lost)
 
-    monkeypatch.setattr(Laboratory, "_drop", harsh)
+    monkeypatch.setattr(Laboratory, "_lost", harsh)
     found = search(*problem, {"searcher": "random", "trials": 6, "budget": 0.0, "max_drop": 2e-4})
-    usual, milder = found.trials[:2]
+    usual, *others = found.trials
+    milder = next(trial for trial in others if trial.state == "measured")
     assert usual.drop > 2e-4 > milder.drop
     assert 0.0 < milder.noise <= milder.recipe["step"][0]["noise"]
     assert found.verdict.winner is not None
@@ -258,6 +321,52 @@ def test_a_search_that_is_killed_loses_nothing_but_the_trial_in_flight(problem, 
     assert found.trials[-1].state in ("measured", "stopped")
 
 
+def test_a_script_whose_workers_cannot_begin_is_told_so(problem):
+    asked = {**LIMITS, "workers": 2}
+    script = f"from pumice.search import search; search({str(problem[0])!r}, {str(problem[1])!r}, {asked!r})"
+    command = [sys.executable, "-W", "ignore", "-"]
+    done = subprocess.run(command, input=script, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "PumiceError: worker processes end as they begin: search from a file, in a script below" in done.stderr
+
+
+def lives(group):
+    """Whether any process of a group does."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_interruption_ends_the_workers_at_once_and_the_search_goes_on_later(problem, tmp_path):
+    asked = {**LIMITS, "trials": 50, "study": str(tmp_path / "study"), "workers": 2}
+    script = tmp_path / "search.py"
+    script.write_text(
+        f"from pumice.search import search\n"
+        f"if __name__ == '__main__': search({str(problem[0])!r}, {str(problem[1])!r}, {asked!r})"
+    )
+    study = Study(tmp_path / "study")
+    with subprocess.Popen([sys.executable, "-W", "ignore", script], start_new_session=True) as begun:
+        try:
+            while not list(tmp_path.glob("study/models/*.onnx")) or len(study.trials()) < 2:
+                assert begun.poll() is None
+                time.sleep(0.1)
+            os.killpg(begun.pid, signal.SIGINT)  # as a terminal does
+            assert begun.wait(timeout=PATIENCE) != 0
+            end = time.monotonic() + PATIENCE
+            while lives(begun.pid):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(begun.pid, signal.SIGKILL)
+    kept = study.trials()
+    found = search(*problem, {**asked, "workers": 1, "trials": len(kept) + 1})
+    assert list(found.trials[: len(kept)]) == kept
+    assert len(found.trials) == len(kept) + 1
+
+
 def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(problem, monkeypatch):
     monkeypatch.setattr(guide, "singles", lambda *given: singles(*given)[:2])
     monkeypatch.setattr(ladder, "CLOSE", 1.0)  # a ladder of few rungs
@@ -272,8 +381,8 @@ def test_two_searches_with_one_seed_take_the_same_course_to_the_same_winner(prob
 def test_noise_of_the_timings_does_not_choose_the_winner(problem, monkeypatch):
     timed = Laboratory._timed
 
-    def noisy(self, path, data):
-        figures, noise = timed(self, path, data), rng.uniform(0.985, 1.015)
+    def noisy(self, path, lost, data):
+        figures, noise = timed(self, path, lost, data), rng.uniform(0.985, 1.015)
         return attrs.evolve(figures, speedup=noise, latency=1.0 / noise)
 
     winners = []
@@ -285,11 +394,18 @@ def test_noise_of_the_timings_does_not_choose_the_winner(problem, monkeypatch):
 
 
 def test_what_is_plainly_too_inaccurate_is_stopped_before_it_is_timed(problem, monkeypatch):
-    monkeypatch.setattr(Laboratory, "_drop", lambda self, model, limit, progress: (0.5, 0.4, 0.6, limit))
+    plainly = Lost(drop=0.5, low=0.4, high=0.6, samples=128)
+    monkeypatch.setattr(Laboratory, "_lost", lambda *_: plainly)
     monkeypatch.setattr(Laboratory, "_timed", None)
     found = search(*problem, {**LIMITS, "trials": 1})
     assert [(trial.state, trial.figures) for trial in found.trials] == [("stopped", None)]
     assert "it loses 0.5000, 0.4000 at least" in found.trials[0].reason
+
+
+@pytest.mark.parametrize("asked", [{"workers": 3}, {"executor": "dask://nowhere:1"}])
+def test_a_recipe_that_asks_for_workers_is_refused(problem, asked):
+    with pytest.raises(PumiceError, match="one recipe at a time, where it runs: leave out workers and executor"):
+        compress(*problem, {"step": [{"use": "auto", **LIMITS, **asked}]}, measure=False)
 
 
 def test_as_a_step_of_a_recipe_it_applies_the_winner(problem):

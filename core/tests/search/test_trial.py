@@ -4,7 +4,7 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 
-from pumice.search.trial import Figures, Trial, broken_limits, cost, front, violation
+from pumice.search.trial import TARGET, Figures, Trial, broken_limits, cost, front, tolerable, violation
 from pumice.search.verdict import holm
 from pumice.steps import Auto
 
@@ -103,3 +103,30 @@ def test_a_corrected_p_is_never_smaller_and_keeps_the_order(ps):
     assert all(0 <= p <= c <= 1 for p, c in zip(ps, corrected, strict=True))
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     assert [corrected[i] for i in order] == sorted(corrected)
+
+
+def quantized(drop, noise, error=0.02):
+    """A recipe that only quantizes; the standard error of its drop as half of 300 answers have it."""
+    found = trial(1, drop=drop, low=drop, high=drop + error)
+    return attrs.evolve(found, recipe={"step": [{"use": "quantize"}]}, drop=drop, noise=noise)
+
+
+def test_all_recipes_together_tell_what_noise_is_tolerable():
+    assert tolerable([quantized(0.01, 0.004)], 0.01) == pytest.approx(0.004 * TARGET**2)
+    assert tolerable([quantized(0.012, 0.004), quantized(0.008, 0.004)], 0.01) == pytest.approx(0.004 * TARGET**2)
+    assert tolerable([quantized(0.01, 0.004), quantized(0.5, 0.1)], 0.01) == pytest.approx(0.004 * TARGET**2)
+
+
+def test_where_nothing_is_lost_any_noise_is_tolerable():
+    assert tolerable([], 0.01) == tolerable([quantized(0.0, 0.004)], 0.01) == float("inf")
+
+
+@pytest.mark.parametrize(("drop", "noise", "sure"), [(0.008, 0.001, True), (0.0, 0.003, False), (0.02, 0.001, False)])
+def test_few_answers_are_judged_by_their_noise(drop, noise, sure):
+    assert quantized(drop, noise).sure(0.01, 0.002) is sure
+
+
+@pytest.mark.parametrize(("drop", "sure"), [(0.004, True), (0.0095, False)])
+def test_many_answers_speak_for_themselves(drop, sure):
+    assert quantized(drop, 0.001, error=0.004).sure(0.01, 0.002) is sure
+    assert quantized(drop, 0.1, error=0.004).sure(0.01, 0.002) is sure

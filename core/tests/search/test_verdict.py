@@ -56,6 +56,17 @@ def test_what_keeps_the_limit_with_a_standard_error_to_spare_wins_over_what_just
     assert judge(trials[1:2], Laboratory()).winner.trial.number == 2
 
 
+def test_where_answers_are_few_the_noise_of_a_candidate_decides_and_not_its_luck():
+    def quantized(number, drop, noise, **figures):
+        found = trial(number, drop=drop, low=0.0, high=drop + 0.02, **figures)
+        return attrs.evolve(found, recipe={"step": [{"use": "quantize"}]}, drop=drop, noise=noise)
+
+    trials = [quantized(1, 0.0095, 0.004, speedup=4.0), quantized(2, 0.004, 0.0005, speedup=3.0)]
+    found = judge(trials, Laboratory(drops={1: 0.0}))
+    assert found.winner.trial.number == 2
+    assert "less sure" in found.reasons()[0]
+
+
 def test_once_its_time_is_over_and_something_keeps_the_limits_the_others_are_not_measured():
     trials = [trial(number) for number in range(1, 6)]
     assert len(judge(trials, Laboratory(), until=-math.inf).verified) == 1

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
-from pumice.cli.compress import account_json, account_text, require_outputs, run, written
+from pumice.cli.compress import account_json, account_text, require_outputs, stored, written
 from pumice.cli.console import Console, output_options
 from pumice.cli.specs import configured
 from pumice.cli.train import step_from, training_options
@@ -20,8 +19,6 @@ from pumice.strategy import Metric, Runtime
 if TYPE_CHECKING:
     from pumice.pipeline import Result
     from pumice.search import Found
-
-SEEN = "half of the samples that measured accuracy here chose the recipe; the verdict of the search is on the others"
 
 
 @click.command("auto")
@@ -42,15 +39,12 @@ def command(ctx: click.Context, /, model: Path, report: Path | None, write_recip
     see. If none keeps the limits, no model is written: the nearest is named, and the exit code is 1. With --study, a
     search that was stopped goes on where it was.
     """
-    from pumice.report import report_files, write_report, write_search
+    from pumice.report import report_files, write_search
 
     console = Console(**{name: options.pop(name) for name in ("as_json", "quiet", "log")})
     limits = step_from(Auto, options)
-    pages = (
-        {}
-        if report is None
-        else dict(zip(("the report", "the account beside the report"), report_files(report), strict=True))
-    )
+    kinds = "the report", "the account beside the report"
+    pages = {} if report is None else dict(zip(kinds, report_files(report), strict=True))
     recipes = {} if write_recipe is None else {"the recipe": write_recipe}
     inputs = {"the model": model, "the data": options["data"], "the test data": options["test"]}
     require_outputs({"the model": options["output"], **recipes, **pages}, inputs)
@@ -61,14 +55,11 @@ def command(ctx: click.Context, /, model: Path, report: Path | None, write_recip
         text = "\n".join([found.summary(), *written(list(pages.values()))])
         console.answer(text, {"search": found.to_json(), "files": [str(page) for page in pages.values()]})
         ctx.exit(1)
-    result, files = run(console, model, found.recipe, **options)
-    if found.verdict.unseen:
-        result = attrs.evolve(result, notes=(*result.notes, SEEN))
-    if report is not None:
-        write_report(result, report, found)
+    result = found.account(console)
+    files = stored(result, options["output"], report, search=found)
     if write_recipe is not None:
         found.recipe.write(write_recipe, heading=_again(result, model, write_recipe, options))
-    files += [*pages.values(), *recipes.values()]
+        files.append(write_recipe)
     text = f"{found.summary()}\n{account_text(result, files)}"
     console.answer(text, {"search": found.to_json(), **account_json(result, files)})
 

@@ -59,15 +59,7 @@ def command(
     chosen = choose_metrics(
         original, dataset, [configured(Metric, metric) for metric in metrics] or None, runtime=engine
     )
-    found = compare(
-        before,
-        after,
-        dataset,
-        runtime=engine,
-        threads=threads,
-        metrics=chosen.metrics,
-        progress=console,
-    )
+    found = compare(before, after, dataset, runtime=engine, threads=threads, metrics=chosen.metrics, progress=console)
     account = {"files": {"before": str(before), "after": str(after)}, **found.to_json()}
     lines = [found.headline(), *dict.fromkeys([*chosen.notes, *found.notes])]
     if layers:

@@ -16,6 +16,8 @@ from pumice.errors import PumiceError
 if TYPE_CHECKING:
     from pumice.pipeline import Result
     from pumice.recipe import Recipe
+    from pumice.search import Found
+    from pumice.strategy import Exporter
 
 
 def run_options(command: F) -> F:
@@ -127,17 +129,30 @@ def run(
     inputs = {"the model": model, "the data": options.get("data"), "the test data": options.get("test"), **sources}
     require_outputs(outputs, inputs)
     result = compress(model, recipe=recipe, metrics=chosen, runtime=engine, progress=console, **options)
+    return result, stored(result, output, report, writer)
+
+
+def stored(
+    result: Result, output: Path, report: Path | None, exporter: str | Exporter = "qdq", search: Found | None = None
+) -> list[Path]:
+    """Write the model and, if wanted, the report; returns every file written.
+
+    Raises:
+        PumiceError: one cannot be written.
+    """
+    from pumice.report import report_files, write_report
+
     try:
-        files = result.save(output, writer)
+        files = result.save(output, exporter)
     except OSError as error:  # an exporter of a plugin
         raise cannot_write(output, error) from None
-    if report is not None:
-        try:
-            result.report(report)
-        except PumiceError as error:
-            raise PumiceError(f"{error}; the model itself is in '{output}'") from error
-        files = [*files, *report_files(report)]
-    return result, files
+    if report is None:
+        return files
+    try:
+        write_report(result, report, search)
+    except PumiceError as error:
+        raise PumiceError(f"{error}; the model itself is in '{output}'") from error
+    return [*files, *report_files(report)]
 
 
 def require_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path | None]) -> None:

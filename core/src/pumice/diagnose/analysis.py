@@ -84,9 +84,7 @@ class Analysis:
 
 
 def analyse(
-    model: ir.Model,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
-    runtime: Runtime | None = None,
+    model: ir.Model, feeds: Mapping[str, NDArray[Any]] | None = None, runtime: Runtime | None = None
 ) -> Analysis:
     """Analyse a loaded model (left unchanged).
 

@@ -31,16 +31,7 @@ from pumice.model import clone, fingerprint, load, simplify
 from pumice.prune.sizes import with_sizes
 from pumice.strategy import Loss, Runtime
 from pumice.train import Parameters, Trainer
-from pumice.train.application import (
-    account,
-    default_loss,
-    fetched,
-    judge,
-    placement_of,
-    run_of,
-    split,
-    trainable_plan,
-)
+from pumice.train.application import account, default_loss, fetched, judge, placement_of, run_of, split, trainable_plan
 from pumice.train.feeding import Feeder
 
 if TYPE_CHECKING:

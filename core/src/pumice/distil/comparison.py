@@ -55,12 +55,7 @@ class Gain:
 
 
 def gain(
-    settings: Distil,
-    student: ir.Model,
-    teacher: ir.Model,
-    done: ir.Model,
-    context: RunContext,
-    teach: Teach,
+    settings: Distil, student: ir.Model, teacher: ir.Model, done: ir.Model, context: RunContext, teach: Teach
 ) -> Gain:
     """
     Args:

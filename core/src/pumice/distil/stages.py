@@ -50,13 +50,7 @@ class Link:
     """Of the first teacher's score."""
 
 
-def in_stages(
-    settings: Distil,
-    model: ir.Model,
-    teacher: ir.Model,
-    context: RunContext,
-    teach: Teach,
-) -> ir.Model:
+def in_stages(settings: Distil, model: ir.Model, teacher: ir.Model, context: RunContext, teach: Teach) -> ir.Model:
     """The student after all stages.
 
     Args:

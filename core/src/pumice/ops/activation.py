@@ -260,13 +260,7 @@ OPS = (
         for name, since, function in TABLE
     ),
     Op("Clip", forward=_clip, vjp=Vjp(_clip_vjp, outputs=()), cost=traffic, channels=UNARY),
-    Op(
-        "PRelu",
-        forward=_prelu,
-        vjp=Vjp(_prelu_vjp, outputs=()),
-        cost=_prelu_cost,
-        channels=Channels(_prelu_ties),
-    ),
+    Op("PRelu", forward=_prelu, vjp=Vjp(_prelu_vjp, outputs=()), cost=_prelu_cost, channels=Channels(_prelu_ties)),
     Op(
         "Dropout",
         forward=_dropout,

@@ -63,8 +63,4 @@ def _scan(node: Node, *inputs: Array) -> Outputs:
     return (*state, *map(_stack, ordered, results, axes_out))
 
 
-OPS = (
-    Op("If", forward=_if),
-    Op("Loop", forward=_loop),
-    Op("Scan", since=9, forward=_scan),
-)
+OPS = (Op("If", forward=_if), Op("Loop", forward=_loop), Op("Scan", since=9, forward=_scan))

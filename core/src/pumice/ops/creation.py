@@ -99,13 +99,7 @@ def _filled_edit(site: Site, kept: Kept) -> Edit:
 
 OPS = (
     Op("Constant", forward=_constant),
-    Op(
-        "ConstantOfShape",
-        since=9,
-        forward=_constant_of_shape,
-        vjp=STOP,
-        channels=Channels(_filled_ties, _filled_edit),
-    ),
+    Op("ConstantOfShape", since=9, forward=_constant_of_shape, vjp=STOP, channels=Channels(_filled_ties, _filled_edit)),
     Op("EyeLike", since=9, forward=_eye_like, vjp=STOP),
     Op("Range", since=11, forward=_range, vjp=STOP),
     Op("RandomNormal", forward=_random(_normal), vjp=STOP),

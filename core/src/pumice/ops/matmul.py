@@ -251,11 +251,7 @@ def _einsum_ties(site: Site) -> Iterator[Tie]:
 
 OPS = (
     Op(
-        "MatMul",
-        forward=_matmul,
-        vjp=Vjp(_matmul_vjp, outputs=()),
-        cost=_matmul_cost,
-        channels=Channels(_product_ties),
+        "MatMul", forward=_matmul, vjp=Vjp(_matmul_vjp, outputs=()), cost=_matmul_cost, channels=Channels(_product_ties)
     ),
     Op(
         "Gemm",

@@ -85,11 +85,7 @@ def _scopes(groups: Sequence[ChannelGroup], patterns: Sequence[str]) -> list[lis
 
 
 def _ranked(
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, Scores],
-    share: float,
-    limits: Limits,
-    whole: Mapping[str, int],
+    groups: Sequence[ChannelGroup], scores: Mapping[str, Scores], share: float, limits: Limits, whole: Mapping[str, int]
 ) -> Removed:
     """The lowest of all channels together; what a group must keep is not spread over the others."""
     ranking = np.sort(np.concatenate([scores[g.name] for g in groups]), kind="stable")

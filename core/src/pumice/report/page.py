@@ -188,12 +188,7 @@ def ledger_groups(ledger: Ledger) -> list[dict[str, Any]]:
     for (step, verdict, pattern), entries in sorted(groups.items(), key=lambda g: (rank[g[0][1]], -len(g[1]))):
         same = len({e.reason for e in entries}) == 1
         rows = [
-            {
-                "node": e.node,
-                "op": e.op,
-                "reason": "" if same else e.reason,
-                "details": _details(e.details),
-            }
+            {"node": e.node, "op": e.op, "reason": "" if same else e.reason, "details": _details(e.details)}
             for e in entries
         ]
         reason = entries[0].reason if same else pattern

@@ -29,16 +29,16 @@ def search_view(found: Found) -> dict[str, Any]:
     verdict, winner = found.verdict.sentence(), found.verdict.winner
     return {
         "verdict": f"{verdict[:1].upper()}{verdict[1:]}",
-        "tally": f"Trials: {found.tally}",
+        "tally": f"Trials: {found.course}",
         "charts": _charts(found, measured),
         "trials": [
             {**_row(trial), "winner": winner is not None and trial.number == winner.trial.number}
             for trial in found.trials
             if trial.state != "repeated"
         ],
-        "again": found.verdict.reasons(found.limits.max_drop),
+        "again": found.verdict.reasons(),
         "advice": found.advice,
-        "techniques": _techniques(measured),
+        "techniques": _techniques(found.trials),
         "importance": _importance(measured),
         "left_out": [f"{one.kind} '{one.name}': {one.reason}" for one in found.space.left_out],
     }
@@ -101,21 +101,16 @@ def _row(trial: Trial) -> dict[str, Any]:
     cells = [
         {"value": value if value is not None else "", "text": text} for value, text in zip(values, texts, strict=True)
     ]
-    cells.append({"value": trial.seconds, "text": f"{trial.seconds:.1f}"})
-    return {
-        "number": trial.number,
-        "recipe": trial.shape,
-        "state": trial.state,
-        "reason": trial.reason,
-        "cells": cells,
-    }
+    waited = f" + {trial.waited:.0f} waiting" if trial.waited >= 1.0 else ""
+    cells.append({"value": trial.seconds, "text": f"{trial.seconds:.1f}{waited}"})
+    return {"number": trial.number, "recipe": trial.shape, "state": trial.state, "reason": trial.reason, "cells": cells}
 
 
-def _techniques(measured: Sequence[Trial]) -> list[str]:
-    """The best trial of each sequence of steps, the best sequence first."""
+def _techniques(trials: Sequence[Trial]) -> list[str]:
+    """The best trial of each sequence of steps that was tried, the best sequence first."""
     best: dict[str, Trial] = {}
-    for trial in sorted(measured, key=lambda t: t.rank):
-        best.setdefault(" > ".join(step["use"] for step in trial.recipe["step"]), trial)
+    for trial in sorted((t for t in trials if t.state in ("measured", "stopped")), key=lambda t: t.rank):
+        best.setdefault(trial.pipeline, trial)
     return [f"{pipeline}: {trial.told} (trial {trial.number}: {trial.shape})" for pipeline, trial in best.items()]
 
 

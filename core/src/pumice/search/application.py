@@ -6,8 +6,10 @@ a function of the history alone, moves on. With one worker the course of a searc
 the settings and the figures it measured.
 
 A trial may take a share of the time that is left, so that one slow recipe does not cost the search all others, and none
-goes on beyond the time that the verdict needs. What was too late in one search is tried again when a longer one goes on
-from it.
+but the very first, without which there is no answer, goes on beyond the time that the verdict needs. What was too late
+in one search is tried again when a longer one goes on from it.
+
+The winner's model is the one that was measured: what its steps made and said is kept, and nothing runs again for it.
 """
 
 from __future__ import annotations
@@ -23,49 +25,62 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pumice.errors import BudgetExceeded, DataError, PumiceError
+from pumice.errors import BudgetExceeded, DataError, PumiceError, RecipeError
 from pumice.progress import Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
 from pumice.search.guide import Guide
 from pumice.search.laboratory import Laboratory, number_of
 from pumice.search.machine import computing
-from pumice.search.openings import ORIGIN
 from pumice.search.overdue import AGAIN, GRACE
 from pumice.search.pace import Pace
+from pumice.search.prefixes import Prefix
 from pumice.search.space import Proposal, Space
 from pumice.search.study import Study
 from pumice.search.trial import Trial, front
 from pumice.search.verdict import CANDIDATES, Verdict, candidates, judge
-from pumice.search.workers import Workers, workers
+from pumice.search.workers import HERE, Workers, workers
 from pumice.steps import Auto, default_searcher
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pumice.pipeline import RunContext
+    from pumice.pipeline import Result, RunContext
 
 REPEATS = 25
 """Proposals in a row that were tried before: after them the space counts as exhausted."""
 GENEROUS = 4
 """A trial may take this many times what the quickest took, whatever is left."""
+HELD_OUT = "accuracy is measured on the samples that the verdict is on: none of them chose the recipe"
+OVERRUN = 60.0
+"""Seconds that a trial may take beyond what there is, as long as nothing was measured."""
 STATES = ("measured", "stopped", "late", "failed")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Found:
     """What a search found, and how."""
 
-    limits: Auto
+    model: str | Path | ir.Model
+    """The original."""
+    laboratory: Laboratory
     verdict: Verdict
+    made: Prefix | None
+    """What the winner's steps made and said; None if there is no winner."""
     trials: tuple[Trial, ...]
     space: Space
     advice: tuple[str, ...]
     """What the analysis of the model says."""
     notes: tuple[str, ...]
     seconds: float
+    judging: float
+    """Seconds of them for the verdict."""
     earlier: int = 0
     """How many of the trials are of courses before this one."""
+
+    @property
+    def limits(self) -> Auto:
+        return self.laboratory.limits
 
     @property
     def recipe(self) -> Recipe | None:
@@ -80,8 +95,33 @@ class Found:
     @property
     def overhead(self) -> float:
         """Share of the time that was not spent on trials; above 0 also where trials ran at once."""
-        spent = sum(trial.seconds for trial in self.trials[self.earlier :]) / self.limits.workers
+        spent = sum(trial.seconds + trial.waited for trial in self.trials[self.earlier :]) / self.limits.workers
         return max(0.0, 1.0 - spent / self.seconds) if self.seconds else 0.0
+
+    @property
+    def course(self) -> str:
+        """How many trials there were, and where the time went."""
+        told = f"{self.tally}; {self.seconds:.0f} s, {self.overhead:.1%} of them beside trials"
+        told += f" ({self.judging / self.seconds:.1%} for the verdict)"
+        waited = sum(trial.waited for trial in self.trials[self.earlier :])
+        return f"{told}; trials waited {waited:.0f} s for others to leave the cores" if waited >= 1.0 else told
+
+    def account(self, progress: Progress | None = None) -> Result:
+        """The winner's model and its account, measured on the samples that the verdict is on.
+
+        Raises:
+            BudgetExceeded: no recipe keeps the limits.
+        """
+        from pumice.model.loading import LEDGER
+        from pumice.pipeline import Clock, account
+
+        recipe, made, laboratory = self.recipe, self.made, self.laboratory
+        if recipe is None or made is None:
+            raise BudgetExceeded(self.verdict.sentence())
+        context = laboratory.context(recipe, progress or Silent(), laboratory.evidence.held_out)
+        context.ledger.entries += [*laboratory.original.meta[LEDGER], *made.ledger]
+        context.notes.extend([*self.notes, *made.notes, *([HELD_OUT] if self.verdict.unseen else [])])
+        return account(self.model, made.model, recipe, context, Clock({"search": round(self.seconds, 3)}), True)
 
     @property
     def tally(self) -> str:
@@ -94,9 +134,9 @@ class Found:
         shown = [f"  trial {t.number}: {t.told}: {t.shape}" for t in self.front]
         out = [f"left out: {one.kind} '{one.name}': {one.reason}" for one in self.space.left_out]
         verdict = self.verdict.sentence()
-        again = [f"  {line}" for line in self.verdict.reasons(self.limits.max_drop)]
+        again = [f"  {line}" for line in self.verdict.reasons()]
         lines = [f"{verdict[:1].upper()}{verdict[1:]}", *(["measured again:", *again] if again else [])]
-        lines.append(f"trials: {self.tally}; {self.seconds:.0f} s, {self.overhead:.1%} of them beside trials")
+        lines.append(f"trials: {self.course}")
         advice = ["what the model is made of:", *(f"  {sentence}" for sentence in self.advice)] if self.advice else []
         return "\n".join([*lines, *(["front:", *shown] if shown else []), *advice, *self.notes, *out])
 
@@ -114,6 +154,7 @@ class Found:
             "notes": list(self.notes),
             "seconds": self.seconds,
             "overhead": self.overhead,
+            "judging": self.judging,
         }
 
 
@@ -178,17 +219,23 @@ def search(
         with study.alone(), workers(laboratory) as pool:
             loop = _Loop(limits, study, pool, guide, pace, progress)
             trials = loop.run()
+        judged_from = time.perf_counter()
         verdict = judge([t for t in trials if not t.model or (study.models / t.model).exists()], laboratory, pace.end)
-        evidence = laboratory.evidence
+        judging, evidence = time.perf_counter() - judged_from, laboratory.evidence
+        winner = verdict.winner
+        made = None if winner is None else laboratory.compressed(Recipe.from_dict(winner.trial.recipe), progress)
         analysis = analyse(laboratory.original, next(iter(evidence.search.samples([0]))).feeds, engine)
     return Found(
-        limits=limits,
+        model=model,
+        laboratory=laboratory,
         verdict=verdict,
+        made=made,
         trials=tuple(trials),
         space=guide.space,
         advice=analysis.advice,
         notes=(*evidence.notes, *chosen.notes, *loop.trouble),
         seconds=time.perf_counter() - began,
+        judging=judging,
         earlier=loop.earlier,
     )
 
@@ -199,22 +246,22 @@ def apply_best(limits: Auto, model: ir.Model, context: RunContext) -> ir.Model:
     Raises:
         BudgetExceeded: no recipe keeps the limits.
         DataError: there are no data.
+        RecipeError: it asks for more than one worker here, to whom the data of a run cannot travel.
     """
     from pumice.data.splits import Splits
-    from pumice.pipeline import run_steps
 
+    if limits.workers > 1 or limits.executor != HERE:
+        told = f"step '{limits.name}' of a recipe tries one recipe at a time, where it runs"
+        raise RecipeError(f"{told}: leave out workers and executor, or search with pumice auto and run what it finds")
     if context.calibration is None or context.test is None:
         raise DataError(f"step '{limits.name}' needs data to choose by: give some with --data (data=)")
     splits = Splits(
-        calibration=context.calibration,
-        test=context.test,
-        training=context.training or context.calibration,
-        note="",
+        calibration=context.calibration, test=context.test, training=context.training or context.calibration, note=""
     )
     found = search(
         model,
         splits,
-        attrs.evolve(limits, workers=1, executor="processes"),
+        limits,
         metrics=context.metrics,
         runtime=context.runtime,
         threads=context.threads,
@@ -222,11 +269,13 @@ def apply_best(limits: Auto, model: ir.Model, context: RunContext) -> ir.Model:
         progress=context.progress,
     )
     context.notes.append(found.verdict.sentence())
-    if found.recipe is None:
+    if found.recipe is None or found.made is None:
         raise BudgetExceeded(found.verdict.sentence())
     details = {"recipe": found.recipe.to_dict(), "trials": len(found.trials)}
     context.ledger.note(limits.name, f"{found.verdict.sentence()}; its steps follow", **details)
-    return run_steps(found.recipe.steps, model, "the model", context)
+    context.ledger.extend(found.made.ledger)
+    context.notes.extend(found.made.notes)
+    return found.made.model
 
 
 def _finite(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,6 +349,8 @@ class _Loop:
     earlier: int = 0
     before: float = 0.0
     """Seconds that the courses before this one took."""
+    latest: float = -math.inf
+    """When the last trial must have ended, if that is after the deadline."""
     trouble: set[str] = attrs.field(factory=set)
     """Why there were no more proposals, where a searcher broke."""
 
@@ -336,7 +387,9 @@ class _Loop:
                     return
                 self.repeat(begun, known)
                 continue
-            pending[self.pool.submit(begun, self.seconds)] = begun
+            seconds = self.seconds if pending or self.quickest else self.seconds + OVERRUN
+            self.latest = max(self.latest, time.perf_counter() + seconds)
+            pending[self.pool.submit(begun, seconds)] = attrs.evolve(begun, finished=self.elapsed)
 
     @property
     def seconds(self) -> float:
@@ -350,7 +403,7 @@ class _Loop:
     @property
     def patience(self) -> float | None:
         """Seconds to wait for a trial: what does not end by itself or by interruption is given up then."""
-        end = self.pace.deadline + GRACE + AGAIN
+        end = max(self.pace.deadline, self.latest) + GRACE + AGAIN
         return None if math.isinf(end) else max(0.0, end - time.perf_counter())
 
     @property
@@ -367,7 +420,7 @@ class _Loop:
         trials = [*self.history, *running]
         opening = self.guide.opening(trials, self.seconds, lambda proposal: _key(proposal) in self.tried)
         if opening is not None:
-            return f"{ORIGIN}{opening.reason}", opening.proposal
+            return f"{opening.origin}{opening.reason}", opening.proposal
         searcher = self.limits.searcher
         assert searcher is not None
         try:
@@ -393,13 +446,14 @@ class _Loop:
 
     def finish(self, future: Future[Trial] | None, begun: Trial) -> None:
         """Remember what a trial came to; None where it was given up."""
+        lost = attrs.evolve(begun, seconds=self.elapsed - begun.finished)
         try:
             if future is None:
-                trial = attrs.evolve(begun, state="late", reason="it did not end when its time was over")
+                trial = attrs.evolve(lost, state="late", reason="it did not end when its time was over")
             else:
                 trial = future.result()
         except Exception as error:  # the worker died
-            trial = attrs.evolve(begun, state="failed", reason=f"its worker was lost: {type(error).__name__}: {error}")
+            trial = attrs.evolve(lost, state="failed", reason=f"its worker was lost: {type(error).__name__}: {error}")
         self.repeats = 0
         trial = attrs.evolve(trial, finished=self.elapsed)
         self.study.add(trial)

@@ -1,10 +1,10 @@
 """The guide: what a search tries by its own knowledge, before it asks a searcher.
 
 Every quantizer at its defaults (`openings`), milder recipes where too much is lost (`Retreat`), and pruning by as much
-as the accuracy allows (`Ladder`) take turns. As long as nothing keeps the accuracy the retreat has two turns of three
-and nothing is pruned: what is lost without it is lost with it. The retreat keeps one turn of three until something has
-a standard error to spare, and has it again when all quantizers were tried. Where the ladder was plainly too high, it
-goes on only then. All three are functions of the trials so far.
+as the accuracy allows (`Ladder`) take turns. As long as nothing surely keeps the accuracy the retreat has two turns of
+three and nothing is pruned: what is lost without it is lost with it. Then the retreat has one turn of three when all
+quantizers were tried. Where the ladder was plainly too high, it goes on only then. What a sequence of steps begins with
+is measured by itself as soon as it is there (`parts`), out of turn. All are functions of the trials so far.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import attrs
 from pumice.errors import PumiceError
 from pumice.knobs import Int
 from pumice.search.ladder import Ladder, most_epochs
-from pumice.search.openings import SAMPLES, Opening, singles
+from pumice.search.openings import PART, SAMPLES, Opening, parts, singles
 from pumice.search.passes import seconds_of_a_pass
 from pumice.search.retreat import Retreat
 from pumice.search.space import Proposal, Space
+from pumice.search.trial import Trial, tolerable
 from pumice.steps import STEPS, Auto, Train
 from pumice.strategy import Need
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from pumice.search.laboratory import Evidence, Laboratory
     from pumice.search.pace import Pace
-    from pumice.search.trial import Trial
 
 Turn = Callable[[], Opening | None]
 
@@ -76,7 +76,10 @@ class Guide:
         """
         while self.waiting and tried(self.waiting[0].proposal):
             self.waiting.popleft()
-        for turn in self._turns(trials, seconds):
+        for part in parts(self.space, trials):
+            if not tried(part.proposal):
+                return part
+        for turn in self._turns([trial for trial in trials if not trial.origin.startswith(PART)], seconds):
             found = turn()
             if found is not None and not tried(found.proposal):
                 return found
@@ -92,14 +95,13 @@ class Guide:
         def single() -> Opening | None:
             return self.waiting.popleft() if self.waiting else None
 
-        count, spared = len(trials), any(trial.spares(self.max_drop) for trial in trials)
-        if not any(trial.drop is not None and trial.drop <= self.max_drop for trial in trials):
+        count, noise = len(trials), tolerable(trials, self.max_drop)
+        if not any(trial.sure(self.max_drop, noise) for trial in trials):
             yield from (retreat, single, ladder) if count % 3 else (single, retreat, ladder)
             return
         upwards = count % 2 and not _hopeless(trials)
         others = (ladder, single) if upwards or not self.waiting else (single, ladder)
-        first = count % 3 == 0 and not (spared and self.waiting)
-        yield from (retreat, *others) if first else (*others, retreat)
+        yield from (*others, retreat) if count % 3 or self.waiting else (retreat, *others)
 
 
 def _hopeless(trials: Sequence[Trial]) -> bool:

@@ -3,7 +3,8 @@
 Fidelity grows only as a recipe deserves it. Its steps run (those that an earlier recipe began with are taken from
 `Prefixes`); then a look at `QUICK` samples stops what is plainly too inaccurate (the 95% interval of its drop lies
 above the limit); what is left is scored on all samples of the search, and timed. A recipe has a time to do so, and what
-computes for longer is ended: where it tells how far it is, or else wherever it is (`ended_after`).
+computes for longer is ended: where it tells how far it is, or else wherever it is (`ended_after`). What it waits for
+others is counted apart, and may be as long again.
 
 Data are kept apart: what calibrates and trains, what the search measures on, and what is *held out* for the verdict.
 Times are taken while nothing else computes: every recipe holds a lock of the machine, shared with others while it
@@ -30,7 +31,7 @@ from pumice.ledger import Ledger
 from pumice.progress import Limited, Progress, Silent
 from pumice.recipe import Recipe
 from pumice.registry import registry
-from pumice.search.machine import computing, measuring
+from pumice.search.machine import Wait, computing, measuring
 from pumice.search.overdue import ended_after
 from pumice.search.prefixes import Prefix, Prefixes
 from pumice.search.trial import Figures, Trial, cost, violation
@@ -77,11 +78,14 @@ class Laboratory:
 
     def run(self, trial: Trial, seconds: float) -> Trial:
         """Try the recipe of a trial within a time. What is wrong with it is in the result; nothing is raised for it."""
-        began = time.perf_counter()
+        began, wait = time.perf_counter(), Wait(most=seconds)
         trial = attrs.evolve(trial, state="failed")
         try:
-            with ended_after(seconds):
-                trial = self._measured(trial, Limited(seconds))
+            with computing(wait), ended_after(seconds):
+                trial, lost = self._looked_at(trial, Limited(seconds))
+            if lost is not None:
+                with measuring(wait), ended_after(seconds - (time.perf_counter() - began - wait.seconds)):
+                    trial = self._measured(trial, lost)
         except OutOfTime as error:
             trial = attrs.evolve(
                 trial, state="late", reason=str(error) or f"it took more than the {seconds:.3g} s it had"
@@ -90,50 +94,54 @@ class Laboratory:
             trial = attrs.evolve(trial, reason=str(error))
         except Exception as error:  # a plugin's defect must not end the search
             trial = attrs.evolve(trial, reason=f"{type(error).__name__}: {error}")
-        return attrs.evolve(trial, seconds=time.perf_counter() - began)
+        return attrs.evolve(trial, seconds=time.perf_counter() - began - wait.seconds, waited=wait.seconds)
 
-    def _measured(self, trial: Trial, time_left: Progress) -> Trial:
+    def _looked_at(self, trial: Trial, time_left: Progress) -> tuple[Trial, Lost | None]:
+        """The trial, and what its model lost; None where a look was enough."""
         from pumice.model import save
 
         recipe = Recipe.from_dict(trial.recipe, "the proposed recipe").resolved()
         trial = attrs.evolve(trial, recipe=recipe.to_dict())
-        with computing():
-            model = self.compressed(recipe, time_left)
-            session = self.engine.open(model)
-            drop, low, high, samples = self._drop(session, QUICK, time_left)
-            trial = attrs.evolve(trial, drop=drop, noise=self._noise(session))
-            if low > self.limits.max_drop:
-                found = f"on {samples} samples it loses {drop:.4f}, {low:.4f} at least"
-                return attrs.evolve(trial, state="stopped", reason=found)
-            if samples < self.evidence.search.count():
-                drop, low, high, samples = self._drop(session, None, time_left)
-            name = f"{number_of(recipe)}.onnx"
-            save(model, self.folder / "models" / name)
-        figures = self._timed(self.folder / "models" / name, self.evidence.search)
-        figures = attrs.evolve(figures, drop=drop, low=low, high=high, samples=samples)
+        model = self.compressed(recipe, time_left).model
+        session = self.engine.open(model)
+        lost = self._lost(session, self.evidence.search, QUICK, time_left)
+        trial = attrs.evolve(trial, drop=lost.drop, noise=self._noise(session))
+        if lost.low > self.limits.max_drop:
+            found = f"on {lost.samples} samples it loses {lost.drop:.4f}, {lost.low:.4f} at least"
+            return attrs.evolve(trial, state="stopped", reason=found), None
+        if lost.samples < self.evidence.search.count():
+            lost = self._lost(session, self.evidence.search, None, time_left)
+        save(model, self._model_of(recipe))
+        return trial, lost
+
+    def _measured(self, trial: Trial, lost: Lost) -> Trial:
+        path = self._model_of(Recipe.from_dict(trial.recipe))
+        figures = self._timed(path, lost, self.evidence.search)
         return attrs.evolve(
             trial,
             state="measured",
             figures=figures,
-            drop=drop,
+            drop=lost.drop,
             cost=cost(self.limits, figures),
             violation=violation(self.limits, figures),
-            model=name,
+            model=path.name,
         )
+
+    def _model_of(self, recipe: Recipe) -> Path:
+        return self.folder / "models" / f"{number_of(recipe)}.onnx"
 
     # --- running a recipe ---------------------------------------------------------------------------------------------
 
-    def compressed(self, recipe: Recipe, progress: Progress) -> ir.Model:
-        """The model after the steps of a recipe."""
+    def compressed(self, recipe: Recipe, progress: Progress) -> Prefix:
+        """The model after the steps of a recipe, and its account."""
         from pumice.model import clone, simplify
         from pumice.pipeline import run_steps
 
-        steps, trains = recipe.steps, _trains(recipe.steps)
-        wanted = _calibrates(steps)
+        steps, wanted = recipe.steps, _calibrates(recipe.steps)
         kept = Prefixes(self.folder / "prefixes", f"{self.origin} {wanted}")
-        context = self._context(wanted, trains, progress)
+        context = self.context(recipe, progress, self.evidence.search)
         for first in range(len(steps), 0, -1):
-            found = kept.get(kept.key(steps[:first], _trains(steps[first:])))
+            found = kept.get(kept.key(steps[:first], _unfolded(steps[first:])))
             if found is not None:
                 context.ledger.extend(found.ledger)
                 context.notes.extend(found.notes)
@@ -141,22 +149,22 @@ class Laboratory:
                 break
         else:
             first, model = 0, clone(self.original)
-            simplify(model, context.ledger, fold=not trains)
-        if first == len(steps):
-            return model
+            simplify(model, context.ledger, fold=not _unfolded(steps))
 
         def keep(count: int, changed: ir.Model) -> None:
-            key = kept.key(steps[:count], _trains(steps[count:]))
+            key = kept.key(steps[:count], _unfolded(steps[count:]))
             kept.put(key, Prefix(changed, context.ledger, context.notes))
 
-        return run_steps(steps, model, self.model.name, context, first=first, after=keep)
+        model = run_steps(steps, model, self.model.name, context, first=first, after=keep)
+        return Prefix(model, context.ledger, context.notes)
 
-    def _context(self, samples: int, trains: bool, progress: Progress) -> RunContext:
+    def context(self, recipe: Recipe, progress: Progress, test: Dataset) -> RunContext:
+        """What the steps of a recipe share; `test` measures."""
         from pumice.pipeline import RunContext
 
         return RunContext(
-            calibration=self.evidence.calibration[samples, trains],
-            test=self.evidence.search,
+            calibration=self.evidence.calibration[_calibrates(recipe.steps), _trains(recipe.steps)],
+            test=test,
             training=self.evidence.training,
             original=self.original,
             metrics=self.scored_by,
@@ -173,14 +181,9 @@ class Laboratory:
         """The figures of a trial's model on the data held out, and the p value of what it lost."""
         path = self.folder / "models" / trial.model
         with computing():
-            before, after = self._scored(self.engine.open(path), self.evidence.held_out, None, Silent())
-        drop, low, high, p = _lost(before, after)
-        figures = self._timed(path, self.evidence.held_out)
-        return attrs.evolve(figures, drop=drop, low=low, high=high, samples=after.samples), p
-
-    def _drop(self, session: Session, limit: int | None, progress: Progress) -> tuple[float, float, float, int]:
-        before, after = self._scored(session, self.evidence.search, limit, progress)
-        return *_lost(before, after)[:3], after.samples
+            lost = self._lost(self.engine.open(path), self.evidence.held_out, None, Silent())
+        with measuring():
+            return self._timed(path, lost, self.evidence.held_out), lost.p
 
     def _noise(self, session: Session) -> float:
         """What the outputs have of noise, as a share of their signal."""
@@ -191,36 +194,34 @@ class Laboratory:
             drift.update(self.known_answers.run(feeds), session.run(feeds))
         return float(drift.ratio)
 
-    def _scored(
-        self, session: Session, data: Dataset, limit: int | None, progress: Progress
-    ) -> tuple[Evaluation, Evaluation]:
+    def _lost(self, session: Session, data: Dataset, limit: int | None, progress: Progress) -> Lost:
         from pumice.measure import evaluate_many
 
         sessions = {"before": self.known_answers, "after": session}
         found = evaluate_many(sessions, data, self.scored_by, reference="before", limit=limit, progress=progress)
-        return found["before"], found["after"]
+        return Lost.of(found["before"], found["after"])
 
-    def _timed(self, path: Path, data: Dataset) -> Figures:
-        """Size, speed and, if there is a limit on it, memory; what was lost is for others to fill in."""
+    def _timed(self, path: Path, lost: Lost, data: Dataset) -> Figures:
+        """What was lost, with size, speed and, if there is a limit on it, memory."""
         from pumice.measure import compare
 
-        with measuring():
-            found = compare(
-                self.model,
-                path,
-                data.select([0]),
-                runtime=self.engine,
-                threads=self.threads,
-                metrics=["cosine"],
-                memory=bool(self.limits.memory),
-                seconds=LATENCY_SECONDS,
-            )
+        found = compare(
+            self.model,
+            path,
+            data.select([0]),
+            runtime=self.engine,
+            threads=self.threads,
+            metrics=["cosine"],
+            memory=bool(self.limits.memory),
+            seconds=LATENCY_SECONDS,
+        )
         assert found.speedup is not None
         assert found.after.latency is not None
         return Figures(
-            drop=0.0,
-            low=0.0,
-            high=0.0,
+            drop=lost.drop,
+            low=lost.low,
+            high=lost.high,
+            samples=lost.samples,
             latency=found.after.latency.median,
             speedup=found.speedup.median,
             file_bytes=found.after.file_bytes,
@@ -305,25 +306,40 @@ def _trains(steps: tuple[Step, ...]) -> bool:
     return any(Need.TRAINING in used.needs for step in steps for used in (step, *step.strategies()))
 
 
-def _lost(before: Evaluation, after: Evaluation) -> tuple[float, float, float, float]:
+def _unfolded(steps: tuple[Step, ...]) -> bool:
+    """Whether a model is left unfolded for these steps, as `compress` leaves it: strategies that train do not ask."""
+    return any(Need.TRAINING in step.needs for step in steps)
+
+
+@attrs.frozen(kw_only=True)
+class Lost:
     """What was lost of the score that counts, the ends of its 95% interval, and the p value of the change.
 
     With labels it is the difference of the scores, of an error without upper end the relative one. Without, it is what
     is missing to full agreement.
     """
-    from pumice.measure import mcnemar
 
-    counts = after.primary
-    if counts is None:
-        raise PumiceError("nothing measures what a recipe costs: give data, with labels if there are any")
-    known = before.scores.get(counts.name)
-    if known is None:
-        ends = sorted((1.0 - counts.low, 1.0 - counts.high))
-        return 1.0 - counts.mean, ends[0], ends[1], 1.0
-    test = mcnemar(known, counts)
-    scale = -1.0 if counts.metric.higher_is_better else 1.0 / (abs(known.mean) or 1.0)
-    low, high = sorted((scale * test.low, scale * test.high))
-    return scale * test.difference + 0.0, _number(low, test.difference), _number(high, test.difference), test.p
+    drop: float
+    low: float
+    high: float
+    p: float = 1.0
+    samples: int
+
+    @classmethod
+    def of(cls, before: Evaluation, after: Evaluation) -> Lost:
+        from pumice.measure import mcnemar
+
+        counts = after.primary
+        if counts is None:
+            raise PumiceError("nothing measures what a recipe costs: give data, with labels if there are any")
+        known = before.scores.get(counts.name)
+        if known is None:
+            low, high = sorted((1.0 - counts.low, 1.0 - counts.high))
+            return cls(drop=1.0 - counts.mean, low=low, high=high, samples=after.samples)
+        test = mcnemar(known, counts)
+        scale = -1.0 if counts.metric.higher_is_better else 1.0 / (abs(known.mean) or 1.0)
+        low, high = (_number(end, test.difference) for end in sorted((scale * test.low, scale * test.high)))
+        return cls(drop=scale * test.difference + 0.0, low=low, high=high, p=test.p, samples=after.samples)
 
 
 def _number(end: float, otherwise: float) -> float:

@@ -9,19 +9,31 @@ there is one worker (`can_share`).
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import attrs
+
 from pumice.cores import usable_cores
+from pumice.errors import OutOfTime
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 PAUSE = 0.02
 """Seconds between two looks at a lock that others hold."""
+
+
+@attrs.define
+class Wait:
+    """The seconds that something waited for its turns, and what it waits for them at most."""
+
+    most: float = math.inf
+    seconds: float = 0.0
 
 
 def can_share() -> bool:
@@ -29,34 +41,39 @@ def can_share() -> bool:
     return fcntl is not None
 
 
-@contextmanager
-def computing() -> Iterator[None]:
-    """While others may compute too."""
-    with _held(alone=False):
-        yield
+def computing(wait: Wait | None = None) -> AbstractContextManager[None]:
+    """While others may compute too.
+
+    Raises:
+        OutOfTime: its turn did not come in time.
+    """
+    return _held(wait or Wait(), alone=False)
+
+
+def measuring(wait: Wait | None = None) -> AbstractContextManager[None]:
+    """While nothing else of ours computes.
+
+    Raises:
+        OutOfTime: its turn did not come in time.
+    """
+    return _held(wait or Wait(), alone=True)
 
 
 @contextmanager
-def measuring() -> Iterator[None]:
-    """While nothing else of ours computes."""
-    with _held(alone=True):
-        yield
-
-
-@contextmanager
-def _held(alone: bool) -> Iterator[None]:
+def _held(wait: Wait, alone: bool) -> Iterator[None]:
     if fcntl is None:
         yield
         return
     with ExitStack() as stack:
         for core in usable_cores():  # in one order everywhere, so that nobody waits in a circle
             path = Path(tempfile.gettempdir(), f"pumice-{os.getuid()}-core{core}.lock")
-            _lock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            _lock(stack.enter_context(path.open("a")), fcntl.LOCK_EX if alone else fcntl.LOCK_SH, wait)
         yield
 
 
-def _lock(file: IO[str], how: int) -> None:
+def _lock(file: IO[str], how: int, wait: Wait) -> None:
     """Wait for a lock, so that the wait can be interrupted."""
+    began, before = time.perf_counter(), wait.seconds
     while True:
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -64,3 +81,6 @@ def _lock(file: IO[str], how: int) -> None:
             time.sleep(PAUSE)
         else:
             return
+        wait.seconds = before + time.perf_counter() - began
+        if wait.seconds > wait.most:
+            raise OutOfTime(f"it waited for more than {wait.most:.3g} s until others left the cores")

@@ -7,17 +7,19 @@ minutes already gives a sensible answer, and more time only improves it. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 
+from pumice.data.splits import CALIBRATION_SAMPLES
 from pumice.recipe import Recipe
 from pumice.search.space import Proposal, Space
 from pumice.search.trial import Trial
+from pumice.steps import STEPS
 
-ORIGIN = "opening: "
+ORIGIN, PART = "opening: ", "part: "
 SAMPLES = "quantize.samples"
 
 
@@ -27,11 +29,30 @@ class Opening:
 
     proposal: Proposal
     reason: str
+    origin: str = ORIGIN
 
 
 def quantizer_of(trial: Trial) -> dict[str, Any]:
     """The quantizer of a trial and its knobs; how many samples calibrate is the search's to say."""
     return {name: value for name, value in trial.values.items() if name.startswith("quantize.") and name != SAMPLES}
+
+
+def parts(space: Space, trials: Sequence[Trial]) -> Iterator[Opening]:
+    """What the trials of several steps begin with, each sequence of steps once, so that techniques can be told apart.
+
+    The model is kept from the trial itself and has but to be measured. What was calibrated on fewer samples than it
+    would be alone is another; so much is not trained for that.
+    """
+    known = {trial.pipeline for trial in trials if trial.state != "late"}
+    same = space.fixed.get(("quantize", "samples"), CALIBRATION_SAMPLES) == CALIBRATION_SAMPLES
+    for trial in trials:
+        steps = trial.pipeline.split(" > ") if trial.values and trial.state in ("measured", "stopped") else []
+        for begun in (tuple(steps[:count]) for count in range(1, len(steps))):
+            kept = same or all(STEPS[name].compresses for name in begun)
+            if kept and begun in space.pipelines and " > ".join(begun) not in known:
+                values = {name: value for name, value in trial.values.items() if name.partition(".")[0] in begun}
+                reason = f"what trial {trial.number} begins with"
+                yield Opening(proposal=space.default(begun, values), reason=reason, origin=PART)
 
 
 def singles(space: Space, first: Mapping[str, Any] = MappingProxyType({})) -> list[Opening]:

@@ -4,12 +4,12 @@ Few decisions change in proportion to the amplitude of the noise that quantizati
 
     drop = c sqrt(noise),
 
-with a c that is the network's more than the quantizer's. So what was measured of one recipe tells about how much noise
-may be left, `noise (TARGET max_drop / drop)^2`, and the next recipe asks for no more than that: through the step's knob
-`noise`, which the accuracy guard holds every quantizer to (it returns the layers that disturb the outputs most to
-floating point), a stranger's as well. Quantizers that choose a format for every layer are the first to be asked, for
-they have milder formats than floating point. Then the noise is bisected, quantizer by quantizer, between the most that
-kept the accuracy with a standard error to spare and the least that did not.
+with a c that is the network's more than the quantizer's. So what was measured of all recipes tells about how much noise
+is `tolerable`, and the next recipe asks for no more: through the step's knob `noise`, which the accuracy guard holds
+every quantizer to (it returns the layers that disturb the outputs most to floating point), a stranger's as well.
+Quantizers that choose a format for every layer are the first to be asked, for they have milder formats than floating
+point. Then the noise is bisected, quantizer by quantizer, between the most that surely kept the accuracy and the least
+that did not.
 
 As long as nothing keeps the accuracy everything is worth it. Once there is a recipe that keeps all limits, a quantizer
 is taken up again only if its defaults, had they kept the accuracy, would have been better.
@@ -25,13 +25,11 @@ import attrs
 
 from pumice.search.openings import ORIGIN, Opening, quantizer_of
 from pumice.search.space import Space
-from pumice.search.trial import Trial
+from pumice.search.trial import Trial, tolerable
 from pumice.strategy import Quantizer
 
 DIAL = "quantize.noise"
 QUANTIZER = "quantize.quantizer"
-TARGET = 0.5
-"""Share of what may be lost that the first milder recipe is to lose."""
 CLOSE, MOST = 2.0, 5
 """Ratio of two noises between which there is nothing to gain, and milder recipes of one quantizer."""
 
@@ -44,6 +42,8 @@ class Line:
     """Its name, by the walk's; empty where there is but one."""
     trials: Sequence[Trial]
     max_drop: float
+    tolerable: float
+    """The noise that all recipes say may be left."""
 
     @property
     def drop(self) -> float:
@@ -73,20 +73,21 @@ class Line:
     @property
     def kept(self) -> float:
         """The most noise with which the accuracy was kept; where all layers were returned, the noise asked for."""
-        seen = [t.noise or 0.0 for t in self.trials if t.spares(self.max_drop)]
+        seen = [t.noise or 0.0 for t in self.trials if t.sure(self.max_drop, self.tolerable)]
         return max([*seen, *(t.values.get(DIAL, 0.0) for t in self.trials if t.state == "failed")], default=0.0)
 
     @property
     def broken(self) -> float:
         """The least noise with which it was not."""
-        seen = [t.noise for t in self.trials if t.noise is not None and not t.spares(self.max_drop)]
-        return min(seen, default=math.inf)
+        lost = [t for t in self.trials if not t.sure(self.max_drop, self.tolerable)]
+        return min((t.noise for t in lost if t.noise is not None), default=math.inf)
 
-    def next(self, expected: float) -> float | None:
+    @property
+    def next(self) -> float | None:
         """The noise to ask for next; None where there is nothing to gain."""
         if self.kept and math.isfinite(self.broken):
             return math.sqrt(self.kept * self.broken) if self.broken > CLOSE * self.kept else None
-        return min(expected, self.broken / CLOSE) if not self.kept else None
+        return min(self.tolerable, self.broken / CLOSE) if not self.kept else None
 
 
 @attrs.frozen(kw_only=True)
@@ -98,37 +99,29 @@ class Retreat:
 
     def rung(self, trials: Sequence[Trial]) -> Opening | None:
         """What to try next; None where nothing milder is worth it."""
-        expected = self.expected(trials)
-        if expected is None or ("quantize",) not in self.space.pipelines:
+        noise = tolerable(trials, self.max_drop)
+        if math.isinf(noise) or ("quantize",) not in self.space.pipelines:
             return None
-        lines = sorted(self._lines(trials), key=lambda line: (line.rungs, not self._chooses(line), line.drop))
+        lines = sorted(self._lines(trials, noise), key=lambda line: (line.rungs, not self._chooses(line), line.drop))
         for line in lines:
-            noise = None if line.settled else line.next(expected)
-            if noise is not None:
-                changed = {**line.knobs, DIAL: float(f"{noise:.1e}")}
-                reason = f"{noise:.1e} of noise is left to the outputs, for more changes too many answers"
+            wanted = None if line.settled else line.next
+            if wanted is not None:
+                changed = {**line.knobs, DIAL: float(f"{wanted:.1e}")}
+                reason = f"{wanted:.1e} of noise is left to the outputs, for more changes too many answers"
                 return Opening(proposal=self.space.default(("quantize",), changed), reason=reason)
         return None
 
-    def expected(self, trials: Sequence[Trial]) -> float | None:
-        """The noise with which about `TARGET` of what may be lost is lost; None as long as nothing was lost."""
-        lost = [t for t in trials if t.noise and t.drop and t.drop > 0.0 and not t.spares(self.max_drop)]
-        least = min(lost, key=lambda trial: trial.noise or 0.0, default=None)
-        if least is None or least.noise is None or least.drop is None:
-            return None
-        return least.noise * (TARGET * self.max_drop / least.drop) ** 2
-
-    def _lines(self, trials: Sequence[Trial]) -> list[Line]:
-        """The quantizers that are worth it."""
+    def _lines(self, trials: Sequence[Trial], noise: float) -> list[Line]:
+        """The quantizers that are worth it; `noise` is tolerable."""
         alone = [t for t in trials if t.origin.startswith(ORIGIN) and t.pipeline == "quantize"]
-        spared = [t for t in trials if t.spares(self.max_drop)]
-        best = min((trial.cost for trial in spared if trial.feasible), default=-math.inf)
+        sure = [trial for trial in trials if trial.sure(self.max_drop, noise)]
+        best = min((trial.cost for trial in sure if trial.feasible), default=-math.inf)
         found = []
         for choice in self.space.alternatives("quantize"):
             tried = [t for t in alone if t.values.get(QUANTIZER, choice[QUANTIZER]) == choice[QUANTIZER]]
-            line = Line(choice=choice, trials=tried, max_drop=self.max_drop)
+            line = Line(choice=choice, trials=tried, max_drop=self.max_drop, tolerable=noise)
             broken = math.isfinite(line.broken)
-            if (broken and line.promised < best) if spared else (broken or self._chooses(line)):
+            if (broken and line.promised < best) if sure else (broken or self._chooses(line)):
                 found.append(line)
         return found
 

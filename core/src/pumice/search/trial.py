@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RESOLUTION = 0.05
 """Logarithm of the ratio of two times below which they count as equal."""
+TARGET, NEAR = 0.25, 2.0
+"""Shares of what may be lost: that noise should cost, and up to which losses tell how much it costs."""
 
 
 @attrs.frozen(kw_only=True)
@@ -80,8 +82,11 @@ class Trial:
     cost: float = math.inf
     violation: float = math.inf
     seconds: float = 0.0
+    """What it took, without its waits."""
+    waited: float = 0.0
+    """Seconds that it waited for others to leave the cores."""
     finished: float = 0.0
-    """Seconds from the start of the search."""
+    """Seconds from the start of the search to its end; to its beginning, while it runs."""
     model: str = ""
     """Name of its file in the study's folder; empty if it was not kept."""
 
@@ -121,6 +126,20 @@ class Trial:
         """As its figures do; what was not measured does not."""
         return self.figures is not None and self.figures.spares(max_drop)
 
+    def sure(self, max_drop: float, noise: float, figures: Figures | None = None) -> bool:
+        """Whether the accuracy is kept with a standard error to spare or, where samples are few, with little noise.
+
+        Args:
+            max_drop: what may be lost.
+            noise: what is `tolerable`.
+            figures: of other data than the search's.
+        """
+        found = figures or self.figures
+        few = found is not None and found.cautious_drop - found.drop > TARGET * max_drop
+        if found is None or not few or self.noise is None or self.pipeline != "quantize":
+            return found is not None and found.spares(max_drop)
+        return found.drop <= max_drop and self.noise <= noise
+
     def to_json(self) -> dict[str, Any]:
         return attrs.asdict(self)
 
@@ -128,6 +147,23 @@ class Trial:
     def from_json(cls, table: Mapping[str, Any]) -> Trial:
         figures = table["figures"]
         return cls(**{**table, "figures": None if figures is None else Figures(**figures)})
+
+
+def tolerable(trials: Iterable[Trial], max_drop: float) -> float:
+    """The noise that costs `TARGET` of what may be lost, by drop = c sqrt(noise); infinite where nothing was lost.
+
+    A few hundred answers tell 0.5% from 1% badly, so recipes tell c together, by the quotient of their sums.
+
+    Args:
+        trials: of these, those that only quantize and do not lose far too much, or else the quietest that loses any.
+        max_drop: what may be lost.
+    """
+    known = sorted((t.noise, t.drop) for t in trials if t.noise and t.drop is not None and t.pipeline == "quantize")
+    near = [(noise, drop) for noise, drop in known if drop <= NEAR * max_drop]
+    if not any(drop > 0.0 for _, drop in near):
+        near = [(noise, drop) for noise, drop in known if drop > 0.0][:1]
+    lost = sum(max(drop, 0.0) for _, drop in near)
+    return (TARGET * max_drop * sum(math.sqrt(noise) for noise, _ in near) / lost) ** 2 if lost else math.inf
 
 
 def violation(limits: Auto, figures: Figures) -> float:

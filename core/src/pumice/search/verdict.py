@@ -6,7 +6,8 @@ scored on held-out samples; the p values of McNemar's test against the original 
 nearest.
 
 A drop is an estimate, and a search climbs to where it just keeps its limit; half of what it finds there would break it
-on other data. So half of the candidates keep the limit with a standard error to spare, and if any of them does so on
+on other data. So half of the candidates keep the limit surely (`Trial.sure`): with a standard error to spare or, where
+samples are too few to tell, with no more noise than all recipes together say is tolerable. If any of them does so on
 the held-out samples too, the winner is one of these.
 
 What is close in cost is settled by what no clock has a part in: of all that keep the limits and come within
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pumice.search.trial import RESOLUTION, Figures, Trial, broken_limits, cost, front, violation
+from pumice.search.trial import RESOLUTION, Figures, Trial, broken_limits, cost, front, tolerable, violation
 
 if TYPE_CHECKING:
     from pumice.search.laboratory import Laboratory
@@ -49,20 +50,22 @@ class Verified:
     """The limits it does not keep there."""
     rank: tuple[float, float, int]
     """Violation of the limits, cost, and number of the trial."""
+    sure: bool = False
+    """Whether it keeps the accuracy surely."""
 
     @property
     def cost(self) -> float:
         return self.rank[1]
 
-    def told(self, winner: Verified | None, max_drop: float) -> str:
+    def told(self, winner: Verified | None) -> str:
         """What it came to there, and why it is or is not the winner."""
         found = f"trial {self.trial.number} ({self.trial.shape}): {self.figures.gains}, loses {self.figures.drop:.4f}"
         if self.broken:
             return f"{found}: it {' and '.join(self.broken)}"
         if winner is None or self.trial.number == winner.trial.number:
             return f"{found}: it wins"
-        if winner.figures.spares(max_drop) and not self.figures.spares(max_drop):
-            return f"{found}: it keeps the limits, but has no standard error to spare as the winner has"
+        if winner.sure and not self.sure:
+            return f"{found}: it keeps the limits, but is less sure of the accuracy than the winner"
         if self.cost <= winner.cost + RESOLUTION:
             return f"{found}: no better than the winner as far as can be told, and its file is no smaller"
         return f"{found}: it gains less than the winner"
@@ -79,7 +82,7 @@ class Verdict:
     unseen: bool
     """Whether they were measured on data that the search did not see; few data are not divided."""
     trouble: str = ""
-    """Why nothing could be measured: what the first trial says."""
+    """That nothing could be measured, and why: what the first trial says."""
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
@@ -92,15 +95,15 @@ class Verdict:
                 f"(p = {self.winner.p:.2g}, corrected for {_counted(len(self.verified), 'candidate')})"
             )
         if self.nearest is None:
-            return f"no recipe meets the limits: none could be measured{self.trouble}"
+            return self.trouble
         return (
             f"no recipe meets the limits; the nearest, trial {self.nearest.trial.number}, "
             f"{' and '.join(self.nearest.broken)}"
         )
 
-    def reasons(self, max_drop: float) -> list[str]:
+    def reasons(self) -> list[str]:
         """A line for every candidate: what it came to, and why it won or did not."""
-        return [one.told(self.winner, max_drop) for one in self.verified]
+        return [one.told(self.winner) for one in self.verified]
 
 
 def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.inf) -> Verdict:
@@ -112,11 +115,14 @@ def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.i
         until: when to be done (`time.perf_counter`).
     """
     verified = _all_verified(candidates(trials, laboratory.limits.max_drop), laboratory, until)
+    again = [attrs.evolve(one.trial, drop=one.figures.drop) for one in verified]
+    most, noise = laboratory.limits.max_drop, tolerable([*trials, *again], laboratory.limits.max_drop)
     ps = holm([one.p for one in verified])
-    ranked = sorted((attrs.evolve(one, p=p) for one, p in zip(verified, ps, strict=True)), key=lambda one: one.rank)
+    sure = [one.trial.sure(most, noise, one.figures) for one in verified]
+    told = [attrs.evolve(one, p=p, sure=kept) for one, p, kept in zip(verified, ps, sure, strict=True)]
+    ranked = sorted(told, key=lambda one: one.rank)
     kept = [one for one in ranked if not one.broken]
-    certain = [one for one in kept if one.figures.spares(laboratory.limits.max_drop)]
-    winner = best_of(certain or kept)
+    winner = best_of([one for one in kept if one.sure] or kept)
     return Verdict(
         winner=winner,
         nearest=ranked[0] if ranked and winner is None else None,
@@ -151,7 +157,10 @@ def best_of(kept: Sequence[Verified]) -> Verified | None:
 
 
 def _trouble(trials: Sequence[Trial]) -> str:
-    return next((f"; trial {one.number} ({one.shape}): {one.reason}" for one in trials if one.reason), "")
+    told = "no recipe meets the limits: none could be measured"
+    if any(one.state == "late" for one in trials):
+        told = "no recipe could be measured in this time, so give more of it (--budget)"
+    return told + next((f"; trial {one.number} ({one.shape}): {one.reason}" for one in trials if one.reason), "")
 
 
 def _counted(count: int, what: str) -> str:
@@ -172,7 +181,8 @@ def candidates(trials: Sequence[Trial], max_drop: float) -> list[Trial]:
     The first trial of all follows the best of both, and among the first `CANDIDATES` is the most accurate of the front.
     """
     measured = sorted((t for t in trials if t.state == "measured"), key=lambda t: t.rank)
-    certain = [t for t in measured if t.feasible and t.spares(max_drop)]
+    noise = tolerable(measured, max_drop)
+    certain = [t for t in measured if t.feasible and t.sure(max_drop, noise)]
     usual = [t for t in measured if t.number == 1]
     in_turn = [t for pair in itertools.zip_longest(certain, measured) for t in pair if t is not None]
     first = list({t.model: t for t in [*in_turn[:2], *usual, *in_turn]}.values())[: CANDIDATES - 1]

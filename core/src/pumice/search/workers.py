@@ -14,6 +14,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -94,7 +95,11 @@ def workers(laboratory: Laboratory) -> Iterator[Workers]:
             make=make, run=_travelling(laboratory), executor=make(), end=functools.partial(end_processes, started)
         )
         try:
+            opened.executor.submit(os.getpid).result()
             yield opened
+        except BrokenExecutor:
+            told = "worker processes end as they begin: search from a file, in a script below"
+            raise PumiceError(f"{told} `if __name__ == '__main__':`") from None
         except BaseException:  # an interruption as well: what runs would go on to its end
             opened.end()
             raise
@@ -129,7 +134,8 @@ def shared_out(cores: Sequence[int], count: int) -> list[Sequence[int]]:
 
 
 def _begin(waiting: SimpleQueue[Sequence[int]], started: SimpleQueue[int]) -> None:
-    """Keep this process to its share of the cores, tell its number, and end it with the one that began it."""
+    """Keep this process to its share of the cores, tell its number, and leave its end to the one that began it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_to(waiting.get())
     started.put(os.getpid())
     threading.Thread(target=_end_with_parent, name="pumice-orphan", daemon=True).start()

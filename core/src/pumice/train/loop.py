@@ -122,10 +122,7 @@ class Trainer:
             budget=round(settings.memory * 1e6) or None,
         )
         self._optimizer = Optimizer(
-            name=settings.optimizer,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            decay=settings.weight_decay,
+            name=settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov, decay=settings.weight_decay
         )
         narrow = any(dtype.itemsize < 4 for dtype in parameters.dtypes.values())
         scaling = LossScale if placement is None else DeferredLossScale
