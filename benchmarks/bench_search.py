@@ -153,7 +153,7 @@ def _made(name: str, question: Question, quick: bool, folder: Path) -> Row:
         try:
             return Row(variant=name, path=rival(name, question, folder, make))
         except NotRunError as error:
-            return Row(variant=name, note=f"not run: {error}")
+            return Row(variant=name, note=f"no file: {error}")
 
 
 def _judged(question: Question, row: Row, folder: Path) -> Row:

@@ -80,39 +80,46 @@ def _texts(part: int, quick: bool) -> Data:
     return {name: tokens[chosen] for name, tokens in found.items()}
 
 
-def _question(model: str, provide: Callable[[bool], Data], size: float = 0.0, **knobs: Any) -> Question:
+CLOTHES = {"provide": _clothes, "choosing": _other_clothes, "shared": CHOOSING}
+GIVEN: dict[str, dict[str, Any]] = {
+    "fashion_resnet": CLOTHES,
+    "fashion_vit": CLOTHES,
+    "fashion_mobile": CLOTHES,
+    "effnet_lite0": {
+        "provide": lambda quick: {"image": framings.calibrating(quick)},
+        "choosing": lambda quick: {"image": framings.choosing(quick)},
+        "judge": framings.judge,
+    },
+    "magika": {"provide": typed_files.calibrating, "choosing": typed_files.choosing, "judge": typed_files.judge},
+    "minilm": {"provide": functools.partial(_texts, 0), "choosing": functools.partial(_texts, 1)},
+}
+"""Case -> what its questions have in common."""
+OF_ANY_SIZE = ("fashion_resnet", "fashion_vit", "effnet_lite0", "magika", "minilm")
+OF_A_TENTH = ("fashion_resnet", "fashion_vit", "effnet_lite0", "magika", "fashion_mobile")
+
+
+def _question(model: str, size: float = 0.0) -> Question:
     limits = {"max_drop": 0.01, **({"size": size} if size else {})}
     suffix = f", {size:g}x smaller" if size else ""
-    return Question(id=f"{model}{suffix}", model=model, limits=limits, provide=provide, **knobs)
+    return Question(id=f"{model}{suffix}", model=model, limits=limits, **GIVEN[model])
 
 
-CLOTHES = {"choosing": _other_clothes, "shared": CHOOSING}
 QUESTIONS: dict[str, Question] = {
-    found.id: found
-    for found in (
-        _question("fashion_resnet", _clothes, **CLOTHES),
-        _question("fashion_vit", _clothes, **CLOTHES),
-        _question(
-            "effnet_lite0",
-            lambda quick: {"image": framings.calibrating(quick)},
-            choosing=lambda quick: {"image": framings.choosing(quick)},
-            judge=framings.judge,
-        ),
-        _question("magika", typed_files.calibrating, choosing=typed_files.choosing, judge=typed_files.judge),
-        _question("minilm", functools.partial(_texts, 0), choosing=functools.partial(_texts, 1)),
-        _question("fashion_resnet", _clothes, size=10.0, **CLOTHES),
-        _question("fashion_mobile", _clothes, size=10.0, **CLOTHES),
-    )
+    question.id: question
+    for question in (*map(_question, OF_ANY_SIZE), *(_question(model, size=10.0) for model in OF_A_TENTH))
 }
 
 
-@functools.cache
 def data_of(name: str, quick: bool) -> Data:
-    """The data of a question, made once."""
-    return QUESTIONS[name].provide(quick)
+    """The data of a question, made once for all about its model."""
+    return _made(QUESTIONS[name].provide, quick)
+
+
+def choosing_of(name: str, quick: bool) -> Data:
+    """What a question's recipes are chosen by, made once for all about its model."""
+    return _made(QUESTIONS[name].choosing, quick)
 
 
 @functools.cache
-def choosing_of(name: str, quick: bool) -> Data:
-    """What a question's recipes are chosen by, made once."""
-    return QUESTIONS[name].choosing(quick)
+def _made(provide: Callable[[bool], Data], quick: bool) -> Data:
+    return provide(quick)

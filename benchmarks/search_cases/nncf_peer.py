@@ -2,7 +2,7 @@
 
 The order names `model`, `data` (feeds by input, and `labels` if there are any), `samples` to calibrate on, every how
 manieth of the others (`stride`) judges, the `metric`, `max_drop`, and the file to write, `result`. It counts as the
-search does: by `top1`, `agreement` or `cosine`.
+search does (`scores.py`).
 """
 
 import json
@@ -11,52 +11,33 @@ import sys
 import nncf
 import numpy as np
 import onnx
-import onnxruntime
+from scores import answers, samples, score
 
 
 def main(order: dict) -> None:
     model, arrays = onnx.load(order["model"]), dict(np.load(order["data"]))
     labels = arrays.pop("labels", None)
-    feeds = [
-        {name: array[at : at + 1] for name, array in arrays.items()} for at in range(len(next(iter(arrays.values()))))
-    ]
-    few, judged = feeds[: order["samples"]], list(enumerate(feeds))[order["samples"] :: order["stride"]]
-    original = dict(answers(model, judged))
+    feeds = list(samples(arrays))
+    few, judged = feeds[: order["samples"]], slice(order["samples"], None, order["stride"])
+    original = list(answers(order["model"], feeds[judged]))
+    right = [None] * len(original) if labels is None else labels[judged]
 
     def validate(changed: onnx.ModelProto, batches) -> tuple[float, list[float]]:
-        scores = [
-            score(order["metric"], found, original[at], None if labels is None else labels[at])
-            for at, found in answers(changed, batches)
-        ]
+        # NNCF asks for parts of what judges too: its samples are (number, feed).
+        numbers, parts = zip(*batches, strict=True)
+        found = answers(changed.SerializeToString(), parts)
+        scores = [score(order["metric"], one, original[at], right[at]) for at, one in zip(numbers, found, strict=True)]
         return float(np.mean(scores)), scores
 
     changed = nncf.quantize_with_accuracy_control(
-        model, nncf.Dataset(few), nncf.Dataset(judged), validate, max_drop=order["max_drop"], subset_size=len(few)
+        model,
+        nncf.Dataset(few),
+        nncf.Dataset(list(enumerate(feeds[judged]))),
+        validate,
+        max_drop=order["max_drop"],
+        subset_size=len(few),
     )
     onnx.save(changed, order["result"])
-
-
-def answers(model: onnx.ModelProto, judged):
-    """Number and outputs of every sample."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for at, feed in judged:
-        yield at, [output[0] for output in session.run(None, feed)]
-
-
-def score(metric: str, found: list, known: list, label: int | None) -> float:
-    """Of one sample, without labels the worst of its outputs."""
-    if metric == "top1":
-        return float(found[0].argmax() == label)
-    same = {"agreement": agreement, "cosine": cosine}[metric]
-    return min(float(same(*pair)) for pair in zip(found, known, strict=True))
-
-
-def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return np.mean(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
-
-
-def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return np.vdot(ours, theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
 
 
 if __name__ == "__main__":

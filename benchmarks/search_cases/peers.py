@@ -66,11 +66,6 @@ def nncf(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
 def olive(question: Question, data: Data, choosing: Data, folder: Path) -> Path:
     """Olive's search over its quantizations for the lowest latency, with the same data and the same drop allowed."""
     order = _order(question, data, choosing, folder / "olive.onnx", OLIVE_JUDGED)
-    if order["metric"] == "cosine":
-        why = "'NoneType' object has no attribute 'model_dump'"
-        raise NotRunError(
-            f"its own metrics are of classes, and with one of the user's it ends with AttributeError: {why}"
-        )
     (scores, *_) = onnxruntime_run(question.case.path)(_row(data, 0)).values()
     order |= {"classes": scores.shape[-1], "seconds": OLIVE_SECONDS}
     return _ordered("olive-peers", OLIVE_PACKAGES, OLIVE, order)
@@ -122,8 +117,12 @@ def _ordered(environment: str, packages: Sequence[str], script: Path, order: Map
         raise NotRunError(str(error)) from None
     except subprocess.TimeoutExpired:
         raise NotRunError(f"took more than {SECONDS} s") from None
+    if done.returncode < 0:
+        raise NotRunError(f"it was ended by signal {-done.returncode}")
     if done.returncode:
         raise NotRunError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+    if not Path(order["result"]).exists():
+        raise NotRunError("nothing that it tried keeps within the limit")
     return Path(order["result"])
 
 

@@ -1,9 +1,9 @@
 """magika's files, typed by their extensions as the case's are: the system's and those of installed packages.
 
-Of every type the first 200 files of the system, by the digests of their paths, judge, besides the case's own set. What
-is left of the system and the packages are for the search: a third to choose by, the rest to calibrate and to train. Of
-each part every type gives as many as any other, as long as it has some, and no content is there twice or in two parts.
-A header's language is not decidable by its extension, so the search, which counts class by class, is given none.
+A quarter of every type's files, by the digests of their paths, judges, besides the case's own set; a quarter is to
+choose by, and half to calibrate and to train: what judges is of the types that the search has seen. Of each part every
+type gives as many as any other, as long as it has some, and no content is there twice or in two parts. A header's
+language is not decidable by its extension, so the search, which counts class by class, is given none.
 """
 
 import functools
@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from models.records import accuracy, first_output
 from models.store import package_folder
 
 SYSTEM = ("/usr/share", "/usr/include", "/usr/lib", "/etc")
-CALIBRATING, CHOOSING, QUICK = 2000, 1600, 300
+CALIBRATING, CHOOSING, JUDGING, QUICK = 2000, 1600, 2400, 300
+JUDGES, CHOOSES, CALIBRATES = (0,), (1,), (2, 3)
+"""Ranks of a type's files, modulo four, that are in a part."""
 BATCH = 32
 
 Data = dict[str, np.ndarray]
@@ -29,12 +31,12 @@ Data = dict[str, np.ndarray]
 
 def calibrating(quick: bool) -> Data:
     """Files and the numbers of their types."""
-    return _labelled(1, QUICK if quick else CALIBRATING)
+    return _labelled(CALIBRATES, QUICK if quick else CALIBRATING, _contents(choosing(False)["bytes"]))
 
 
 def choosing(quick: bool) -> Data:
     """As `calibrating`: other files."""
-    return _labelled(0, QUICK if quick else CHOOSING)
+    return _labelled(CHOOSES, QUICK if quick else CHOOSING)
 
 
 def judge(run: Run) -> Evaluation:
@@ -53,13 +55,10 @@ def _types() -> list[str]:
     return json.loads(place.read_text(encoding="utf8"))["target_labels_space"]
 
 
-def _labelled(part: int, count: int) -> Data:
-    """Every third file that does not judge (part 0) or the others, shuffled."""
-    files = {
-        kind: [path for number, path in enumerate(paths) if (number % 3 > 0) == part and path.suffix != ".h"]
-        for kind, paths in _searched().items()
-    }
-    rows, kinds = _distinct(files, count, {row.tobytes() for row in _judging()[0]})
+def _labelled(part: Sequence[int], count: int, known: AbstractSet[bytes] = frozenset()) -> Data:
+    """Files of a part that is for the search, shuffled; none that judges or whose content is known."""
+    files = {kind: [path for path in paths if path.suffix != ".h"] for kind, paths in _part(part).items()}
+    rows, kinds = _distinct(files, count, known | _contents(_judging()[0]))
     order = np.random.default_rng(0).permutation(len(rows))
     labels = np.array([_types().index(kind) for kind in kinds], np.int64)
     return {"bytes": rows[order], "labels": labels[order]}
@@ -67,11 +66,19 @@ def _labelled(part: int, count: int) -> Data:
 
 @functools.cache
 def _judging() -> tuple[np.ndarray, list[str]]:
-    files = {kind: paths[: file_types.MOST_PER_TYPE] for kind, paths in _system().items()}
-    return _distinct(files, sum(map(len, files.values())), set())
+    return _distinct(_part(JUDGES), JUDGING, set())
 
 
-def _distinct(files: Mapping[str, list[Path]], count: int, known: set[bytes]) -> tuple[np.ndarray, list[str]]:
+def _part(ranks: Sequence[int]) -> dict[str, list[Path]]:
+    """Type to its files of these ranks."""
+    return {kind: [path for at, path in enumerate(paths) if at % 4 in ranks] for kind, paths in _files().items()}
+
+
+def _contents(rows: np.ndarray) -> set[bytes]:
+    return {row.tobytes() for row in rows}
+
+
+def _distinct(files: Mapping[str, list[Path]], count: int, known: AbstractSet[bytes]) -> tuple[np.ndarray, list[str]]:
     """Rows (count, 2048) that are not known, and their types: a file of each type in turn."""
     turns = itertools.zip_longest(*([(path, kind) for path in paths] for kind, paths in sorted(files.items())))
     seen, rows, kinds = set(known), [], []
@@ -85,21 +92,12 @@ def _distinct(files: Mapping[str, list[Path]], count: int, known: set[bytes]) ->
 
 
 @functools.cache
-def _system() -> dict[str, list[Path]]:
-    return _ranked(entry for root in SYSTEM for entry in _typed(Path(root)))
-
-
-@functools.cache
-def _searched() -> dict[str, list[Path]]:
-    left = ((path, kind) for kind, paths in _system().items() for path in paths[file_types.MOST_PER_TYPE :])
-    return _ranked(itertools.chain(left, _typed(Path(sysconfig.get_paths()["purelib"]))))
-
-
-def _ranked(entries: Iterable[tuple[Path, str]]) -> dict[str, list[Path]]:
+def _files() -> dict[str, list[Path]]:
     """Type to files by ascending digest of their paths."""
     found: dict[str, list[Path]] = {}
-    for path, kind in entries:
-        found.setdefault(kind, []).append(path)
+    for root in (*SYSTEM, sysconfig.get_paths()["purelib"]):
+        for path, kind in _typed(Path(root)):
+            found.setdefault(kind, []).append(path)
     return {kind: sorted(paths, key=_digest) for kind, paths in found.items()}
 
 

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 from models import Evaluation
-from search_cases import QUESTIONS, framings, typed_files
+from search_cases import OF_A_TENTH, QUESTIONS, framings, typed_files
+from search_cases.scores import score
 
 
 def test_framed_as_usual_a_picture_stays_the_same_and_further_away_it_has_white_around_it():
@@ -25,3 +27,19 @@ def test_what_recipes_are_chosen_by_does_not_judge():
     scores = np.r_[np.ones(question.shared), np.zeros(7)]
     judged = question.judged(Evaluation(metric="accuracy", value=0.9, scores=scores, answers=scores))
     assert (judged.value, len(judged.scores), len(judged.answers)) == (0.0, 7, 7)
+
+
+@pytest.mark.parametrize("model", OF_A_TENTH)
+def test_a_tenth_of_the_size_is_asked_with_the_data_of_any_size(model):
+    tenth = QUESTIONS[f"{model}, 10x smaller"]
+    assert tenth.limits == {"max_drop": 0.01, "size": 10.0}
+    any_size = QUESTIONS.get(model, tenth)
+    assert (tenth.provide, tenth.choosing, tenth.judge) == (any_size.provide, any_size.choosing, any_size.judge)
+
+
+def test_a_sample_without_a_label_scores_what_its_worst_output_does():
+    known = [np.array([3.0, 4.0]), np.array([1.0, 0.0])]
+    found = [np.array([6.0, 8.0]), np.array([1.0, 1.0])]
+    assert score("cosine", found, known) == pytest.approx(0.5**0.5)
+    assert score("agreement", found, known) == 1.0
+    assert score("top1", found, known, label=0) == 0.0
