@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from pumice.errors import DataError, PumiceError
+from pumice.model import add_initializer, clone, constant
 from pumice.ops.record import Kernel
 from pumice.plan import compile_plan
 from pumice.quantize.simulation import simulate
@@ -187,6 +188,28 @@ def test_integers_are_those_of_onnx_runtime(quantized):
     got, want = CudaSession(quantized).run(feeds), simulate(quantized).run(feeds)
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_stored_as_codes_are_those_of_integer_kernels(quantized):
+    coded = clone(quantized)
+    for name, value in list(coded.graph.initializers.items()):
+        held = constant(value)
+        if held.dtype == np.int8 and held.size >= 16:
+            table, codes = np.unique(held, return_inverse=True)
+            coded.graph.initializers.pop(name)
+            few, stored = (add_initializer(coded, name, array) for array in (table, codes.reshape(held.shape)))
+            found = ir.node("Gather", [few, stored])
+            value.replace_all_uses_with(found.outputs[0])
+            coded.graph.append(found)
+    coded.graph.sort()
+    (feeds,) = random_feeds(1, size=2)
+    assert sum(node.op_type == "Gather" for node in coded.graph) >= 2
+    whole, session = CudaSession(quantized), CudaSession(coded)
+    for name, want in whole.run(feeds).items():
+        np.testing.assert_array_equal(session.run(feeds)[name], want)
+    assert [step.node.op_type for step in session.plan.program.steps] == [
+        step.node.op_type for step in whole.plan.program.steps
+    ]
 
 
 def test_what_depends_on_constants_alone_is_computed_once(quantized):

@@ -2,7 +2,8 @@
 
 Dynamic quantization writes a product as MatMulInteger, Cast, Mul by the product of the scales, and often an Add of a
 bias: that is one MatMulIntegerToFloat, which computes the same numbers. Several of them that read one matrix, as the
-queries, keys and values of attention do, are one product with the columns of all, and a Split.
+queries, keys and values of attention do, are one product with the columns of all, and a Split. Before that, weights
+that are stored as codes and a table of integers are looked up.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pumice.model import add_initializer, attribute, constant, consumers, is_constant, replace_value
 
@@ -132,3 +134,22 @@ def _replace(model: ir.Model, node: ir.Node, gone: list[ir.Node], after: ir.Node
         replace_value(old.outputs[0], new)
     for old in gone:
         model.graph.remove(old, safe=True)
+
+
+def look_up_codes(model: ir.Model) -> None:
+    """Look up, in place, what is stored as a table and codes: integer kernels take weights that are constants."""
+    for node in list(model.graph):
+        if node.op_type != "Gather" or node.domain or attribute(node, "axis", 0):
+            continue
+        table, codes = constant(node.inputs[0]), _codes(node.inputs[1])
+        if table is not None and codes is not None and not node.outputs[0].is_graph_output():
+            found = add_initializer(model, f"{node.outputs[0].name}/constant", table[codes])
+            replace_value(node.outputs[0], found)
+            model.graph.remove(node, safe=True)
+
+
+def _codes(index: ir.Value | None) -> NDArray[np.int64] | None:
+    """Constant indices, also behind a Cast."""
+    cast = None if index is None else index.producer()
+    held = constant(cast.inputs[0] if cast is not None and cast.op_type == "Cast" else index)
+    return None if held is None else held.astype(np.int64)

@@ -193,12 +193,13 @@ def _integers(model: ir.Model, outputs: Sequence[str] | None) -> ir.Model:
     """The model with integer operators for Q and DQ, few and large; values that are asked for are not fused away."""
     from pumice.model import clone
     from pumice.quantize.fusion import fused
-    from pumice_cuda.runtime.merging import merge_products
+    from pumice_cuda.runtime.merging import look_up_codes, merge_products
 
+    model = clone(model)
     if outputs is not None:
         wanted = set(outputs) - {str(value.name) for value in model.graph.outputs}
-        model = clone(model)
         model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
+    look_up_codes(model)
     result = fused(model)
     merge_products(result)
     return result
