@@ -80,13 +80,13 @@ struct Lanes {
 
 // --- what a block has ------------------------------------------------------------------------------------------------
 
-// kTiles tiles, of which it writes kOwn. A warp has kSteps steps of all of them, kCluster * kWarps apart, with those of other
+// kTiles tiles, of which it writes kMine. A warp has kSteps steps of all of them, kCluster * kWarps apart, with those of other
 // warps and of the other block of the cluster in between.
 template <int kTilesOf, int kStepsOf, int kClusterOf>
 struct Share {
     static_assert(kClusterOf <= 2);
     static constexpr int kTiles = kTilesOf, kSteps = kStepsOf, kCluster = kClusterOf, kOutputs = kTiles * kTile;
-    static constexpr int kOwn = kTiles / kCluster;
+    static constexpr int kMine = kTiles / kCluster;
     int rank, first_output, padded, steps;
 
     __device__ int step(int slot, int part) const { return (slot * kCluster + rank) * kWarps + part; }
@@ -110,7 +110,7 @@ struct TileSums {
 template <typename S, bool kGroups>
 struct Memory {
     uint4 codes[S::kSteps][S::kTiles][kWarps][64];                    // room for sums, once they have been read
-    TileSums received[kWarps][S::kOwn];                               // of the other block
+    TileSums received[kWarps][S::kMine];                               // of the other block
     float factors[kGroups ? kWarps * S::kSteps : 1][2][S::kOutputs];  // scale, offset
     u64 summed;
 
@@ -152,18 +152,18 @@ struct Memory {
     __device__ void expect_sums(int rows) {
         barrier_init(&summed, 1);
         barrier_init_fence();
-        barrier_expect(&summed, kWarps * S::kOwn * ((rows + 1) / 2) * TileSums::kBytes);
+        barrier_expect(&summed, kWarps * S::kMine * ((rows + 1) / 2) * TileSums::kBytes);
     }
 
     // A warp's sums of a tile, to the block that writes it.
     __device__ void hand_over(const S &share, int tile, const float (&sums)[4], int rows) {
-        const int part = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, to = tile / S::kOwn;
+        const int part = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, to = tile / S::kMine;
         __syncwarp();  // all of the warp have read their codes
         if (2 * t >= rows) return;
         if (S::kCluster == 1 || to == share.rank)
             own(part, tile).of(t, g) = make_float4(sums[0], sums[1], sums[2], sums[3]);
         else
-            send(&received[part][tile % S::kOwn].of(t, g), &summed, to, sums);
+            send(&received[part][tile % S::kMine].of(t, g), &summed, to, sums);
     }
 
     // The i-th of the n-th tile that the block writes, over all K, in the same order every time.
@@ -171,7 +171,7 @@ struct Memory {
         float sum = 0;
 #pragma unroll
         for (int part = 0; part < kWarps; part++) {
-            sum += own(part, share.rank * S::kOwn + n).of(i);
+            sum += own(part, share.rank * S::kMine + n).of(i);
             if (S::kCluster > 1) sum += received[part][n].of(i);
         }
         return sum;
@@ -281,9 +281,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int n = 0; n < kTiles; n++) memory.hand_over(share, n, sums[n], rows);
     __syncthreads();
     if constexpr (kCluster > 1) barrier_wait(&memory.summed, 0);
-    for (int at = threadIdx.x; at < S::kOwn * 128; at += kThreads) {
+    for (int at = threadIdx.x; at < S::kMine * 128; at += kThreads) {
         const int n = at / 128, i = at % 128, row = TileSums::row(i);
-        const int place = (share.rank * S::kOwn + n) * kTile + TileSums::output(i), output = share.first_output + place;
+        const int place = (share.rank * S::kMine + n) * kTile + TileSums::output(i), output = share.first_output + place;
         if (row >= rows || output >= outputs) continue;
         const float factor = kGroups ? 1 : memory.factors[0][0][place], added = bias ? widen(bias[output]) : 0;
         narrow(fmaf(factor, memory.sum(share, n, i), added), y[int64(row) * outputs + output]);
