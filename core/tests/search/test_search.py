@@ -18,7 +18,7 @@ from pumice.model import save
 from pumice.pipeline import compress
 from pumice.progress import Silent
 from pumice.registry import registry
-from pumice.search import application, guide, laboratory, ladder, overdue, passes, search
+from pumice.search import application, guide, laboratory, ladder, overdue, pace, passes, search
 from pumice.search.laboratory import Evidence, Laboratory, Lost
 from pumice.search.machine import measuring
 from pumice.search.openings import Opening, singles
@@ -302,6 +302,14 @@ def test_what_was_too_late_is_tried_again_when_there_is_more_time(problem, tmp_p
     first, *others = search(*problem, {**limits, "trials": 3}).trials
     assert first.state == "late"
     assert ("measured", first.values) in [(trial.state, trial.values) for trial in others]
+
+
+def test_a_longer_course_divides_the_data_as_the_one_before_did(problem, tmp_path, monkeypatch):
+    for samples, trials in ((64, 2), (512, 3)):
+        monkeypatch.setattr(pace, "affordable", lambda *_, samples=samples: samples)
+        found = search(*problem, {**LIMITS, "trials": trials, "study": str(tmp_path)})
+    assert found.laboratory.samples == 64
+    assert found.made is not None
 
 
 def test_a_search_that_is_killed_loses_nothing_but_the_trial_in_flight(problem, tmp_path):

@@ -28,7 +28,8 @@ class Laboratory:
 
     def verify(self, one):
         speedup, drop = self.speeds.get(one.number, one.figures.speedup), self.drops.get(one.number, one.figures.drop)
-        return attrs.evolve(one.figures, speedup=speedup, drop=drop), 1.0
+        ends = {end: getattr(one.figures, end) + drop - one.figures.drop for end in ("low", "high")}
+        return attrs.evolve(one.figures, speedup=speedup, drop=drop, **ends), 1.0
 
 
 @pytest.mark.parametrize("noise", [0.98, 1.0, 1.02])
@@ -71,6 +72,19 @@ def test_once_its_time_is_over_and_something_keeps_the_limits_the_others_are_not
     trials = [trial(number) for number in range(1, 6)]
     assert len(judge(trials, Laboratory(), until=-math.inf).verified) == 1
     assert len(judge(trials, Laboratory()).verified) == 5
+
+
+def test_between_the_surest_and_what_is_too_bold_here_the_front_is_bisected():
+    """Nine recipes lose a little more the more they gain; here everything from the sixth on loses too much."""
+    trials = [trial(1, drop=-0.02)]
+    for number in range(2, 10):
+        drop = 0.0005 * number
+        trials.append(trial(number, drop=drop, low=drop - 0.004, high=drop + 0.004, speedup=1.0 + number))
+    laboratory = Laboratory(drops=dict.fromkeys(range(6, 10), 0.009))
+    found = judge(trials, laboratory)
+    assert found.winner.trial.number == 5
+    assert len(found.verified) < len(trials)
+    assert judge(trials, laboratory, until=-math.inf).winner.trial.number == 9
 
 
 def test_it_goes_on_while_what_kept_the_limits_in_the_search_does_not_here():

@@ -77,14 +77,6 @@ class Moments:
         """(E[x], E[q]), each (groups, k)."""
         return self.exact / max(self.count, 1), self.seen / max(self.count, 1)
 
-    def mean_squares(self) -> NDArray[np.float64]:
-        """E[q^2], (groups, k); H must be kept."""
-        assert self.products is not None
-        assert self.centre is not None
-        centre = self.centre[:, :, 0].astype(np.float64)
-        mean = self.seen / self.count
-        return np.asarray(np.einsum("gkk->gk", self.products) / self.count + centre * (2.0 * mean - centre))
-
     def second_moments(self) -> NDArray[np.float64] | None:
         """H for rounding, (groups, k, k), made safe to invert and to trust; None if there is none or it is not finite.
 

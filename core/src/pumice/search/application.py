@@ -147,7 +147,7 @@ class Found:
             "winner": None if self.verdict.winner is None else attrs.asdict(self.verdict.winner),
             "verified": [attrs.asdict(one) for one in self.verdict.verified],
             "limits": self.limits.settings(),
-            "trials": [_finite(trial.to_json()) for trial in self.trials],
+            "trials": [{k: None if v == math.inf else v for k, v in t.to_json().items()} for t in self.trials],
             "front": [trial.number for trial in self.front],
             "left_out": [attrs.asdict(one) for one in self.space.left_out],
             "advice": list(self.advice),
@@ -212,10 +212,11 @@ def search(
         )
         chosen = choose_metrics(laboratory.original, laboratory.evidence.search, metrics)
         told = tuple({"name": metric.name, **metric.settings()} for metric in chosen.metrics)
-        pace = Pace.of(laboratory, began)
-        laboratory = attrs.evolve(laboratory, metrics=told, samples=pace.samples)
-        guide = Guide.of(laboratory, pace)
+        laboratory = attrs.evolve(laboratory, metrics=told)
         study = Study.open(folder, _question(laboratory))
+        pace = Pace.of(laboratory, began).going_on(study.trials())
+        laboratory = attrs.evolve(laboratory, samples=pace.samples)
+        guide = Guide.of(laboratory, pace)
         with study.alone(), workers(laboratory) as pool:
             loop = _Loop(limits, study, pool, guide, pace, progress)
             trials = loop.run()
@@ -276,11 +277,6 @@ def apply_best(limits: Auto, model: ir.Model, context: RunContext) -> ir.Model:
     context.ledger.extend(found.made.ledger)
     context.notes.extend(found.made.notes)
     return found.made.model
-
-
-def _finite(table: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can say it: what was not measured has no cost."""
-    return {key: None if value == float("inf") else value for key, value in table.items()}
 
 
 def _settled(limits: Auto | Mapping[str, Any] | None) -> Auto:

@@ -87,9 +87,8 @@ class Laboratory:
                 with measuring(wait), ended_after(seconds - (time.perf_counter() - began - wait.seconds)):
                     trial = self._measured(trial, lost)
         except OutOfTime as error:
-            trial = attrs.evolve(
-                trial, state="late", reason=str(error) or f"it took more than the {seconds:.3g} s it had"
-            )
+            reason = str(error) or f"it took more than the {seconds:.3g} s it had"
+            trial = attrs.evolve(trial, state="late", reason=reason)
         except PumiceError as error:
             trial = attrs.evolve(trial, reason=str(error))
         except Exception as error:  # a plugin's defect must not end the search
@@ -117,15 +116,8 @@ class Laboratory:
     def _measured(self, trial: Trial, lost: Lost) -> Trial:
         path = self._model_of(Recipe.from_dict(trial.recipe))
         figures = self._timed(path, lost, self.evidence.search)
-        return attrs.evolve(
-            trial,
-            state="measured",
-            figures=figures,
-            drop=lost.drop,
-            cost=cost(self.limits, figures),
-            violation=violation(self.limits, figures),
-            model=path.name,
-        )
+        trial = attrs.evolve(trial, state="measured", figures=figures, drop=lost.drop, model=path.name)
+        return attrs.evolve(trial, cost=cost(self.limits, figures), violation=violation(self.limits, figures))
 
     def _model_of(self, recipe: Recipe) -> Path:
         return self.folder / "models" / f"{number_of(recipe)}.onnx"
@@ -364,12 +356,8 @@ class Evidence:
 
     @property
     def fingerprint(self) -> str:
-        parts = (
-            *(self.calibration[CALIBRATION_SAMPLES, trains] for trains in (False, True)),
-            self.training,
-            self.unseen,
-        )
-        return " ".join(part.fingerprint() for part in parts)
+        calibrating = (self.calibration[CALIBRATION_SAMPLES, trains] for trains in (False, True))
+        return " ".join(part.fingerprint() for part in (*calibrating, self.training, self.unseen))
 
     @classmethod
     def of(cls, source: Any, model: Path, test: Any, samples: int = CALIBRATION_SAMPLES) -> Evidence:

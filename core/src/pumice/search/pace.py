@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,6 +23,7 @@ from pumice.search.passes import rounded_passes
 
 if TYPE_CHECKING:
     from pumice.search.laboratory import Laboratory
+    from pumice.search.trial import Trial
 
 ROUNDS = 3
 """Inferences to time; the quickest counts."""
@@ -69,6 +71,12 @@ class Pace:
             samples=samples,
             first=CALIBRATION_SAMPLES if affordable(FIRST * budget, inference, most) >= most else samples,
         )
+
+    def going_on(self, earlier: Iterable[Trial]) -> Pace:
+        """With as many samples as the courses before it took, so that the data are divided as they were."""
+        known = [step.get("samples", CALIBRATION_SAMPLES) for trial in earlier for step in trial.recipe["step"]]
+        few = (count for count in known if count != CALIBRATION_SAMPLES)
+        return attrs.evolve(self, samples=next(few, CALIBRATION_SAMPLES)) if known else self
 
 
 def affordable(seconds: float, inference: float, most: int) -> int:

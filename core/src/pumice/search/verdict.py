@@ -17,7 +17,8 @@ out a little otherwise leads to the same winner.
 The verdict has a time. It begins with the best that is certain, the best of all, and the first trial, which is what
 `compress` makes by itself, so that the winner is not less than that on unseen samples either. What cannot be measured
 before its end is left, but for one: where none of the others keeps the limits, the surest. Without an end, those that
-kept them in the search follow until one does here.
+kept them in the search follow until one does here. In what time is left the front is bisected between the best that is
+sure and what is better and is not.
 """
 
 from __future__ import annotations
@@ -53,10 +54,6 @@ class Verified:
     sure: bool = False
     """Whether it keeps the accuracy surely."""
 
-    @property
-    def cost(self) -> float:
-        return self.rank[1]
-
     def told(self, winner: Verified | None) -> str:
         """What it came to there, and why it is or is not the winner."""
         found = f"trial {self.trial.number} ({self.trial.shape}): {self.figures.gains}, loses {self.figures.drop:.4f}"
@@ -66,7 +63,7 @@ class Verified:
             return f"{found}: it wins"
         if winner.sure and not self.sure:
             return f"{found}: it keeps the limits, but is less sure of the accuracy than the winner"
-        if self.cost <= winner.cost + RESOLUTION:
+        if self.rank[1] <= winner.rank[1] + RESOLUTION:
             return f"{found}: no better than the winner as far as can be told, and its file is no smaller"
         return f"{found}: it gains less than the winner"
 
@@ -87,12 +84,12 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in one sentence."""
         if self.winner is not None:
-            figures = self.winner.figures
+            figures, tried = self.winner.figures, len(self.verified)
             seen = "that the search did not see" if self.unseen else "that the search saw too"
             return (
                 f"the winner is trial {self.winner.trial.number}: {figures.gains}, loses {figures.drop:.4f} "
-                f"[{figures.low:.4f}, {figures.high:.4f}] on {_counted(figures.samples, 'sample')} {seen} "
-                f"(p = {self.winner.p:.2g}, corrected for {_counted(len(self.verified), 'candidate')})"
+                f"[{figures.low:.4f}, {figures.high:.4f}] on {figures.samples} samples {seen} "
+                f"(p = {self.winner.p:.2g}, corrected for {tried} candidate{'s' * (tried != 1)})"
             )
         if self.nearest is None:
             return self.trouble
@@ -114,13 +111,14 @@ def judge(trials: Sequence[Trial], laboratory: Laboratory, until: float = math.i
         laboratory: where they were measured.
         until: when to be done (`time.perf_counter`).
     """
-    verified = _all_verified(candidates(trials, laboratory.limits.max_drop), laboratory, until)
-    again = [attrs.evolve(one.trial, drop=one.figures.drop) for one in verified]
-    most, noise = laboratory.limits.max_drop, tolerable([*trials, *again], laboratory.limits.max_drop)
-    ps = holm([one.p for one in verified])
-    sure = [one.trial.sure(most, noise, one.figures) for one in verified]
-    told = [attrs.evolve(one, p=p, sure=kept) for one, p, kept in zip(verified, ps, sure, strict=True)]
-    ranked = sorted(told, key=lambda one: one.rank)
+    began, most = time.perf_counter(), laboratory.limits.max_drop
+    verified = _all_verified(candidates(trials, most), laboratory, until)
+    ranked = _ranked(verified, trials, most)
+    while (middle := between(ranked, trials, most)) is not None:
+        if (now := time.perf_counter()) + (now - began) / len(verified) > until:
+            break
+        verified.append(_verified(middle, laboratory))
+        ranked = _ranked(verified, trials, most)
     kept = [one for one in ranked if not one.broken]
     winner = best_of([one for one in kept if one.sure] or kept)
     return Verdict(
@@ -149,10 +147,27 @@ def _all_verified(ordered: Sequence[Trial], laboratory: Laboratory, until: float
     return verified
 
 
+def _ranked(verified: Sequence[Verified], trials: Sequence[Trial], most: float) -> list[Verified]:
+    """By rank, with p values that are corrected, and whether they are sure."""
+    noise = tolerable([*trials, *(attrs.evolve(one.trial, drop=one.figures.drop) for one in verified)], most)
+    sure = [one.trial.sure(most, noise, one.figures) for one in verified]
+    told = zip(verified, holm([one.p for one in verified]), sure, strict=True)
+    return sorted((attrs.evolve(one, p=p, sure=kept) for one, p, kept in told), key=lambda one: one.rank)
+
+
+def between(told: Sequence[Verified], trials: Sequence[Trial], most: float) -> Trial | None:
+    """The middle of what spares a standard error, between the best that is sure and the next that is not."""
+    least = min((one.trial.cost for one in told if one.sure and not one.broken), default=-math.inf)
+    better = max((one.trial.cost for one in told if one.trial.cost < least), default=-math.inf)
+    spare = [t for t in front(trials) if t.feasible and t.spares(most) and better < t.cost < least - RESOLUTION]
+    left = [t for t in spare if t.number not in {one.trial.number for one in told}]
+    return left[len(left) // 2] if left else None
+
+
 def best_of(kept: Sequence[Verified]) -> Verified | None:
     """The winner among candidates that keep every limit."""
-    least = min((one.cost for one in kept), default=0.0)
-    equals = [one for one in kept if one.cost <= least + RESOLUTION]
+    least = min((one.rank[1] for one in kept), default=0.0)
+    equals = [one for one in kept if one.rank[1] <= least + RESOLUTION]
     return min(equals, key=lambda one: (one.figures.file_bytes, one.trial.number), default=None)
 
 
@@ -161,10 +176,6 @@ def _trouble(trials: Sequence[Trial]) -> str:
     if any(one.state == "late" for one in trials):
         told = "no recipe could be measured in this time, so give more of it (--budget)"
     return told + next((f"; trial {one.number} ({one.shape}): {one.reason}" for one in trials if one.reason), "")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _verified(trial: Trial, laboratory: Laboratory) -> Verified:

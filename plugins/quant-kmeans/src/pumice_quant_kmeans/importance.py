@@ -94,9 +94,18 @@ def _importance(matrix: WeightMatrix, squares: Array | None, moments: Moments | 
     if squares is None:
         signal = max(float(output_error(matrix.rows(), second).sum()), TINY)
         return Importance(np.full((*matrix.shape[:2], 1), 1.0 / signal), loud)
-    power = moments.mean_squares().sum(axis=1)[:, None, None]
+    power = _mean_squares(moments).sum(axis=1)[:, None, None]
     heed = squares.sum(axis=2, keepdims=True, dtype=np.float64) / np.maximum(power, TINY)
     return Importance(_floored(heed), loud)
+
+
+def _mean_squares(moments: Moments) -> Array:
+    """E[q^2] of what a layer reads, (groups, k)."""
+    assert moments.products is not None
+    assert moments.centre is not None
+    centre = moments.centre[:, :, 0].astype(np.float64)
+    mean = moments.seen / moments.count
+    return np.asarray(np.einsum("gkk->gk", moments.products) / moments.count + centre * (2.0 * mean - centre))
 
 
 def _floored(counts: Array) -> Array:
