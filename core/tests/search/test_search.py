@@ -150,7 +150,8 @@ def test_a_search_that_was_stopped_goes_on(problem, tmp_path):
     assert len(second.trials) == 3
     assert second.earlier == 2
     assert second.trials[2].finished > first.trials[1].finished
-    assert second.overhead == pytest.approx(1.0 - second.trials[2].seconds / second.seconds)
+    spent = second.trials[2].seconds + second.trials[2].waited
+    assert second.overhead == pytest.approx(1.0 - spent / second.seconds)
 
 
 def test_two_workers_search_as_one_does(problem):
@@ -213,7 +214,7 @@ def test_a_trial_that_is_over_its_time_is_ended_and_says_so(problem, monkeypatch
     monkeypatch.setattr(application, "OVERRUN", 0.0)
     found = search(*problem, {**LIMITS, "trials": 1})
     assert [(trial.state, trial.figures) for trial in found.trials] == [("late", None)]
-    assert found.trials[0].reason == "it took more than the 0.05 s it had, at 'learn'"
+    assert found.trials[0].reason.startswith("it took more than the 0.05 s it had")
     assert "1 late" in found.summary()
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["trials"][0]["cost"] is None
 

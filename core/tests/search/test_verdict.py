@@ -74,6 +74,15 @@ def test_once_its_time_is_over_and_something_keeps_the_limits_the_others_are_not
     assert len(judge(trials, Laboratory()).verified) == 5
 
 
+def test_what_won_before_is_measured_again_however_many_seem_better_now():
+    trials = [trial(number, speedup=2.0 + number) for number in range(3, 20)]
+    trials += [trial(1), attrs.evolve(trial(2), won=True)]
+    laboratory = Laboratory(drops=dict.fromkeys([1, *range(3, 20)], 0.02))
+    found = judge(trials, laboratory)
+    assert found.winner.trial.number == 2
+    assert len(found.verified) <= 5
+
+
 def test_between_the_surest_and_what_is_too_bold_here_the_front_is_bisected():
     """Nine recipes lose a little more the more they gain; here everything from the sixth on loses too much."""
     trials = [trial(1, drop=-0.02)]

@@ -224,6 +224,8 @@ def search(
         verdict = judge([t for t in trials if not t.model or (study.models / t.model).exists()], laboratory, pace.end)
         judging, evidence = time.perf_counter() - judged_from, laboratory.evidence
         winner = verdict.winner
+        if winner is not None:
+            study.add(attrs.evolve(winner.trial, won=True))
         made = None if winner is None else laboratory.compressed(Recipe.from_dict(winner.trial.recipe), progress)
         analysis = analyse(laboratory.original, next(iter(evidence.search.samples([0]))).feeds, engine)
     return Found(

@@ -89,6 +89,8 @@ class Trial:
     """Seconds from the start of the search to its end; to its beginning, while it runs."""
     model: str = ""
     """Name of its file in the study's folder; empty if it was not kept."""
+    won: bool = False
+    """Whether a course before this one ended with it."""
 
     @property
     def shape(self) -> str:

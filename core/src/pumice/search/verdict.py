@@ -14,11 +14,11 @@ What is close in cost is settled by what no clock has a part in: of all that kee
 `RESOLUTION` of the least cost, the smallest file wins, then the recipe that was tried first. So a timing that falls
 out a little otherwise leads to the same winner.
 
-The verdict has a time. It begins with the best that is certain, the best of all, and the first trial, which is what
-`compress` makes by itself, so that the winner is not less than that on unseen samples either. What cannot be measured
-before its end is left, but for one: where none of the others keeps the limits, the surest. Without an end, those that
-kept them in the search follow until one does here. In what time is left the front is bisected between the best that is
-sure and what is better and is not.
+The verdict has a time. It begins with the best that is certain, the best of all, what won in a course before this one,
+and the first trial, which is what `compress` makes by itself, so that the winner is not less than these on unseen
+samples either. What cannot be measured before its end is left, but for one: where none of the others keeps the limits,
+the surest. Without an end, those that kept them in the search follow until one does here. In what time is left the
+front is bisected between the best that is sure and what is better and is not.
 """
 
 from __future__ import annotations
@@ -189,12 +189,13 @@ def _verified(trial: Trial, laboratory: Laboratory) -> Verified:
 def candidates(trials: Sequence[Trial], max_drop: float) -> list[Trial]:
     """Each model once: the best that keep the limits and are certain of it, in turn with the best of all.
 
-    The first trial of all follows the best of both, and among the first `CANDIDATES` is the most accurate of the front.
+    What won before and the first trial of all follow the best of both, and among the first `CANDIDATES` is the most
+    accurate of the front.
     """
     measured = sorted((t for t in trials if t.state == "measured"), key=lambda t: t.rank)
     noise = tolerable(measured, max_drop)
     certain = [t for t in measured if t.feasible and t.sure(max_drop, noise)]
-    usual = [t for t in measured if t.number == 1]
+    usual = [t for t in measured if t.won or t.number == 1]
     in_turn = [t for pair in itertools.zip_longest(certain, measured) for t in pair if t is not None]
     first = list({t.model: t for t in [*in_turn[:2], *usual, *in_turn]}.values())[: CANDIDATES - 1]
     return list({t.model: t for t in [*first, *front(measured)[:1], *in_turn]}.values())
