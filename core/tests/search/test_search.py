@@ -352,7 +352,9 @@ def test_an_interruption_ends_the_workers_at_once_and_the_search_goes_on_later(p
     asked = {**LIMITS, "trials": 50, "study": str(tmp_path / "study"), "workers": 2}
     script = tmp_path / "search.py"
     script.write_text(
-        f"from pumice.search import search\n"
+        "import signal\n"
+        "from pumice.search import search\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background would ignore it\n"
         f"if __name__ == '__main__': search({str(problem[0])!r}, {str(problem[1])!r}, {asked!r})"
     )
     study = Study(tmp_path / "study")
