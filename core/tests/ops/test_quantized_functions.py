@@ -10,6 +10,8 @@ from pumice.plan import compile_plan
 
 TYPES = st.sampled_from([np.uint8, np.int8])
 SEEDS = st.integers(0, 2**32 - 1)
+TIE = 1e-4
+"""Of a step, which ONNX Runtime's exponentials of float32 are off by at most."""
 
 
 def both(op_type, inputs, **attributes):
@@ -46,7 +48,11 @@ def test_functions_of_one_element(seed, dtype, kind):
     draw, (op_type, attributes) = Draw(seed, dtype), kind
     every = np.arange(draw.limits.min, draw.limits.max + 1).astype(dtype)
     parameters = draw.parameters("x") | draw.parameters("y", 0.002, 0.05)
-    np.testing.assert_array_equal(*both(op_type, {"x": every} | parameters, **attributes))
+    theirs, ours = (a.astype(int) for a in both(op_type, {"x": every} | parameters, **attributes))
+    real = (every.astype(int) - int(parameters["x_zero"])) * np.float64(parameters["x_scale"])
+    steps = (1 / (1 + np.exp(-real)) if op_type == "QLinearSigmoid" else real) / parameters["y_scale"]
+    beside_a_tie = (op_type == "QLinearSigmoid") & (np.abs(steps % 1 - 0.5) < TIE)
+    assert (np.abs(theirs - ours) <= beside_a_tie).all()
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pumice.ops.gradient import SUMS
 from pumice.ops.matmul import MULTIPLIERS
 from pumice.ops.updates import FUSED
 from pumice_cuda import device, placing
@@ -27,7 +28,7 @@ def gpu(monkeypatch):
     spec.loader.exec_module(fake)
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="CuPy is a stand-in"))
     monkeypatch.setattr(placing, "_claim", lambda: None)
-    for fused in (MULTIPLIERS, FUSED):  # what a test on a real GPU may have left here
+    for fused in (MULTIPLIERS, SUMS, FUSED):  # what a test on a real GPU may have left here
         monkeypatch.delitem(fused, "cupy", raising=False)
     module = fake.module()
     monkeypatch.setitem(sys.modules, "cupy", module)

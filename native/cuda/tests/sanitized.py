@@ -14,7 +14,7 @@ import numpy as np
 
 from pumice.ops.record import Node
 from pumice.ops.window import Window
-from pumice_cuda import attention, dynamic, embedding, gemm, lowbit, pooling, quantize, recurrent, rows
+from pumice_cuda import attention, dynamic, embedding, gemm, gradients, lowbit, pooling, quantize, recurrent, rows
 from pumice_cuda.conv import Conv
 from pumice_cuda.epilogue import Epilogue, LevelSum
 
@@ -96,6 +96,15 @@ def of_rows():
             rows.reduce("sum", x, axes)
 
 
+def gradients_of_rows():
+    for shape, dtype in itertools.product(SHAPES, ("float32", "float16", "bfloat16")):
+        x, dy, scale = floats(*shape, dtype=dtype), floats(*shape, dtype=dtype), floats(shape[-1], dtype=dtype)
+        for switch in (False, True):
+            gradients.softmax(x, dy, logarithm=switch)
+            gradients.layer_norm(x, dy, scale, 1e-5, rms=switch)
+        gradients.map_elements("gelu", x, dy)
+
+
 def quantizations():
     for shape, dtype in itertools.product(SHAPES, ("float32", "float16", "bfloat16")):
         x, last = floats(*shape, dtype=dtype), len(shape) - 1
@@ -163,7 +172,7 @@ def tables():
 FAMILIES = {
     "gemm": products, "conv": convolutions, "pooling": pools, "rows": of_rows, "quantize": quantizations,
     "lowbit": few_bits, "recurrent": layers, "dynamic": ranges, "attention": heads,
-    "embedding": tables,
+    "embedding": tables, "gradients": gradients_of_rows,
 }  # fmt: skip
 
 

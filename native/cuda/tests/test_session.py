@@ -222,6 +222,21 @@ def test_what_depends_on_constants_alone_is_computed_once(quantized):
         np.testing.assert_array_equal(to_host(less.run(there)[name]), to_host(value))
 
 
+def test_weights_of_four_bits_are_widened_once_and_not_told_of(caplog):
+    """CuPy knows no such type, so the CPU does it, when the model is opened."""
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        agraph (float[N, 4] x) => (float[N, 2] y) <float[2, 2] scale = {1, 2, 3, 4}>
+        { w = DequantizeLinear<axis = 0, block_size = 2>(codes, scale) y = MatMul(x, w) }""")
+    model = ir.from_proto(proto)
+    codes = np.arange(8).reshape(4, 2)
+    held = add_initializer(model, "codes", codes.astype(ml_dtypes.uint4))
+    next(iter(model.graph)).replace_input_with(0, held)
+    opened, x = CudaRuntime(graphs=False).open(model), np.eye(4, dtype=np.float32)
+    np.testing.assert_array_equal(opened.run({"x": x})["y"], codes * np.array([[1, 2], [1, 2], [3, 4], [3, 4]]))
+    assert "on the CPU" not in opened.description
+    assert not [record for record in caplog.records if record.name == "pumice.cuda"]
+
+
 def test_a_wrong_input_is_refused_before_anything_runs():
     with pytest.raises(DataError, match="no_such_input"):
         CudaRuntime().open(tiny_cnn()).run({"no_such_input": np.zeros(1)})

@@ -121,10 +121,10 @@ def product_vjp(a: Any, b: Any, dy: Any, wanted: Sequence[bool]) -> tuple[Any, A
     dy = dy.reshape(*dy.shape[: dy.ndim - (a.ndim > 1) - (b.ndim > 1)], left.shape[-2], right.shape[-1])
     if right.ndim == 2:
         rows, drows = left.reshape(-1, left.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        da = (drows @ right.T).reshape(a.shape) if wanted[0] else None
-        return da, (rows.T @ drows).reshape(b.shape) if wanted[1] else None
-    da = sum_to(dy @ right.swapaxes(-1, -2), left.shape).reshape(a.shape) if wanted[0] else None
-    db = sum_to(left.swapaxes(-1, -2) @ dy, right.shape).reshape(b.shape) if wanted[1] else None
+        da = product(drows, right.T).reshape(a.shape) if wanted[0] else None
+        return da, product(rows.T, drows).reshape(b.shape) if wanted[1] else None
+    da = sum_to(product(dy, right.swapaxes(-1, -2)), left.shape).reshape(a.shape) if wanted[0] else None
+    db = sum_to(product(left.swapaxes(-1, -2), dy), right.shape).reshape(b.shape) if wanted[1] else None
     return da, db
 
 

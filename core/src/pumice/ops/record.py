@@ -125,7 +125,7 @@ def ghost(x: Any) -> Any:
     """An array of the same shape, type and kind whose values mean nothing and take no memory."""
     if not getattr(x, "ndim", 0) or not x.size:
         return x
-    return np.broadcast_to(x[(slice(0, 1),) * x.ndim].copy(), x.shape)
+    return np.broadcast_to(np.empty_like(x, shape=(1,) * x.ndim), x.shape)
 
 
 @attrs.frozen(eq=False)

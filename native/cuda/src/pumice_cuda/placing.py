@@ -26,10 +26,11 @@ import attrs
 import numpy as np
 
 from pumice.errors import DataError
+from pumice.ops.gradient import SUMS
 from pumice.ops.matmul import MULTIPLIERS
 from pumice.ops.record import Array, Forward, Node, Op, Outputs, Vjp
 from pumice.ops.updates import FUSED
-from pumice_cuda import blas, device, updates
+from pumice_cuda import blas, device, rows, updates
 from pumice_cuda.transfers import RecordedCopy, finish_stream, is_movable, on_device, to_device, to_host
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ def reading() -> Iterator[list[Any]]:
 
 
 def _claim() -> None:
-    """Have core's code multiply and update CuPy's arrays as is best here.
+    """Have core's code multiply, sum and update CuPy's arrays as is best here.
 
     Raises:
         PumiceError: there is no GPU to use; the text says why.
     """
     device.gpu()
     MULTIPLIERS["cupy"] = blas.matmul
+    SUMS["cupy"] = rows.total
     FUSED["cupy"] = updates.adaptive
 
 
@@ -93,6 +95,16 @@ class OnDevice:
         _claim()
         self.fallen: dict[str, str] = {}
         """Operators that ran on the CPU, and why."""
+        self._once = False
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Nobody is told what runs on the CPU meanwhile: it is computed this one time."""
+        self._once = True
+        try:
+            yield
+        finally:
+            self._once = False
 
     def constant(self, value: ir.Value, array: Array) -> Any:
         """On the GPU unless it is a number (a NumPy scalar then), a shape or indices, or read by the CPU alone."""
@@ -119,6 +131,13 @@ class OnDevice:
 
     def fetch(self, array: Any) -> Any:
         return to_host(array)
+
+    def note(self, what: str, error: Exception, node: Node) -> None:
+        """One line for every operator that the GPU cannot compute."""
+        if what not in self.fallen and not self._once:
+            reason = str(error).partition("\n")[0]
+            self.fallen[what] = reason
+            _log.warning("%s runs on the CPU: CuPy says '%s' (%s)", what, reason, node)
 
     def available_bytes(self) -> int:
         import cupy
@@ -150,7 +169,7 @@ class Placed:
             except RecordedCopy as stop:
                 raise RecordedCopy(f"{node} would run on the CPU, since CuPy says '{refusal}'") from stop
             self._falls = True
-            _note(self._plan, node, refusal)
+            self._plan.note(node.op_type, refusal, node)
             return results
         return self._on_host(node, arrays)
 
@@ -214,7 +233,7 @@ def _placed_gradient(op: Op, vjp: Callable[..., Any], host: tuple[int, ...], pla
         found = reference(node, to_host(inputs), to_host(outputs), to_host(grads), wanted)
         if not fallen:
             fallen.append(True)
-            _note(plan, node, refusal, "the gradient of ")
+            plan.note(f"the gradient of {node.op_type}", refusal, node)
         return [_returned(g) for g in found]
 
     return attrs.evolve(vjp, run=run) if isinstance(vjp, Vjp) else run
@@ -241,12 +260,3 @@ def refuse_other_device(x: Any) -> None:
             f"an array lies on GPU {x.device.id} and the plan runs on GPU {here}: copy it there with cupy.asarray, "
             f"inside `with cupy.cuda.Device({here})`"
         )
-
-
-def _note(plan: OnDevice, node: Node, error: Exception, what: str = "") -> None:
-    """One line for every operator that the GPU cannot compute."""
-    name = f"{what}{node.op_type}"
-    if name not in plan.fallen:
-        reason = str(error).partition("\n")[0]
-        plan.fallen[name] = reason
-        _log.warning("%s runs on the CPU: CuPy says '%s' (%s)", name, reason, node)

@@ -15,7 +15,7 @@ import numpy as np
 from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
-from pumice_cuda.teams import ACCESS, WARP, Team, aligned, floats, team_of, type_name
+from pumice_cuda.teams import ACCESS, FLOATS, WARP, Team, aligned, floats, team_of, type_name
 
 if TYPE_CHECKING:
     import cupy
@@ -146,6 +146,13 @@ def map_elements(function: Function, x: cupy.ndarray) -> cupy.ndarray:
 # --- reductions -------------------------------------------------------------------------------------------------------
 
 
+def total(x: cupy.ndarray, axes: Sequence[int]) -> cupy.ndarray:
+    """The sum over axes, which are gone then; by CuPy for types that have no kernel."""
+    if x.dtype.name in FLOATS and x.size:
+        return reduce("sum", x, axes, keepdims=False)
+    return x.sum(axis=tuple(axes))
+
+
 def reduce(reduction: Reduction, x: cupy.ndarray, axes: Sequence[int], *, keepdims: bool = True) -> cupy.ndarray:
     """A reduction over any axes, of which none is empty.
 
@@ -188,6 +195,11 @@ def _reduced(
         x = _folded(x, extents, parts, folding, np.dtype(np.float32), 1)
         extents, folding = (extents[0], parts, extents[2]), (folding[0], "Identity")
     return _folded(x, extents, 1, folding, dtype, divisor)
+
+
+def parts_of_columns(rows: int, columns: int) -> int:
+    """Into how many parts rows are cut whose columns are summed."""
+    return _parts(1, rows, columns, device.gpu().multiprocessors)
 
 
 def _parts(outer: int, reduced: int, inner: int, multiprocessors: int) -> int:

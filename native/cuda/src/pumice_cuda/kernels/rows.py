@@ -1,4 +1,4 @@
-"""Softmax, normalisation, GELU and reductions of the Plan, for float32 and float16.
+"""Softmax, normalisation, GELU and reductions of the Plan, for float32, float16 and bfloat16.
 
 What a kernel cannot take (an axis in the middle, an empty array, a scale that covers no row) goes to core's code.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
 from pumice_cuda import reference
 
-FLOATS = frozenset({"float32", "float16"})
+FLOATS = frozenset({"float32", "float16", "bfloat16"})
 _MICROSOFT = "com.microsoft"
 
 

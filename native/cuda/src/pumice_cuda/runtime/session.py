@@ -54,7 +54,7 @@ class CudaSession:
     ) -> None:
         device.gpu()  # says why, where there is none
         self._placement = OnDevice()
-        with _memory_to("open the model"):
+        with _memory_to("open the model"), self._placement.once():
             plan = compile_plan(_integers(model, outputs), outputs, placement=self._placement)
             self.plan = folded(plan)
         self._bounds = _index_bounds(self.plan, plan.program.steps)
