@@ -125,6 +125,25 @@ def test_real_numbers_that_are_computed_less_exactly_account_for_their_rounding(
     assert layer.explained
 
 
+class Wandering(Rough):
+    """Whose integers are others where it is asked for real numbers: what it fuses depends on what it is asked for."""
+
+    def open(self, model, *, outputs=None, threads=None):
+        session, moved = super().open(model, outputs=outputs), "gate" in outputs
+
+        class Session:
+            def run(self, given):
+                return session.run(given | {"x": given["x"] + np.float32(moved)})
+
+        return Session()
+
+
+def test_real_numbers_are_compared_from_the_same_integers():
+    (layer,) = (f for f in compare_integers(two_layers(), feeds(), Wandering(0.001)) if f.tensor == "g_q")
+    assert 0.2 < layer.apart < 0.4
+    assert layer.explained
+
+
 @pytest.mark.parametrize(("op", "explained"), [("Sigmoid", False), ("DynamicQuantizeLSTM", True)])
 def test_several_steps_are_explained_only_where_roundings_feed_on_roundings(op, explained):
     layer = LayerDifference(

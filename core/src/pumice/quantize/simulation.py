@@ -10,7 +10,7 @@ Between integers and the next integers lies integer arithmetic alone, which must
 real numbers (a LayerNormalization, a Sigmoid), whose last bits differ from runtime to runtime. A real number that falls
 half-way between two integers, but for these last bits, may then be rounded to the other one. A `LayerDifference` names
 those operators and says how close to half-way the numbers were, and how far apart the runtime's real numbers and the
-plan's: a normalisation by a small variance makes more than last bits of them.
+plan's from the same integers: a normalisation by a small variance makes more than last bits of them.
 
     python -m pumice.quantize.simulation model.int8.onnx --data samples/
 """
@@ -65,7 +65,7 @@ class LayerDifference:
     from_tie: float
     """Largest distance from half-way between two integers, in steps, of a real number that was rounded differently."""
     apart: float
-    """Largest distance, in steps, between such a number and the runtime's own."""
+    """Largest distance, in steps, between such a number and the runtime's own from the same integers."""
 
     @property
     def explained(self) -> bool:
@@ -113,13 +113,14 @@ def compare_integers(
     alone, layers = _layers_alone(fused(model), tensors)
     sources = dict.fromkeys(layer.source for layer in layers if layer.source is not None)
     plan = _compiled(alone, [*tensors, *sources], pair_saturation)
-    tapped = runtime.open(clone(model), outputs=list(sources)) if sources else None
+    tapped = runtime.open(_layers_alone(clone(model), tensors)[0], outputs=list(sources)) if sources else None
     for feed in feeds:
         theirs = session.run(feed)
-        ours = plan.run({**feed, **{_given(name): theirs[name] for name in tensors}})
+        given = {**feed, **{_given(name): theirs[name] for name in tensors}}
+        ours = plan.run(given)
         rounded = [layer for layer in layers if layer.compare(ours, theirs) and layer.source is not None]
         if rounded and tapped is not None:
-            real = tapped.run(feed)
+            real = tapped.run(given)
             for layer in rounded:
                 layer.look_closer(ours, theirs, real)
     return [layer.difference() for layer in layers]
@@ -156,7 +157,7 @@ def _layers_alone(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, li
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     for name in tensors:
         value = values[name]
-        given = ir.Value(name=_given(name), type=value.type)
+        given = ir.Value(name=_given(name), type=value.type, shape=value.shape)
         value.replace_all_uses_with(given, replace_graph_outputs=True)
         model.graph.inputs.append(given)
     model.graph.outputs.clear()
