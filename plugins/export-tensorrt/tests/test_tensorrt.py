@@ -1,7 +1,9 @@
 """The exporter with a TensorRT that only records what it is asked for; and without any."""
 
+import shlex
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import parser
+from packaging.requirements import Requirement
 
 import pumice
 from pumice.cli.application import application
@@ -19,7 +22,7 @@ from pumice.model import constant, infer_shapes, load, nodes
 from pumice.plan import compile_plan
 from pumice.testing import ExporterContract
 from pumice.testing.models import random_feeds, tiny_cnn
-from pumice_export_tensorrt import TensorRt
+from pumice_export_tensorrt import TensorRt, engine
 from pumice_export_tensorrt.preparation import prepared
 
 
@@ -180,6 +183,17 @@ def test_another_version_is_refused(tmp_path, recorder):
     recorder(version="11.0.1")
     with pytest.raises(PumiceError, match=r"TensorRT 10 is needed and 11\.0\.1 is installed"):
         export(tiny_cnn(), tmp_path / "m.plan")
+
+
+def test_the_readme_installs_the_version_that_is_taken_and_the_refusal_names_it(monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (command,) = [line.strip() for line in readme.splitlines() if line.strip().startswith("pip install")]
+    _, _, package, asked = shlex.split(command)
+    requirement = Requirement(asked)
+    assert (package, requirement.name) == ("pumice-export-tensorrt", "tensorrt-cu13")
+    assert [v for v in range(8, 15) if requirement.specifier.contains(f"{v}.4.0.106")] == [engine.MAJOR]
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert engine.missing().endswith(f"install it with pip install '{asked}' on a machine with an NVIDIA GPU")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
 """Whether this machine has a GPU that can be used, and if not, why: one sentence, found without what may hang.
 
 The order of the questions matters. Without a driver some calls of CUDA's libraries never return, so the driver is
-looked for first, as a library on disk. Then versions: packages of another version than this was written for are named
-before they fail in the middle of something; a driver runs the cubins of its own CUDA version and of older ones, so the
-NVRTC in use must not be newer than it by a major version; CuPy must be built for a major version that the driver runs,
-and find cuBLAS (nothing here is cuDNN's); and the GPU must be one for which there are kernels (compute capability 7.5
-and later) and that NVRTC knows.
+looked for first, as a library on disk. Then versions: packages of another version than this was written for, and an
+NVRTC older than 13.0 or of another major version, are named before they fail in the middle of something; a driver runs
+the cubins of its own CUDA version and of older ones, so the NVRTC in use must not be newer than it by a major version;
+CuPy must be built for a major version that the driver runs, and the CUDA runtime and cuBLAS that it finds must be of
+that same one; and the GPU must be one for which there are kernels (compute capability 7.5 and later) and that NVRTC
+knows. cuDNN is not asked for: none is loaded.
 
 `Probes` are the questions, apart from what is made of the answers, so that every answer can be tried without a GPU.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -24,6 +26,12 @@ OLDEST_CAPABILITY = (7, 5)
 """Turing: the first with the INT8 instructions of the oldest kernels, and the oldest that CUDA 13 compiles for."""
 ARCHITECTURE_SPECIFIC = frozenset({(9, 0), (10, 0)})
 """Compute capabilities whose own instructions (wgmma, tcgen05) need the architecture's name with an `a`."""
+NVRTC = (13, 0)
+"""The oldest that the sources are written for, and its major version the only one."""
+NVRTC_REMEDY = "pip install 'nvidia-cuda-nvrtc==13.0.*'"
+TOOLKIT_REMEDY = "pip install --upgrade 'pumice-cuda[toolkit]'"
+_MAJOR_VERSION = 0
+"""Of libraryPropertyType in CUDA's library_types.h."""
 
 
 class NotThere(Exception):
@@ -56,7 +64,9 @@ class Probes:
     newest: Callable[[], tuple[int, int]]
     """The newest compute capability that NVRTC compiles for."""
     cupy: Callable[[], int]
-    """The CUDA major version for which CuPy is built; cuBLAS counts as a part of it."""
+    """The CUDA major version for which CuPy is built."""
+    libraries: Callable[[], Mapping[str, int]]
+    """The CUDA major versions of the libraries that CuPy finds, by name."""
     gpu: Callable[[], Gpu]
 
 
@@ -86,7 +96,9 @@ def architecture_of(capability: tuple[int, int]) -> str:
 def examine(probes: Probes) -> Examination:
     """Ask in the safe order; the first answer that rules out a GPU ends it."""
     try:
-        driver, nvrtc, cupy = probes.driver(), probes.nvrtc(), probes.cupy()
+        driver, nvrtc = probes.driver(), probes.nvrtc()
+        _written_for("NVRTC", _dotted(nvrtc), NVRTC, NVRTC_REMEDY)
+        cupy, libraries = probes.cupy(), probes.libraries()
     except NotThere as missing:
         return Examination(problem=str(missing))
     if driver[0] < nvrtc[0]:
@@ -103,6 +115,13 @@ def examine(probes: Probes) -> Examination:
             problem=f"CuPy is built for CUDA {cupy} and the NVIDIA driver runs {_dotted(driver)} at most: update the "
             f"driver",
         )
+    for name, major in libraries.items():
+        if major != cupy:
+            return Examination(
+                driver=driver,
+                nvrtc=nvrtc,
+                problem=f"CuPy is built for CUDA {cupy} and finds the {name} of CUDA {major}: {TOOLKIT_REMEDY}",
+            )
     try:
         gpu = probes.gpu()
     except NotThere as missing:
@@ -120,7 +139,7 @@ def examine(probes: Probes) -> Examination:
 @functools.cache
 def examination() -> Examination:
     """What this machine has, asked once a process."""
-    return examine(Probes(driver=_driver, nvrtc=_nvrtc, newest=_newest, cupy=_cupy, gpu=_gpu))
+    return examine(Probes(driver=_driver, nvrtc=_nvrtc, newest=_newest, cupy=_cupy, libraries=_libraries, gpu=_gpu))
 
 
 def unavailable() -> str | None:
@@ -163,12 +182,12 @@ def _driver() -> tuple[int, int]:
 
 
 def _nvrtc() -> tuple[int, int]:
-    _library("nvrtc", "NVRTC is not installed: pip install 'nvidia-cuda-nvrtc==13.0.*'")
+    _library("nvrtc", f"NVRTC is not installed: {NVRTC_REMEDY}")
     from cuda.bindings import nvrtc
 
     error, major, minor = nvrtc.nvrtcVersion()
     if int(error):
-        raise NotThere(f"NVRTC does not answer (error {int(error)}): pip install 'nvidia-cuda-nvrtc==13.0.*'")
+        raise NotThere(f"NVRTC does not answer (error {int(error)}): {NVRTC_REMEDY}")
     return major, minor
 
 
@@ -181,15 +200,28 @@ def _newest() -> tuple[int, int]:
 
 
 def _cupy() -> int:
-    _library("cublas", "cuBLAS is not installed: pip install 'pumice-cuda[toolkit]'")
     try:
         import cupy
 
         _written_for("CuPy", cupy.__version__, (14, 2))
-        return int(cupy.cuda.get_local_runtime_version()) // 1000
+        return int(cupy.cuda.runtime.runtimeGetVersion()) // 1000  # of the runtime that is linked into CuPy
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise NotThere(f"CuPy cannot be used ({reason}): pip install 'pumice-cuda[toolkit]'") from error
+
+
+def _libraries() -> dict[str, int]:
+    import cupy
+
+    cublas, major = _library("cublas", "cuBLAS is not installed: pip install 'pumice-cuda[toolkit]'"), ctypes.c_int()
+    if status := ctypes.CDLL(cublas.abs_path).cublasGetProperty(_MAJOR_VERSION, ctypes.byref(major)):
+        raise NotThere(f"cuBLAS does not answer (status {status}): {TOOLKIT_REMEDY}")
+    try:
+        runtime = int(cupy.cuda.get_local_runtime_version()) // 1000  # of the library that is on this machine
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise NotThere(f"the CUDA runtime cannot be loaded ({reason}): {TOOLKIT_REMEDY}") from error
+    return {"CUDA runtime": runtime, "cuBLAS": major.value}
 
 
 def _gpu() -> Gpu:
@@ -207,13 +239,12 @@ def _gpu() -> Gpu:
     )
 
 
-def _written_for(name: str, installed: str, least: tuple[int, int]) -> None:
+def _written_for(name: str, installed: str, least: tuple[int, int], remedy: str = TOOLKIT_REMEDY) -> None:
     """Raises NotThere if a package is older, or of another major version."""
     major, minor = map(int, installed.split(".")[:2])
     if major != least[0] or minor < least[1]:
         raise NotThere(
-            f"{name} {installed} is installed and {_dotted(least)} or a later {least[0]} is needed: "
-            f"pip install --upgrade 'pumice-cuda[toolkit]'"
+            f"{name} {installed} is installed and {_dotted(least)} or a later {least[0]} is needed: {remedy}"
         )
 
 

@@ -154,7 +154,8 @@ def total(x: cupy.ndarray, axes: Sequence[int]) -> cupy.ndarray:
 
 
 def reduce(reduction: Reduction, x: cupy.ndarray, axes: Sequence[int], *, keepdims: bool = True) -> cupy.ndarray:
-    """A reduction over any axes, of which none is empty.
+    """A reduction over any axes of x, none of them empty: in the shape of x, each of these axes 1, or gone without
+    `keepdims`; a copy of x where there are no axes.
 
     Raises:
         ValueError: the type has no kernel, or x is empty.

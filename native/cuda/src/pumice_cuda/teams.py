@@ -37,8 +37,9 @@ class Team:
     wide: int
     """Elements of an access."""
     threads: int
+    """Of the team: a warp, or a whole block."""
     vectors: int
-    """Accesses of a thread; 0 where the row is too long to keep."""
+    """Accesses of a thread to its row; 0 where the row is too long to keep."""
 
     @property
     def arguments(self) -> str:
@@ -47,9 +48,11 @@ class Team:
 
     @property
     def block(self) -> int:
+        """Threads of a block, which one team fills or several."""
         return self.threads if self.threads > WARP else BLOCK
 
     def grid(self, rows: int) -> int:
+        """Blocks, one team to a row."""
         return blocks(rows, self.block // self.threads)
 
 

@@ -1,10 +1,14 @@
 """Arrays between the CPU and the GPU, counted.
 
-Every array that pumice moves goes through `to_device` or `to_host`; `counting()` says how many went and how many bytes:
+What a plan, a session and a training move goes through `to_device`, `overwrite` and `to_host`; `counting()` says how
+many arrays went and how many bytes:
 
     with counting() as moved:
         session.run(feeds)
     moved.into, moved.out, moved.bytes_into, moved.bytes_out
+
+What is made once beside them (tables, scales, weights laid out anew) goes to CuPy directly and is not counted, nor is
+what CuPy copies itself; tests on a GPU count those too, inside a training step.
 
 An array of a type that the GPU does not know (strings, 4-bit integers, 8-bit floats) stays; `is_movable` says so.
 """

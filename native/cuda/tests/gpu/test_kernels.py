@@ -31,9 +31,11 @@ def on_device(arrays):
     return [None if a is None else cupy.asarray(a) for a in arrays]
 
 
-def agree(have, want, kernel):
-    for h, w in zip(have, want, strict=False):
-        if h is None or w is None:
+def agree(have, want, kernel, asked):
+    """The first `asked` results are there; of the others a kernel leaves out what it likes."""
+    assert len(have) == len(want) >= asked
+    for i, (h, w) in enumerate(zip(have, want, strict=True)):
+        if i >= asked and (h is None or w is None):
             continue
         h = cupy.asnumpy(h)
         assert h.shape == w.shape
@@ -79,12 +81,12 @@ CASES = [
 @pytest.mark.parametrize(("node", "arrays"), CASES, ids=[node.op_type for node, _ in CASES])
 def test_a_record_computes_what_core_does(node, arrays):
     kernel, want = record(node), core(node)(node, *arrays)
-    agree(kernel.run(node, *on_device(arrays)), want, kernel)
+    agree(kernel.run(node, *on_device(arrays)), want, kernel, len(node.outputs))
     if kernel.bind is not None:
         constants = on_device(arrays)
         call = kernel.bind(node, [None, *constants[1:]])
         for _ in range(2):
-            agree(call(node, *constants), want, kernel)
+            agree(call(node, *constants), want, kernel, len(node.outputs))
 
 
 def test_four_bit_weights_are_read_as_onnxruntime_stores_them(rng):
@@ -98,7 +100,7 @@ def test_four_bit_weights_are_read_as_onnxruntime_stores_them(rng):
         arrays = (a, codes, scales) if zeros is None else (a, codes, scales, zeros)
         constants = on_device(arrays)
         call = kernel.bind(node, [None, *constants[1:]])
-        agree(call(node, *constants), core(node)(node, *arrays), attrs.evolve(kernel, atol=1e-2))
+        agree(call(node, *constants), core(node)(node, *arrays), attrs.evolve(kernel, atol=1e-2), 1)
 
 
 def test_relu_before_a_quantization_is_one_pass(rng):
@@ -111,6 +113,7 @@ def test_relu_before_a_quantization_is_one_pass(rng):
         run(cupy.asarray(x), device_scale, device_zero),
         core(quantize)(quantize, np.maximum(x, 0), scale, zero),
         record(quantize),
+        1,
     )
     assert run(cupy.asarray(x), device_scale, cupy.asarray(zero)) is NotImplemented
 
@@ -126,4 +129,4 @@ def test_gradients_of_the_plan_are_those_of_core(rng):
     want = core(node, "vjp")(node, (x, scale, zero), (q,), (dq,), (True, True, False))
     inputs, outputs, grads = on_device((x, scale, zero)), on_device((q,)), on_device((dq,))
     kernel = record(node, "vjp")
-    agree(kernel.run(node, inputs, outputs, grads, (True, True, False)), want, attrs.evolve(kernel, atol=5e-3))
+    agree(kernel.run(node, inputs, outputs, grads, (True, True, False)), want, attrs.evolve(kernel, atol=5e-3), 2)

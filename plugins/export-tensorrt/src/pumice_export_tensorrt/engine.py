@@ -17,13 +17,15 @@ import attrs
 from pumice.errors import ModelError, PumiceError
 
 MAJOR = 10
+"""The last with the builder flags of `FLAGS` and INT8: 11 takes every type from the model."""
+REQUIREMENT = f"tensorrt-cu13>={MAJOR},<{MAJOR + 1}"
 FLAGS = {"float16": "FP16", "bfloat16": "BF16", "float32": None}
 Sizes = Mapping[str, tuple[int, int, int]]
 
 
 def missing() -> str | None:
     """None if TensorRT is here in a version that is known, else the reason and the remedy."""
-    remedy = f"install it with pip install 'tensorrt-cu13>={MAJOR},<{MAJOR + 1}' on a machine with an NVIDIA GPU"
+    remedy = f"install it with pip install '{REQUIREMENT}' on a machine with an NVIDIA GPU"
     try:
         version = str(importlib.import_module("tensorrt").__version__)
     except (ImportError, OSError) as error:
