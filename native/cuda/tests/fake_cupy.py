@@ -169,6 +169,11 @@ class Stream:
         return False
 
 
+def no_memory():
+    """Of a recording, which there is none of here."""
+    raise MemoryError("none that is kept")
+
+
 def module():
     """What stands for the module `cupy`."""
     fake = types.ModuleType("cupy")
@@ -184,6 +189,7 @@ def module():
         Device=Stream,
         runtime=types.SimpleNamespace(getDevice=lambda: 0),
         get_current_stream=Stream,
+        MemoryPool=no_memory,
     )
     fake.__getattr__ = _made
     return fake

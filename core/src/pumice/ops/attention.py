@@ -219,15 +219,15 @@ def _attention_vjp(node: Node, inputs: Arrays, outputs: Arrays, grads: Arrays, w
     bias = _bias(node, q, k.shape[2], past, mask, lengths)
     staged = attrs.evolve(node, attributes={**node.attributes, "qk_matmul_output_mode": 1})
     capped, probabilities = _scores(staged, q, shared, bias)
-    mode, dprobabilities = node.get("qk_matmul_output_mode", 0), dy @ _share(v, q.shape[1]).swapaxes(2, 3)
+    mode, dprobabilities = node.get("qk_matmul_output_mode", 0), product(dy, _share(v, q.shape[1]).swapaxes(2, 3))
     extra = np.zeros_like(probabilities) if dscores is None else dscores
     dbiased = softmax_vjp(probabilities, dprobabilities + extra if mode == 3 else dprobabilities)
     dbiased = dbiased + extra if mode == 2 else dbiased
     dcapped = dbiased + extra if mode < 2 else dbiased
     cap, factor = node.get("softcap", 0.0), node.get("scale") or 1 / math.sqrt(q.shape[3])
     ds = factor * (dcapped * (1 - np.square(capped / cap)) if cap > 0 else dcapped)
-    dq, heads = ds @ shared, k.shape[1]
-    dk, dv = _unshare(ds.swapaxes(2, 3) @ q, heads), _unshare(probabilities.swapaxes(2, 3) @ dy, heads)
+    dq, heads = product(ds, shared), k.shape[1]
+    dk, dv = (_unshare(product(a.swapaxes(2, 3), b), heads) for a, b in ((ds, q), (probabilities, dy)))
     dk, dv = dk if dk_given is None else dk + dk_given, dv if dv_given is None else dv + dv_given
     olds: list[Any] = [None, None]
     if past is not None:

@@ -28,7 +28,7 @@ from pumice.errors import UnsupportedOp
 from pumice.ops.channels import Balanced, Cellwise, Channels, Edit, Kept, Same, Site, Summed, Tie, into, out
 from pumice.ops.dtypes import wide
 from pumice.ops.gradient import namespace
-from pumice.ops.matmul import exact
+from pumice.ops.matmul import exact, product
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 from pumice.ops.window import Window
 
@@ -73,12 +73,13 @@ def _depthwise(padded: Array, w: Array, window: Window) -> Array:
     flat = (1,) * len(window.output)
     xp = namespace(padded)
     y: Array = xp.zeros((batch, channels, multiplier, *window.output), padded.dtype)
-    product = xp.empty(y.shape[1:], padded.dtype)
+    each = 1 if xp is np else max(1, batch)  # images at once: what a CPU keeps in its cache, or few launches
+    scaled = xp.empty((each, *y.shape[1:]), padded.dtype)
     for tap, where in enumerate(window.slices()):
         weights = taps[:, :, tap].reshape(channels, multiplier, *flat)
-        for image, total in zip(padded, y, strict=True):
-            np.multiply(image[where[1:]][:, None], weights, out=product)
-            total += product
+        for first in range(0, batch, each):
+            np.multiply(padded[where][first : first + each, :, None], weights, out=scaled)
+            y[first : first + each] += scaled
     return y.reshape(batch, w.shape[0], *window.output)
 
 
@@ -190,7 +191,7 @@ def _filter_gradient(x: Any, dy: Any, filters: tuple[int, ...], window: Window, 
     rows = dy.reshape(len(dy), groups, filters[0] // groups, -1)
     total = np.zeros_like(dy, shape=(groups, filters[0] // groups, filters[1] * window.taps))
     for part, columns in _columns(x, window, groups):
-        total += np.matmul(rows[part], columns.swapaxes(-1, -2)).sum(axis=0)
+        total += product(rows[part], columns.swapaxes(-1, -2)).sum(axis=0)
     return total.reshape(filters)
 
 
@@ -198,8 +199,10 @@ def _depthwise_filter_gradient(padded: Any, dy: Any, filters: tuple[int, ...], w
     channels = padded.shape[1]
     each = dy.reshape(len(dy), channels, -1, *window.output)
     spatial = tuple(range(3, each.ndim))
-    taps = [(each * padded[where][:, :, None]).sum(axis=(0, *spatial)) for where in window.slices()]
-    return np.stack(taps, axis=-1).reshape(filters)
+    total = namespace(dy).empty((*each.shape[1:3], window.taps), dy.dtype)
+    for tap, where in enumerate(window.slices()):  # a stack of many arrays would copy their addresses to a device
+        total[..., tap] = (each * padded[where][:, :, None]).sum(axis=(0, *spatial))
+    return total.reshape(filters)
 
 
 def _input_gradient(dy: Any, w: Any, window: Window, groups: int) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pumice.ops.channels import Balanced, Blocked, Channels, Restricted, Same, Site, Summed, Tie, into, out
 from pumice.ops.dtypes import numpy_dtype, wide
-from pumice.ops.gradient import sum_to
+from pumice.ops.gradient import namespace, sum_to
 from pumice.ops.record import Array, Arrays, Node, Op, OpCost, Outputs, Shape, Vjp, Wanted, elements, traffic
 
 
@@ -55,8 +55,8 @@ def _batch_norm(node: Node, x: Array, scale: Array, bias: Array, mean: Array, va
 
 def _channel_products(a: Any, b: Any) -> Any:
     """The sum of a b over everything but the channels."""
-    rows = (a.shape[0], a.shape[1], -1)
-    return np.einsum("nci,nci->nc", a.reshape(rows), b.reshape(rows)).sum(axis=0)
+    a, b = (x.reshape(x.shape[0], x.shape[1], -1) for x in (a, b))
+    return (np.einsum("nci,nci->nc", a, b) if namespace(a) is np else (a * b).sum(axis=2)).sum(axis=0)
 
 
 def standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:

@@ -36,6 +36,8 @@ from pumice.errors import PluginError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from pumice.autograd import Tape
+
 Array = NDArray[Any]
 Outputs = tuple[Any, ...]
 Forward = Callable[..., Outputs]
@@ -223,6 +225,9 @@ class Placement(Protocol):
 
     def step(self, op: Op, call: Forward, vjp: Callable[..., Any] | None) -> tuple[Op, Forward, Any]:
         """An operator, what computes a node of it and what computes the node's gradient, on arrays of the device."""
+
+    def tape(self, tape: Tape) -> Tape:
+        """The tape of a training whose steps come one after the other, as it runs best on the device."""
 
     def bring(self, array: Any) -> Any:
         """An array of the CPU on the device; anything else as it is."""

@@ -217,12 +217,12 @@ def _rnn(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *_: A
             return (f(clip(p + product(state[0], recurrent))),)
 
         def linearise(p: Array, state: State) -> Linear:
-            before = p + state[0] @ recurrent
+            before = p + product(state[0], recurrent)
             return Linear((_slope(node, f, before, f(clip(before))),))
 
         def apply(coefficients: State, grads: State) -> Pulled:
             gates = grads[0] * coefficients[0]
-            return Pulled((gates @ recurrent.T,), gates, gates)
+            return Pulled((product(gates, recurrent.T),), gates, gates)
 
         return Cell(wb + rb, step, linearise, apply)
 
@@ -250,23 +250,23 @@ def _gru(node: Node, x: Array, w: Array, r: Array, b: Array | None = None, *_: A
 
         def linearise(p: Array, state: State) -> Linear:
             (old,) = state
-            before = p[:, : 2 * hidden] + old @ gates
+            before = p[:, : 2 * hidden] + product(old, gates)
             zr = f(clip(before))
             z, reset = zr[:, :hidden], zr[:, hidden:]
-            product = old @ candidate + inner if linear else (reset * old) @ candidate
-            entered = p[:, 2 * hidden :] + (reset * product if linear else product)
+            fed = product(old, candidate) + inner if linear else product(reset * old, candidate)
+            entered = p[:, 2 * hidden :] + (reset * fed if linear else fed)
             n, slope = g(clip(entered)), _slope(node, f, before, zr)
             to_n, to_z = (1 - z) * _slope(node, g, entered, n), (old - n) * slope[:, :hidden]
-            to_reset = (product if linear else old) * slope[:, hidden:]
+            to_reset = (fed if linear else old) * slope[:, hidden:]
             return Linear((to_n, to_z, to_reset, z, reset), None if linear else reset * old)
 
         def apply(coefficients: State, grads: State) -> Pulled:
             (to_n, to_z, to_reset, z, reset), (dh,) = coefficients, grads
             dn = dh * to_n
             dproduct = dn * reset if linear else dn
-            dfed = dproduct @ candidate.T
+            dfed = product(dproduct, candidate.T)
             dzr = np.concatenate([dh * to_z, (dn if linear else dfed) * to_reset], axis=1)
-            dold = dh * z + dzr @ gates.T + (dfed if linear else dfed * reset)
+            dold = dh * z + product(dzr, gates.T) + (dfed if linear else dfed * reset)
             entered = np.concatenate([dzr, dn], axis=1)
             return Pulled((dold,), entered, np.concatenate([dzr, dproduct], axis=1) if linear else entered)
 
@@ -322,7 +322,7 @@ def lstm_cells(node: Node, x: Array, w: Array, r: Array, b: Array | None = None,
             dcell *= keep
             if p is not None:
                 dcell += di * peep_i + df * peep_f
-            return Pulled((gates @ recurrent.T, dcell), gates, gates)
+            return Pulled((product(gates, recurrent.T), dcell), gates, gates)
 
         return Cell(wb + rb, step, linearise, apply)
 
@@ -362,7 +362,7 @@ def _pull_direction(
     x: Array, w: Array, cell: Cell, first: State, lengths: Array | None, reverse: bool, dy: Array, dlast: State
 ) -> _Back:
     time, batch = x.shape[:2]
-    projected = (x.reshape(time * batch, -1) @ w.T + cell.bias).reshape(time, batch, -1)
+    projected = (product(x.reshape(time * batch, -1), w.T) + cell.bias).reshape(time, batch, -1)
     order = range(time - 1, -1, -1) if reverse else range(time)
     before: dict[int, State] = {}
     state = first
@@ -387,17 +387,17 @@ def _pull_direction(
     gates = recurrent = np.concatenate([found[t].gates for t in range(time)])
     if found[0].recurrent is not found[0].gates:
         recurrent = np.concatenate([found[t].recurrent for t in range(time)])
-    hidden, r = flat[0].shape[1], recurrent.T @ flat[0]
+    hidden, r = flat[0].shape[1], product(recurrent.T, flat[0])
     if linear.reset is not None:
-        r[2 * hidden :] = recurrent[:, 2 * hidden :].T @ linear.reset
+        r[2 * hidden :] = product(recurrent[:, 2 * hidden :].T, linear.reset)
     peepholes = None
     if linear.cells:
         seen = (linear.cells[0], linear.cells[1], linear.cells[0])
         parts = np.split(gates[:, : 3 * hidden], 3, axis=1)
         peepholes = np.concatenate([(part * c).sum(axis=0) for part, c in zip(parts, seen, strict=True)])
     return _Back(
-        x=(gates @ w).reshape(x.shape),
-        w=gates.T @ x.reshape(time * batch, -1),
+        x=product(gates, w).reshape(x.shape),
+        w=product(gates.T, x.reshape(time * batch, -1)),
         r=r,
         wb=gates.sum(axis=0),
         rb=recurrent.sum(axis=0),

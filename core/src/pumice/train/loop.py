@@ -115,12 +115,9 @@ class Trainer:
         self.parameters = parameters if placement is None else parameters.on(placement)
         self.feeder, self.settings, self.judge = feeder, settings, judge
         self._run, self._progress = run, progress or Silent()
-        self.tape = Tape(
-            plan,
-            self.parameters.values,
-            training=settings.batch_statistics,
-            budget=round(settings.memory * 1e6) or None,
-        )
+        budget = round(settings.memory * 1e6) or None
+        tape = Tape(plan, self.parameters.values, training=settings.batch_statistics, budget=budget)
+        self.tape = tape if placement is None else placement.tape(tape)
         self._optimizer = Optimizer(
             name=settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov, decay=settings.weight_decay
         )
@@ -250,8 +247,7 @@ class Trainer:
         loss: Any = 0.0
         total: dict[str, Any] = {}
         for portion in portions:
-            feeds = {**portion.batch.feeds, **self.parameters.fed(), **self._statistics}
-            outputs, pull = self.tape.forward(feeds)
+            outputs, pull = self.tape.forward({**portion.batch.feeds, **self.parameters.fed(), **self._statistics})
             value, grads = self._loss(outputs, portion)
             share = portion.batch.size / whole
             found = pull({name: self._scaled(grad, share, outputs[name].dtype) for name, grad in grads.items()})

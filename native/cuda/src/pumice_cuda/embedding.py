@@ -1,4 +1,4 @@
-"""Rows of a quantized table, looked up and dequantized at once."""
+"""Rows of a table: those of a quantized one looked up and dequantized at once, and the gradient of looking rows up."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
-from pumice_cuda.teams import WARP, aligned, contiguous, type_name
+from pumice_cuda.teams import FLOATS, WARP, aligned, contiguous, type_name
 
 if TYPE_CHECKING:
     import cupy
 
-THREADS, WIDE = 256, 4
-"""Of a block, which has a row a warp, and columns of an access; as in csrc/embedding.cu."""
+THREADS, WIDE, EACH = 256, 4, 4
+"""Of a block, which has a row a warp; columns of an access, and accesses of a thread; as in csrc/embedding.cu."""
 HOPPER = (9, 0)
 INDICES = {"int64": "int64", "int32": "int"}
 """Their types in the source, by NumPy's names."""
@@ -47,3 +47,29 @@ def embed(table: cupy.ndarray, index: cupy.ndarray, factor: cupy.ndarray) -> cup
         overlaps=device.gpu().capability >= HOPPER,
     )  # fmt: skip
     return y
+
+
+def takes_gradient(index: Any, dy: Any) -> bool:
+    """Whether the kernel reads them."""
+    return bool(index.size and dy.size and index.dtype.name in INDICES and dy.dtype.name in FLOATS)
+
+
+def gradient(index: cupy.ndarray, dy: cupy.ndarray, entries: int) -> cupy.ndarray:
+    """(entries, columns): to every entry the sum of the rows of dy that were looked up there, in their order.
+
+    Args:
+        index: of any shape, int64 or int32; see `takes_gradient`.
+        dy: (index.size, columns).
+        entries: of the table.
+    """
+    import cupy
+
+    index, dy, columns = contiguous(index), contiguous(dy), dy.shape[1]
+    dx = cupy.empty((entries, columns), dy.dtype)
+    access = WIDE if columns % WIDE == 0 and aligned(dy) else 1
+    launch(
+        kernel("embedding", f"embed_gradient<{type_name(dy)}, {INDICES[index.dtype.name]}, {access}>"),
+        (entries, blocks(columns, THREADS * EACH * access)), THREADS, dy, index, dx, np.int64(entries),
+        np.int64(index.size), np.int32(columns), overlaps=device.gpu().capability >= HOPPER,
+    )  # fmt: skip
+    return dx

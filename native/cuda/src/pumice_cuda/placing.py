@@ -36,6 +36,8 @@ from pumice_cuda.transfers import RecordedCopy, finish_stream, is_movable, on_de
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from pumice.autograd import Tape
+
 HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "Tile": (1, 2), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,),
     "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3), "Resize": (1, 2, 3), "Upsample": (1,), "ConstantOfShape": (0,),
@@ -47,7 +49,12 @@ HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Inputs that say how, by operator."""
 SMALL = 1024
-"""64-bit integers up to this many are shapes or indices and stay on the CPU, whence they are copied once if needed."""
+"""64-bit integers up to this many are shapes or indices and stay on the CPU, whence they are copied once if needed; so
+do 32-bit integers that shapes are made of."""
+ARITHMETIC_ON_SHAPES = frozenset({
+    "Add", "Cast", "Concat", "Div", "Equal", "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "ReduceProd",
+    "Reshape", "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where",
+})  # fmt: skip
 REMEMBERED = 1 << 22
 """Bytes of an array up to which it is compared with the last one in its place before it is copied."""
 UNSUPPORTED = (TypeError, AttributeError, NotImplementedError, ValueError, IndexError)
@@ -91,8 +98,13 @@ class OnDevice:
 
     device = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, *, records: bool = True) -> None:
+        """
+        Args:
+            records: whether steps of a training are recorded and replayed.
+        """
         _claim()
+        self._records = records
         self.fallen: dict[str, str] = {}
         """Operators that ran on the CPU, and why."""
         self._once = False
@@ -112,7 +124,7 @@ class OnDevice:
             return array
         if array.ndim == 0:
             return array[()]
-        if array.dtype == np.int64 and array.size <= SMALL:
+        if array.size <= SMALL and (array.dtype == np.int64 or (array.dtype == np.int32 and _makes_a_shape(value))):
             return array
         if any(use.idx in HOST_INPUTS.get(use.node.op_type, ()) for use in value.uses()):
             return array
@@ -125,6 +137,11 @@ class OnDevice:
         placed = Placed(op.forward, call, host, self)
         gradient = None if vjp is None else _placed_gradient(op, vjp, host, self)
         return attrs.evolve(op, forward=forward), placed, gradient
+
+    def tape(self, tape: Tape) -> Tape:
+        from pumice_cuda.training import RecordedTape
+
+        return RecordedTape(tape) if self._records else tape
 
     def bring(self, array: Any) -> Any:
         return to_device(array)
@@ -237,6 +254,19 @@ def _placed_gradient(op: Op, vjp: Callable[..., Any], host: tuple[int, ...], pla
         return [_returned(g) for g in found]
 
     return attrs.evolve(vjp, run=run) if isinstance(vjp, Vjp) else run
+
+
+def _makes_a_shape(value: ir.Value) -> bool:
+    """Whether anything that the CPU reads is computed from it, by operators that shapes are computed with."""
+    seen, left = set[int](), [value]
+    while left:
+        for use in left.pop().uses():
+            if use.idx in HOST_INPUTS.get(use.node.op_type, ()):
+                return True
+            if use.node.op_type in ARITHMETIC_ON_SHAPES and id(use.node) not in seen:
+                seen.add(id(use.node))
+                left.extend(use.node.outputs)
+    return False
 
 
 def _anywhere_on_device(x: Any) -> bool:

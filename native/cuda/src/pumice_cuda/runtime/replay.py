@@ -10,8 +10,8 @@ but by `finish`: the driver refuses to, and the recording is lost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pumice.ops.record import Array
 from pumice_cuda.placing import reading
@@ -20,6 +20,7 @@ from pumice_cuda.transfers import handed_out, is_movable, on_device, overwrite, 
 if TYPE_CHECKING:
     from pumice.plan import Plan
 
+T = TypeVar("T")
 WARM_UPS = 2
 _recording = threading.Lock()
 
@@ -34,6 +35,37 @@ def finish() -> None:
 
     with _recording:
         cupy.cuda.Device().synchronize()
+
+
+def record(call: Callable[[], T], stream: Any) -> tuple[Any, T, list[Any]]:
+    """The launches of a call as a graph, what it returned, and what it read that others may forget.
+
+    Every launch of the graph writes the arrays that were returned again. `stream` is the current one, and everything
+    that the call reads is there.
+
+    Raises:
+        CannotRecord: the call is more than launches.
+    """
+    with _recording, reading() as read:
+        stream.begin_capture()
+        try:
+            found = call()
+        except Exception as error:
+            _abandon(stream)
+            raise CannotRecord(str(error).partition("\n")[0]) from error
+        graph = stream.end_capture()
+        graph.upload(stream)
+        return graph, found, read
+
+
+def _abandon(stream: Any) -> None:
+    """End a recording that went wrong, so that the stream is no longer in its state."""
+    import cupy
+
+    try:
+        stream.end_capture()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return  # it was invalid already, and is over
 
 
 class Replay:
@@ -59,28 +91,7 @@ class Replay:
             except MemoryError as error:
                 raise CannotRecord(f"the memory of the GPU does not suffice: {error}") from error
             self._stream.synchronize()
-            with _recording, reading() as self._read:
-                self._graph, self._outputs = self._recorded(plan)
-
-    def _recorded(self, plan: Plan) -> tuple[Any, dict[str, Any]]:
-        self._stream.begin_capture()
-        try:
-            outputs = plan.run(self._inputs)
-        except Exception as error:
-            self._abandon()
-            raise CannotRecord(str(error).partition("\n")[0]) from error
-        graph = self._stream.end_capture()
-        graph.upload(self._stream)
-        return graph, outputs
-
-    def _abandon(self) -> None:
-        """End a recording that went wrong, so that the stream is no longer in its state."""
-        import cupy
-
-        try:
-            self._stream.end_capture()
-        except cupy.cuda.runtime.CUDARuntimeError:
-            return  # it was invalid already, and is over
+            self._graph, self._outputs, self._read = record(lambda: plan.run(self._inputs), self._stream)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs for other values of the same shapes."""
