@@ -91,6 +91,12 @@ def test_a_matrix_product_takes_bias_activation_and_residual_along(shape, level)
     agree(plan, reference, {"x": x})
 
 
+def test_a_normalisation_is_of_the_second_axis_also_behind_a_product_of_several_matrices(level):
+    channels = {name: CONSTANTS[name] for name in ("scale", "shift", "mean", "var")}
+    plan, reference = plans([None, 8, 5], [("MatMul", [".", "w"]), NORM], {"w": floats(5, 8), **channels})
+    agree(plan, reference, {"x": floats(2, 8, 5)})
+
+
 def test_a_gelu_spelt_out_is_part_of_a_chain(level):
     spelt = [
         ("MatMul", [".", "w"]), ("Add", [".", "b"]), ("Div", [".", "root"]), ("Erf", ["."]), ("Add", [".", "one"]),

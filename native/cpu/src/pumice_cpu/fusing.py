@@ -38,6 +38,8 @@ class Tail:
     filters: int
     axis: int
     """Of the filters among the result's axes, from the end."""
+    second: bool = True
+    """Whether that is the result's second axis, which a normalisation is of."""
     scale: Vector | None = None
     bias: Vector | None = None
     function: Function | None = None
@@ -109,7 +111,7 @@ class Tail:
 def _batch_norm(tail: Tail, link: Link, position: int) -> bool:
     vectors = [None if c is None else tail.vector(_upright(c, tail.axis)) for c in link.constants[1:5]]
     trains = link.node.get("training_mode", 0) or len(link.node.outputs) > 1 or link.node.opset < 9
-    if link.at != 0 or trains or not tail.linear or any(v is None for v in vectors):
+    if link.at != 0 or trains or not tail.second or not tail.linear or any(v is None for v in vectors):
         return False
     scale, bias, mean, variance = (v for v in vectors if v is not None)
     factor = scale / np.sqrt(variance + link.node.get("epsilon", 1e-5))
@@ -246,7 +248,7 @@ def matrix_product(links: Sequence[Link]) -> Run | None:
     if not _is_weight(b) or b.ndim != 2 or 0 in b.shape or node.get("transA", 0):
         return None
     matrix = b.T if node.get("transB", 0) else b
-    tail = Tail(filters=matrix.shape[1], axis=1)
+    tail = Tail(filters=matrix.shape[1], axis=1, second=node.op_type == "Gemm")
     if node.get("alpha", 1.0) != 1:
         tail.multiply(np.full(tail.filters, node.get("alpha", 1.0)))
     if len(links[0].constants) > 2 and node.get("beta", 1.0) != 0:
