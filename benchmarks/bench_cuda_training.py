@@ -4,15 +4,18 @@ beside its student.
     python benchmarks/bench_cuda_training.py [--quick] [--json FILE] [--only memory,teaching] [--seconds N]
 
 `memory` trains a network of BERT-large's shape, in 16 bits with masters of 32, under a limit on CuPy's memory: keeping
-everything fails, checkpoints train. What activations take is the peak of a step above what is held between steps; its
-`ratio` is that of keeping everything (under no limit) to it. `teaching` trains a student of 500 million weights by
-reverse KL and the next byte of a real text on what a teacher of three billion says, both in one process: memory planned
-against memory measured, bytes of text in a second, and the loss. All weights are drawn on the GPU, so the teacher knows
-nothing: what is shown is that it fits and goes, not that it teaches. Every part ends at its share of `--seconds`.
+everything fails, checkpoints train. What activations take is the peak of a step above what is held between steps, with
+what the recording of the steps keeps; its `ratio` is that of keeping everything (under no limit) to it. `teaching`
+trains a student of 500 million weights by reverse KL and the next byte of a real text on what one of three billion
+says, in one process: memory planned against memory measured, bytes of text in a second, and both losses. All
+weights are drawn on the GPU, so that one knows nothing: what is shown is that it fits and goes, not that it teaches.
+`pytorch` is a step of the network of `memory` by PyTorch, in bfloat16 by autocast, where PyTorch and transformers are
+installed. Every part ends at its share of `--seconds`.
 """
 
 import argparse
 import gc
+import importlib.util
 import sys
 import time
 import traceback
@@ -46,7 +49,9 @@ TINY = {"width": 32, "layers": 3, "heads": 2, "length": 16}
 SETTINGS = Train(
     loss=None, epochs=1_000_000, lr=2e-4, weight_decay=1e-2, schedule="constant", keep_zeros=False, clip=1.0
 )
-PRESSED, QUICK_PRESSED = 6.0, 2.5
+WARM_UPS, STEPS = 4, 7
+"""Before what is measured; timed, of which the median counts."""
+PRESSED, QUICK_PRESSED = (2.2, 6.0), (1.5, 2.5)
 """How many times less than everything the residuals may take where memory is limited."""
 
 
@@ -101,6 +106,11 @@ def emptied() -> Any:
     return pool
 
 
+def recorded_bytes(training: Trainer) -> int:
+    """What the recording of its steps keeps, beside CuPy's memory."""
+    return getattr(training.tape, "recorded_bytes", 0)
+
+
 def finish() -> None:
     import cupy
 
@@ -124,15 +134,16 @@ def portion(x: Any, labels: Any) -> Portion:
 
 
 def memory(*, quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Everything kept, everything kept under a limit, and checkpoints under the same limit."""
+    """Everything kept, everything kept under a limit, and checkpoints under the same limit, fewer and more."""
     shape = attrs.evolve(BERT_LARGE, **TINY) if quick else BERT_LARGE
-    batch, steps = (4, 2) if quick else (32, 4)
+    batch, steps = (4, 2) if quick else (32, STEPS)
     ends = time.perf_counter() + seconds
     whole = step_of(shape, batch, steps, 0.0, None, ends)
     yield memory_row(f"BERT-large's shape, {batch} x {shape.length}, everything kept", whole, whole)
     limit = round(whole["held"] + whole["activations"] * 0.6)
-    budget = whole["residuals"] / (QUICK_PRESSED if quick else PRESSED) / 1e6
-    for name, allowed in (("everything kept", 0.0), (f"residuals of {budget:.3g} MB", budget)):
+    budgets = [whole["residuals"] / pressed / 1e6 for pressed in (QUICK_PRESSED if quick else PRESSED)]
+    for allowed in (0.0, *budgets):
+        name = f"residuals of {allowed:.0f} MB" if allowed else "everything kept"
         try:
             found = step_of(shape, batch, steps, allowed, limit, ends)
         except MemoryError as error:
@@ -157,7 +168,8 @@ def step_of(shape: Shape, batch: int, steps: int, budget: float, limit: int | No
         draws = np.random.default_rng(1)
         words = draws.integers(0, shape.words, (batch, shape.length))
         given = [portion(cupy.asarray(words), cupy.asarray(draws.integers(0, shape.classes, batch)))]
-        training.step(given)  # compiles, and makes the optimizer's state
+        for _ in range(WARM_UPS):  # compiles, makes the optimizer's state, records
+            training.step(given)
         with Peak() as peak:
             training.step(given)
             finish()
@@ -172,7 +184,7 @@ def step_of(shape: Shape, batch: int, steps: int, budget: float, limit: int | No
         profile = Profile.of(tape, feeds)
         return {
             "held": peak.before,
-            "activations": peak.bytes - peak.before,
+            "activations": peak.bytes - peak.before + recorded_bytes(training),
             "residuals": profile.peak(tape.cuts(feeds)),
             "segments": len(tape.cuts(feeds)) + 1,
             "seconds": float(np.median(times)),
@@ -220,17 +232,40 @@ def teaching(*, quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
                   f"(with what CuPy keeps {pool.total_bytes() / 1e9:.2f} GB)",
     }  # fmt: skip
     began = time.perf_counter()
-    losses = lesson.train(text, batch, steps, ends)
+    losses, of_labels = lesson.train(text, batch, steps, ends)
     tokens = len(losses) * batch * student.length / (time.perf_counter() - began)
-    start, end = (float(np.mean(part)) for part in (losses[:10], losses[-10:]))
+    divergences = [(loss - (1 - ALPHA) * own) / ALPHA for loss, own in zip(losses, of_labels, strict=True)]
     yield {
         **SAME, "case": f"{len(losses)} steps of {batch} x {student.length} bytes", "metric": "teaching",
-        "ours": tokens, "losses": losses, "on the CPU": lesson.fallen(),
-        "answer": f"{tokens:,.0f} bytes of text/s, loss {start:.3f} to {end:.3f}",
+        "ours": tokens, "losses": losses, "cross-entropies": of_labels, "on the CPU": lesson.fallen(),
+        "recorded": recorded_bytes(lesson.trainer),
+        "answer": f"{tokens:,.0f} bytes of text/s, reverse KL {_ends(divergences)}, cross-entropy {_ends(of_labels)}; "
+                  f"the recording keeps {recorded_bytes(lesson.trainer) / 1e9:.1f} GB",
     }  # fmt: skip
 
 
+def _ends(values: Sequence[float]) -> str:
+    """The means of the first and the last ten."""
+    return f"{np.mean(values[:10]):.3f} to {np.mean(values[-10:]):.3f}"
+
+
 SAME = {"peers": {}, "ratio": None, "spread": 0.0}
+ALPHA = 0.5
+"""The teacher's share of the loss."""
+
+
+@attrs.frozen(eq=False)
+class Noting(Loss):
+    """A loss that remembers its values."""
+
+    name = "noting"
+    loss: Loss
+    values: list[Any] = attrs.field(factory=list)
+
+    def value_and_grad(self, outputs: Any, batch: Any) -> Any:
+        value, grads = self.loss.value_and_grad(outputs, batch)
+        self.values.append(value)
+        return value, grads
 
 
 class Lesson:
@@ -240,18 +275,19 @@ class Lesson:
         self._placements = DrawnOnDevice(1), DrawnOnDevice(2)
         self.teacher = trainable_plan(teacher.model(), placement=self._placements[0])
         divergence = registry().make(Loss, {"name": "reverse-kl", "scores": "logits"})
-        labels = registry().make(Loss, {"name": "cross-entropy", "scores": "logits"})
+        self._labels = Noting(registry().make(Loss, {"name": "cross-entropy", "scores": "logits"}))
         objective = Distillation(
-            terms=(Term(divergence, (Connection("y", "y"),)),), answers=self.teacher, alpha=0.5, labels=labels,
+            terms=(Term(divergence, (Connection("y", "y"),)),), answers=self.teacher, alpha=ALPHA, labels=self._labels,
             outputs=("y",),
         )  # fmt: skip
         self.trainer = trainer_of(student, objective.value_and_grad, self._placements[1])
 
-    def train(self, text: np.ndarray, batch: int, steps: int, ends: float) -> list[float]:
-        """The losses of so many steps, or of those that there was time for."""
+    def train(self, text: np.ndarray, batch: int, steps: int, ends: float) -> tuple[list[float], list[float]]:
+        """The losses of so many steps, or of those that there was time for, and those on labels among them."""
         import cupy
 
         draws, losses = np.random.default_rng(len(text)), []
+        self._labels.values.clear()
         for _ in range(steps):
             chosen = text[draws.integers(0, len(text), batch)]
             losses.append(self.trainer.step([portion(*map(cupy.asarray, (chosen[:, :-1], chosen[:, 1:])))]))
@@ -259,7 +295,7 @@ class Lesson:
                 finish()
                 if time.perf_counter() > ends:
                     break
-        return [float(loss) for loss in losses]
+        return [float(loss) for loss in losses], [float(loss) for loss in self._labels.values]
 
     def fallen(self) -> dict[str, str]:
         return {name: why for placement in self._placements for name, why in placement.fallen.items()}
@@ -282,11 +318,61 @@ def teacher_weights(lesson: Lesson) -> int:
     return sum(array.size for array in held if array.dtype.kind == "f" and array.ndim)
 
 
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+def pytorch(*, quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """The network of `memory` in PyTorch, everything kept."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if quick or missing:
+        why = f"needs {' and '.join(missing)}: pip install {' '.join(missing)}" if missing else "has no small case"
+        yield {**SAME, "case": "PyTorch", "metric": "left out", "answer": why}
+        return
+    emptied()
+    ends = time.perf_counter() + seconds
+    for attention in ("eager", "sdpa"):
+        found = float(np.median(list(_torch_steps(BERT_LARGE, 32, attention, ends))))
+        case = f"BERT-large's shape in PyTorch, attention '{attention}'"
+        yield {**SAME, "case": case, "metric": "step", "seconds": found, "answer": f"{1e3 * found:.0f} ms"}
+
+
+def _torch_steps(shape: Shape, batch: int, attention: str, ends: float) -> Iterator[float]:
+    """Seconds of steps by autocast in bfloat16 with weights of 32 bits."""
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": shape.width, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
+    config = transformers.BertConfig(
+        vocab_size=shape.words, intermediate_size=4 * shape.width, max_position_embeddings=shape.length,
+        hidden_dropout_prob=0, attention_probs_dropout_prob=0, attn_implementation=attention, **sizes,
+    )  # fmt: skip
+    network = transformers.BertModel(config, add_pooling_layer=False).cuda()
+    head = torch.nn.Linear(shape.width, shape.classes).cuda()
+    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], lr=SETTINGS.lr, fused=True)
+    x = torch.randint(shape.words, (batch, shape.length), device="cuda")
+    labels = torch.randint(shape.classes, (batch,), device="cuda")
+    for number in range(3 + STEPS):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            scores = head(network(x).last_hidden_state.mean(1))
+        torch.nn.functional.cross_entropy(scores.float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), SETTINGS.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        if number >= 3:
+            yield time.perf_counter() - began
+        if time.perf_counter() > ends and number >= 3:
+            return
+
+
 # --- the script -------------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], float]] = {
-    "memory": (memory, 0.35),
-    "teaching": (teaching, 0.65),
+    "memory": (memory, 0.3),
+    "teaching": (teaching, 0.6),
+    "pytorch": (pytorch, 0.1),
 }
 """Every part, and its share of the time."""
 

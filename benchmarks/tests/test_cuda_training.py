@@ -20,10 +20,10 @@ FAKE = Path(__file__).parents[2] / "native" / "cuda" / "tests" / "fake_cupy.py"
 
 
 class Pool:
-    """Memory that never ends; every look finds a little more in use."""
+    """Memory of which every look finds a little more in use."""
 
     def __init__(self):
-        self.used = 0
+        self.used, self.limit = 0, 0
 
     def used_bytes(self):
         self.used += 1000
@@ -113,13 +113,29 @@ def test_half_precision_is_planned_for_with_half_the_residuals():
     assert half.optimizer == single.optimizer
 
 
-def test_the_story_of_memory_in_small(gpu):
-    rows = list(bench.memory(quick=True, seconds=60))
-    assert [row["metric"] for row in rows] == ["memory"] * 3
-    assert rows[0]["segments"] == 1
-    assert rows[2]["segments"] > 1
-    assert rows[2]["residuals"] < rows[0]["residuals"] / 2
-    assert not rows[0]["on the CPU"]
+@pytest.fixture
+def pool(gpu, monkeypatch):
+    """Memory whose limit does not suffice for a step that keeps everything."""
+    pool, step = gpu.get_default_memory_pool(), bench.Trainer.step
+
+    def limited(self, portions):
+        if pool.limit and not self.tape.cuts({**portions[0].batch.feeds, **self.parameters.fed()}):
+            raise MemoryError(f"Out of memory allocating 512 bytes. The limit is {pool.limit}.")
+        return step(self, portions)
+
+    monkeypatch.setattr(bench.Trainer, "step", limited)
+    return pool
+
+
+def test_the_story_of_memory_in_small(pool):
+    whole, failed, fewer, more = bench.memory(quick=True, seconds=60)
+    assert {row["metric"] for row in (whole, failed, fewer, more)} == {"memory"}
+    assert failed["answer"] == "out of memory (Out of memory allocating 512 bytes)"
+    assert (failed["ratio"], pool.limit) == (None, 0)
+    assert "segments" not in failed
+    assert whole["segments"] == 1 < fewer["segments"] < more["segments"]
+    assert more["residuals"] < whole["residuals"] / 2
+    assert not whole["on the CPU"]
 
 
 def test_a_student_of_a_teacher_on_the_gpu_learns_the_text(gpu):
