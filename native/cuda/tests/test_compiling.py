@@ -1,10 +1,13 @@
 """Every source compiles to machine code on a machine without a GPU."""
 
+import itertools
+
 import pytest
 
 from pumice.errors import PumiceError
 from pumice_cuda import compiling, device
 from pumice_cuda.compiling import compiled, resources
+from pumice_cuda.gemm import AmpereTiling, Tiling
 
 EVERYWHERE = [(source, arch) for source in compiling.sources() for arch in compiling.architectures(source)]
 
@@ -47,14 +50,30 @@ ELEMENTS = {
     "gemm_sm90": (*BYTES, *HALVES, "tf32"), "conv_sm90": (*BYTES, *HALVES, "tf32"),
 }  # fmt: skip
 """What products and convolutions multiply, by source."""
+FINISHES = (
+    {"OUTPUT": "s8", "ACTIVATION": "clip", "RESIDUAL": "true", "ROW_SCALE": "true"},
+    {"OUTPUT": "bf16", "ACTIVATION": "gelu", "RESIDUAL": "true"},
+    {"OUTPUT": "f32", "ACTIVATION": "silu", "RESIDUAL": "false", "RANGED": "true"},
+)
+SMALL = {"sm90": Tiling(consumers=1, width=64).macros(4, 8), "sm80": AmpereTiling(width=64).macros}
+"""Tiles that compile fast, by the end of the source's name."""
 
 
-@pytest.mark.parametrize(("source", "element"), [(s, e) for s, elements in ELEMENTS.items() for e in elements])
-def test_products_and_convolutions_compile_for_every_type(source, element):
-    finish = {"USE_OUTPUT": element.removeprefix("t"), "USE_ACTIVATION": "none", "USE_RESIDUAL": "true"}
-    options = tuple(f"-D{name}={value}" for name, value in {"USE_ELEMENT": element, **finish}.items())
-    oldest, *_ = compiling.architectures(source)
-    assert resources(source, arch=oldest, options=options)
+def finished():
+    """(source, architecture, element, finish): every element of a source, and every finish on each architecture."""
+    for source, elements in ELEMENTS.items():
+        architectures = compiling.architectures(source)
+        each = max(len(FINISHES), -(-len(elements) // len(architectures)))
+        turns = zip(itertools.cycle(elements), itertools.cycle(FINISHES), strict=False)
+        for arch in architectures:
+            yield from ((source, arch, *turn) for turn in itertools.islice(turns, each))
+
+
+@pytest.mark.parametrize(("source", "arch", "element", "finish"), [*finished()])
+def test_what_becomes_of_sums_compiles_for_every_type(source, arch, element, finish):
+    given = {"ELEMENT": element, "OFFSETS": str(element in BYTES).lower()} | finish
+    options = (*(f"-DUSE_{name}={value}" for name, value in given.items()), *SMALL.get(source[-4:], ()))
+    assert resources(source, arch=arch, options=options)
 
 
 TWICE = 'extern "C" __global__ void twice(float *x) { x[threadIdx.x] *= 2; }'
@@ -119,7 +138,7 @@ def test_spills_show_in_the_resources(sources):
 def test_without_a_gpu_a_kernel_is_refused_before_the_driver_is_asked(monkeypatch):
     monkeypatch.setattr(device, "examination", lambda: device.Examination(problem="there is none"))
     with pytest.raises(PumiceError, match="no GPU can be used here: there is none"):
-        compiling.kernel("poison", "poison")
+        compiling.kernel("split", "split")
 
 
 def test_a_source_for_newer_gpus_is_refused_on_older_ones(sources, monkeypatch):

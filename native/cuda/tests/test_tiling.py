@@ -125,6 +125,61 @@ def test_sums_stay_in_registers(source, output, division, parts, beside):
     assert found.spills == found.stack == 0
 
 
+@pytest.mark.parametrize(("output", "beside"), [("bf16", 4), ("u8", 8)])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+def test_values_that_are_stored_later_stay_in_registers(output, beside, activation):
+    options = ("-DUSE_ELEMENT=s8", f"-DUSE_OUTPUT={output}", f"-DUSE_ACTIVATION={activation}", "-DUSE_RESIDUAL=false")
+    options = (*options, *Tiling(consumers=2, width=256).macros(4, beside), "-DUSE_LATER=1", "-DUSE_ROW_SCALE=true")
+    (found,) = resources("gemm_sm90", arch="sm_90a", options=options).values()
+    assert found.spills == found.stack == 0
+
+
+@pytest.mark.parametrize(
+    ("m", "steps", "output", "beside", "later"),
+    [
+        (4096, 32, "bfloat16", 4, True), (4096, 8, "bfloat16", 4, False), (4096, 8, "int8", 8, True),
+        (4096, 32, "float32", 2, False), (4096, 32, "bfloat16", 0, False), (1024, 32, "bfloat16", 4, False),
+    ],
+    ids=["halves", "few steps", "levels", "words", "nothing side by side", "a tile a block"],
+)  # fmt: skip
+def test_values_are_stored_later_where_there_is_a_later(m, steps, output, beside, later):
+    work, epilogue = Work(m=m, n=4096, steps=steps), Epilogue(output=output)
+    assert Tiling(consumers=2, width=256).stores_later(work, epilogue, beside, PROCESSORS) == later
+    assert not Tiling(consumers=2, width=128).stores_later(work, epilogue, beside, PROCESSORS)
+    added = Epilogue(output=output, residual=np.empty(0))
+    assert not Tiling(consumers=2, width=256).stores_later(work, added, beside, PROCESSORS)
+
+
+DIVIDED = [Tiling(consumers=n, width=128, splits=2) for n in (1, 2)]
+
+
+@pytest.mark.parametrize(("output", "activation"), [("s8", "clip"), ("bf16", "gelu")])
+@pytest.mark.parametrize(
+    ("element", "division", "beside"),
+    [
+        ("s8", DIVIDED[0], 0), ("s8", DIVIDED[0], 8), ("s8", DIVIDED[1], 0), ("s8", DIVIDED[1], 8),
+        ("s8", Tiling(consumers=2, width=256), 8), ("s8", Tiling(consumers=3, width=128), 8),
+        ("s8", Tiling(consumers=1, width=128, together=2), 8),
+        ("bf16", Tiling(consumers=1, width=256, splits=2), 8),
+    ],
+    ids=[
+        "one divided traded", "one divided neighbours", "divided traded", "divided neighbours", "large", "high",
+        "together", "large divided",
+    ],
+)  # fmt: skip
+def test_sums_that_are_finished_with_a_residual_stay_in_registers(element, division, beside, output, activation):
+    options = (f"-DUSE_ELEMENT={element}", f"-DUSE_OUTPUT={output}", f"-DUSE_ACTIVATION={activation}")
+    options = (*options, "-DUSE_RESIDUAL=true", *division.macros(4, beside))
+    (found,) = resources("gemm_sm90", arch="sm_90a", options=options).values()
+    assert found.spills == found.stack == 0
+
+
+def test_k_of_256_columns_is_divided_where_registers_hold_it():
+    for integers, wanted in ((True, []), (False, [1])):
+        found = _tilings(Work(m=1, n=1, steps=64, integers=integers))
+        assert [t.consumers for t in found if t.splits > 1 and t.width > 128] == wanted
+
+
 @pytest.mark.parametrize(("rows", "kept"), [(1, 33), (4, 33), (1, 5)])
 def test_rows_that_do_not_end_at_an_access_are_copied_and_filled_with_zeros(gpu, rows, kept):
     matrix = gpu.asarray(np.ones((rows, 64), np.int8))[:, :kept]

@@ -19,7 +19,7 @@ ASKING = {
     "a runtime's placement": lambda: CudaRuntime().placement(),
     "an open model": lambda: CudaRuntime().open(tiny_cnn()),
     "a session": lambda: CudaSession(tiny_cnn()),
-    "a kernel": lambda: compiling.kernel("poison", "poison"),
+    "a kernel": lambda: compiling.kernel("split", "split"),
     "4-bit weights": lambda: lowbit.pack_affine(np.zeros((64, 16), np.uint8), 1.0),
     "all GPUs": lambda: parallel.in_parallel(print),
     "two GPUs": lambda: parallel.in_parallel(print, gpus=2),

@@ -199,12 +199,15 @@ class Conv:
         return tuple((o - 1) * s - p - (n - 1) for n, o, s, p in last)
 
     def copied(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: Tiling | None = None) -> None:
-        """By wgmma, windows fetched by the copy engine; `chosen` replaces what the model would take."""
+        """By wgmma, windows fetched by the copy engine, into rows of `out` (n * lines * pixels, outputs), contiguous.
+
+        The residual has the shape of `out`; `chosen` replaces what the model would take.
+        """
         w, (m, n), processors = self.window, out.shape, device.gpu().multiprocessors
         pixel_bytes = images.shape[3] * images.itemsize
         pieces, parts = -(-pixel_bytes // STEP_BYTES), parts_of(pixel_bytes)
         steps = w.taps * pieces
-        work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
+        work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions, integers=images.itemsize == 1)
         t = chosen or tiling(work, processors)
         beside = epilogue.beside(out)
         options = (f"-DUSE_ELEMENT={ELEMENTS[images.dtype.name]}", *epilogue.macros, *t.macros(parts, beside))
@@ -227,7 +230,7 @@ class Conv:
     def gathered(
         self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray, chosen: AmpereTiling | None = None
     ) -> None:
-        """By mma.sync, windows fetched by threads; `chosen` replaces what the model would take."""
+        """By mma.sync, windows fetched by threads; `out`, the residual and `chosen` as in `copied`."""
         w, size, outputs = self.window, images.itemsize, out.shape[1] // self.groups
         images = self._with_whole_pieces(images)
         weights = self._whole_weights
@@ -284,7 +287,7 @@ class Conv:
         )  # fmt: skip
 
     def stem(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
-        """Of bytes, by mma.sync, pixels of at most four channels read from wherever they lie."""
+        """Of bytes, by mma.sync, pixels of at most four channels read from wherever they lie; `out` as in `copied`."""
         w, columns = self.window, out.shape[1]
         options = (f"-DUSE_ELEMENT={element(images)}", f"-DUSE_ROWS={w.kernel[0]}", f"-DUSE_STRIDE={w.strides[0]}")
         tiles = (*(-(-n // each) for n, each in zip(w.output, STEM_TILE, strict=True)), len(images))
@@ -311,7 +314,7 @@ class Conv:
     # --- one window a channel -----------------------------------------------------------------------------------------
 
     def depthwise(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
-        """Every channel with its own window."""
+        """Every channel with its own window; `out` as in `copied`."""
         w, channels = self.window, images.shape[3]
         if images.itemsize > 1 and max(w.dilations) == 1 and max(w.kernel) <= MOST_TOGETHER:
             self._depthwise_floats(images, epilogue, out)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pumice_cuda import device, tensor_maps
 from pumice_cuda.compiling import kernel
-from pumice_cuda.epilogue import INSTRUCTIONS, PLAIN, Epilogue
+from pumice_cuda.epilogue import INSTRUCTIONS, PLAIN, WIDE, Epilogue
 from pumice_cuda.launching import launch
 
 if TYPE_CHECKING:
@@ -85,6 +85,16 @@ class Tiling:
         given = {name: getattr(self, name) for name in names} | {"parts": parts, "neighbours": int(beside > 0)}
         return tuple(f"-DUSE_{name.upper()}={value}" for name, value in given.items())
 
+    def stores_later(self, work: Work, epilogue: Epilogue, beside: int, multiprocessors: int) -> bool:
+        """Whether a tile's values wait in registers and are stored during the next tile's first steps.
+
+        Of the largest tiles, whose stores no other block hides; of 16 bits or less, and without a residual, since more
+        registers are not left; where there are as many steps as stores of a thread. `beside` as of `Epilogue.beside`.
+        """
+        large = self == Tiling(consumers=2, width=256) and math.prod(self.tiles(work.m, work.n)) > multiprocessors
+        few = beside >= WIDE // 4 and work.steps >= self.width // 4 // beside
+        return large and few and epilogue.residual is None
+
     def tiles(self, m: int, n: int) -> tuple[int, int]:
         """Tiles down and across."""
         return -(-m // self.height), -(-n // self.width)
@@ -105,6 +115,8 @@ class Work:
     parts: int = STEP_BYTES // PART_BYTES
     finishing: float = INSTRUCTIONS
     """Cycles of a warp that finish one of its sums."""
+    integers: bool = False
+    """Bytes are multiplied."""
 
 
 def tiling(work: Work, multiprocessors: int) -> Tiling:
@@ -118,11 +130,12 @@ def parts_of(row_bytes: int) -> int:
 
 
 def _tilings(work: Work) -> Iterator[Tiling]:
+    """Two blocks that divide K of 256 columns have registers for it with one consumer alone, and for sums of floats."""
     divisible = work.steps > 1 and work.parts * PART_BYTES == STEP_BYTES and work.m * work.n <= MOST_DIVIDED
     for width in (64, 128, 256):
         for consumers in (1, 2):
             yield Tiling(consumers=consumers, width=width)
-            if width > 64 and divisible:
+            if divisible and (width == 128 or (width == 256 and consumers == 1 and not work.integers)):
                 yield Tiling(consumers=consumers, width=width, splits=2)
     yield Tiling(consumers=3, width=128)
     yield Tiling(consumers=1, width=128, together=2)
@@ -242,10 +255,11 @@ def on_hopper(
     """`gemm` by wgmma, of matrices that the copy engine can read; `chosen` replaces what the model would take."""
     (m, k), n, processors = a.shape, b.shape[0], device.gpu().multiprocessors
     steps, parts = -(-k * a.itemsize // STEP_BYTES), parts_of(k * a.itemsize)
-    work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions)
+    work = Work(m=m, n=n, steps=steps, parts=parts, finishing=epilogue.instructions, integers=a.itemsize == 1)
     t = chosen or tiling(work, processors)
     beside = epilogue.beside(out)
-    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros(parts, beside))
+    later = f"-DUSE_LATER={int(t.stores_later(work, epilogue, beside, processors))}"
+    options = (f"-DUSE_ELEMENT={ELEMENTS[a.dtype.name]}", *epilogue.macros, *t.macros(parts, beside), later)
     down, across = t.tiles(m, n)
     step_bytes = parts * PART_BYTES
     launch(

@@ -240,19 +240,19 @@ def _fills(weights: Codebook, tiles: int, each: int) -> bool:
 def _in_clusters(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: cupy.ndarray) -> None:
     """With a block for each multiprocessor at least."""
     cluster, grouped = _cluster(a, weights) or max(CLUSTERS), not _plain(weights)
-    tiles = 4 if _fills(weights, 4, cluster) else 2
+    tiles = 2 * cluster if _fills(weights, 2 * cluster, cluster) else 2  # of which a block writes two at most
     decoder = {"Levels": "Levels", "Pairs": "Pairs<1>", "Tables": f"Lanes<{tiles}>"}[weights.decoder]
     in_codes = weights.decoder == "Levels" and weights.whole
     offset = "kNone" if weights.offset is None else "kInCodes" if in_codes else "kInSums"
     values = decoder, _cpp(grouped), offset, tiles, STEPS, cluster
     tables = {"Levels": 0, "Pairs": PAIRS, "Tables": tiles * 4096}[weights.decoder]
-    codes, sums = WARPS * STEPS * tiles * 1024, WARPS * tiles // cluster * SUMS
+    sums = WARPS * tiles // cluster * 2 * SUMS
     factors = (WARPS * STEPS if grouped else 1) * 2 * tiles * TILE * 4
     launch(
         kernel("lowbit_few_sm90", f"few_rows<{', '.join(map(str, values))}>"),
         max(blocks(weights.tiles, tiles), device.gpu().multiprocessors // cluster) * cluster, WARPS * 32, a,
         *_operands(weights), bias, y, *map(np.int32, (len(a), weights.n, weights.tiles * TILE, weights.k)),
-        *_extents(weights), shared=tables + codes + sums + factors + 8, cluster=(cluster, 1, 1), overlaps=True,
+        *_extents(weights), shared=tables + sums + factors + 8, cluster=(cluster, 1, 1), overlaps=True,
     )  # fmt: skip
 
 

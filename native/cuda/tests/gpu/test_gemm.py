@@ -54,6 +54,20 @@ def test_every_division_gives_the_same_sums(drawn, tiling):
         assert (out == exact(a, b).astype(np.int32)).all()
 
 
+@pytest.mark.parametrize("output", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("m", "n", "k"), [(2100, 1984, 2048), (2176, 2048, 4000)])
+def test_values_that_are_stored_during_the_next_tile_are_the_same(drawn, output, m, n, k):
+    import cupy
+
+    a, b, scale = drawn((m, k), "int8"), drawn((n, k), "int8"), cupy.full(1, 2e-4, np.float32)
+    epilogue, found = Epilogue(output=output, scale=scale), []
+    for width in (256, 128):
+        found.append(cupy.empty((m, n), output))
+        found[-1].view(np.uint8).fill(0xFF)
+        products.on_hopper(a, b, epilogue, found[-1], Tiling(consumers=2, width=width))
+    assert (found[0].view(np.uint8) == found[1].view(np.uint8)).all()
+
+
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize("output", ["float32", "int8"])

@@ -1,11 +1,11 @@
 // Four-bit weights (lowbit.cuh) times up to eight rows of A in bfloat16, on Hopper and later: latency is what there is to
-// save. All codes of a block come into its shared memory while the kernel before this one, which may have written A, is
-// still running; A then comes straight to the registers that want it. The one or two blocks of a cluster have the same
-// outputs and all of K among them: every warp hands each of its sums to the block that writes the output, once.
+// save. All codes of a block come into its registers while the kernel before this one, which may have written A, is still
+// running; A follows, from the second cache. The one or two blocks of a cluster have the same outputs and all of K among
+// them: every warp hands each of its sums to the block that writes the output, once.
 //
 // Two blocks fit on a multiprocessor: those of a kernel and of the next one, whose codes are coming meanwhile. So that no
 // multiprocessor gets two of one kernel there is a block for each, some without work if need be, and none ends while the
-// kernel before is running.
+// kernel before is running. Spilled registers cost up to a third of the time.
 // architectures: sm_90a sm_100a
 #include "lowbit_hopper.cuh"
 
@@ -81,7 +81,8 @@ struct Lanes {
 // --- what a block has ------------------------------------------------------------------------------------------------
 
 // kTiles tiles, of which it writes kMine. A warp has kSteps steps of all of them, kCluster * kWarps apart, with those of other
-// warps and of the other block of the cluster in between.
+// warps and of the other block of the cluster in between. The tiles that the other block writes come first, so that their sums
+// travel while those of its own are made.
 template <int kTilesOf, int kStepsOf, int kClusterOf>
 struct Share {
     static_assert(kClusterOf <= 2);
@@ -90,6 +91,7 @@ struct Share {
     int rank, first_output, padded, steps;
 
     __device__ int step(int slot, int part) const { return (slot * kCluster + rank) * kWarps + part; }
+    __device__ int tile(int n) const { return (n < kMine ? kCluster - 1 - rank : rank) * kMine + n % kMine; }
     __device__ int tiles() const { return min(kTiles, (padded - first_output) / kTile); }
 };
 
@@ -109,12 +111,9 @@ struct TileSums {
 // Shared memory behind the decoder's.
 template <typename S, bool kGroups>
 struct Memory {
-    uint4 codes[S::kSteps][S::kTiles][kWarps][64];                    // room for sums, once they have been read
-    TileSums received[kWarps][S::kMine];                               // of the other block
+    TileSums own[kWarps][S::kMine], received[kWarps][S::kMine];
     float factors[kGroups ? kWarps * S::kSteps : 1][2][S::kOutputs];  // scale, offset
     u64 summed;
-
-    __device__ TileSums &own(int part, int tile) { return *reinterpret_cast<TileSums *>(codes[0][tile][part]); }
 
     __device__ void ask_factors(const S &share, const Weights &weights) {
         constexpr int kPieces = S::kOutputs / 4;
@@ -129,25 +128,6 @@ struct Memory {
         commit_copies();
     }
 
-    // A thread's own, of all steps of its warp, in turn.
-    __device__ void ask_codes(const S &share, const uint4 *from) {
-        const int part = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-        for (int slot = 0; slot < S::kSteps; slot++) {
-            const int step = share.step(slot, part);
-#pragma unroll
-            for (int n = 0; n < S::kTiles; n++) {
-                const int tile = n;
-                const bool there = step < share.steps && tile < share.tiles();
-                const uint4 *first = from + (int64(share.first_output / kTile + tile) * share.steps + step) * 64 + lane;
-#pragma unroll
-                for (int half = 0; half < 64; half += 32)
-                    copy_once(codes[slot][tile][part] + half + lane, there ? first + half : from, there);
-            }
-            commit_copies();
-        }
-    }
-
     // For one thread, before the blocks meet.
     __device__ void expect_sums(int rows) {
         barrier_init(&summed, 1);
@@ -155,23 +135,22 @@ struct Memory {
         barrier_expect(&summed, kWarps * S::kMine * ((rows + 1) / 2) * TileSums::kBytes);
     }
 
-    // A warp's sums of a tile, to the block that writes it.
-    __device__ void hand_over(const S &share, int tile, const float (&sums)[4], int rows) {
-        const int part = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, to = tile / S::kMine;
-        __syncwarp();  // all of the warp have read their codes
+    // A warp's sums of its n-th tile, to the block that writes it.
+    __device__ void hand_over(const S &share, int n, const float (&sums)[4], int rows) {
+        const int part = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         if (2 * t >= rows) return;
-        if (S::kCluster == 1 || to == share.rank)
-            own(part, tile).of(t, g) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+        if (n < S::kTiles - S::kMine)
+            send(&received[part][n].of(t, g), &summed, share.rank ^ 1, sums);
         else
-            send(&received[part][tile % S::kMine].of(t, g), &summed, to, sums);
+            own[part][n % S::kMine].of(t, g) = make_float4(sums[0], sums[1], sums[2], sums[3]);
     }
 
     // The i-th of the n-th tile that the block writes, over all K, in the same order every time.
-    __device__ float sum(const S &share, int n, int i) {
+    __device__ float sum(int n, int i) const {
         float sum = 0;
 #pragma unroll
         for (int part = 0; part < kWarps; part++) {
-            sum += own(part, share.rank * S::kMine + n).of(i);
+            sum += own[part][n].of(i);
             if (S::kCluster > 1) sum += received[part][n].of(i);
         }
         return sum;
@@ -180,26 +159,51 @@ struct Memory {
 
 // --- the product -------------------------------------------------------------------------------------------------------
 
-// Until no more than so many groups of copies, known when this is compiled, are under way.
-__device__ __forceinline__ void wait_for_all_but(int pending) {
-    if (pending == 0) wait_for_copies<0>();
-    if (pending == 1) wait_for_copies<1>();
-}
+// A thread's codes of one step.
+template <typename S>
+struct Codes {
+    uint4 at[S::kTiles][2];
+
+    __device__ void ask(const S &share, const uint4 *codes, int step) {
+#pragma unroll
+        for (int i = 0; i < S::kTiles * 2; i++) {
+            const int tile = share.tile(i / 2);
+            const int64 first = (int64(share.first_output / kTile + tile) * share.steps + step) * 64;
+            at[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
+            if (step < share.steps && tile < share.tiles())
+                at[i / 2][i % 2] = streamed(codes + first + i % 2 * 32 + threadIdx.x % 32);
+        }
+    }
+};
 
 // A's part for a lane in one step.
 struct Rows {
     Activations<1> at[4];  // zeros beyond the rows and the depth
 
-    __device__ void ask(const bfloat16 *a, int rows, int depth, int step) {
-        const int row = threadIdx.x % 32 / 4, k = step * kStep + threadIdx.x % 4 * 8;
+    // Some of it, here and not where the compiler would like it, which may be too late.
+    __device__ void ask(const bfloat16 *a, int rows, int depth, int step, int first = 0, int last = 4) {
+        const int row = threadIdx.x % 32 / 4, k = step * kStep + threadIdx.x % 4 * 8, left = row < rows ? depth - k : 0;
+        const bfloat16 *own = a + int64(row) * depth + k;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = first; j < last; j++) {
             uint4 v = make_uint4(0, 0, 0, 0);
-            if (row < rows && k + j * 32 < depth) v = *reinterpret_cast<const uint4 *>(a + int64(row) * depth + k + j * 32);
+            const bfloat16 *from = own + j * 32;
+            if (j * 32 < left)
+                asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                             : "l"(from));
             at[j] = {{{v.x, v.y, v.z, v.w}}};
         }
     }
 };
+
+// A share of A for each block, into the second cache only, so that it may still be written.
+__device__ __forceinline__ void ask_ahead(const bfloat16 *a, int elements) {
+    constexpr int kLine = 64;
+    const int each = (elements + gridDim.x * kLine - 1) / (gridDim.x * kLine);
+    const int64 at = int64(blockIdx.x * each + threadIdx.x) * kLine;
+    if (threadIdx.x < each && at < elements) asm volatile("prefetch.global.L2 [%0];" ::"l"(a + at));
+}
 
 // sums += the product of a step with a tile, whose codes a thread has of both its outputs; with groups `factors` are their
 // scales and offsets, and `totals` what A itself sums up to.
@@ -236,58 +240,59 @@ __global__ void __launch_bounds__(kThreads, 2)
              const bfloat16 *bias, bfloat16 *y, int rows, int outputs, int padded, int depth, int steps, int group_steps,
              int table_output, int table_group) {
     using S = Share<kTiles, kSteps, kCluster>;
+    static_assert(S::kMine * 128 <= kThreads);
     extern __shared__ __align__(128) uint4 shared[];
     auto &memory = *reinterpret_cast<Memory<S, kGroups> *>(shared + Decoder::kShared / 16);
     const Weights weights{codes, tables, scale, offset, table_output, table_group, padded, steps, group_steps};
-    const int part = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int part = threadIdx.x / 32;
     const S share{int(blockIdx.x % kCluster), int(blockIdx.x / kCluster) * S::kOutputs, padded, steps};
-    // The next kernel's codes come into shared memory, too, where they are in the way of looking up all pairs of codes.
-    constexpr bool kNextAtOnce = Decoder::kShared < Pairs<1>::kShared;
 
-    if (kNextAtOnce) let_next_kernel_start();
+    let_next_kernel_start();
     if (share.first_output >= padded) {
         wait_for_kernel_before();
         return;
     }
     const typename Decoder::Asked asked = Decoder::ask(tables + int64(share.first_output) * table_output * 2);
     memory.ask_factors(share, weights);
-    memory.ask_codes(share, codes);
+    Codes<S> own[kSteps];
+#pragma unroll
+    for (int slot = 0; slot < kSteps; slot++) own[slot].ask(share, codes, share.step(slot, part));
+    ask_ahead(a, rows * depth);
     const Decoder decoder(tables, asked, reinterpret_cast<Word *>(shared));
     if (kCluster > 1 && threadIdx.x == 0) memory.expect_sums(rows);
-    wait_for_copies<kSteps>();  // factors
+    wait_for_copies<0>();  // factors
     __syncthreads();
     if constexpr (kCluster > 1) meet();
     wait_for_kernel_before();
-    if (!kNextAtOnce) let_next_kernel_start();
 
+    // A's part for the next step is asked for in so many pieces, a tile apart: all at once there are too few registers.
+    constexpr int kPieces = kOffset == kInSums ? 1 : 2;
     Rows mine[kSteps];
-#pragma unroll
-    for (int slot = 0; slot < kSteps; slot++) mine[slot].ask(a, rows, depth, share.step(slot, part));
+    mine[0].ask(a, rows, depth, share.step(0, part));
     float sums[kTiles][4] = {};
 #pragma unroll
     for (int slot = 0; slot < kSteps; slot++) {
-        wait_for_all_but(kSteps - 1 - slot);
         const auto &factors = memory.factors[kGroups ? slot * kWarps + part : 0];
         float totals[4] = {};
 #pragma unroll
         for (int j = 0; j < 4 && kOffset == kInSums; j++) add_up(mine[slot].at[j], totals);
 #pragma unroll
         for (int n = 0; n < kTiles; n++) {
-            const uint4 *own = memory.codes[slot][n][part] + lane, both[2] = {own[0], own[32]};
-            add_tile<kGroups, kOffset>(decoder, n, both, factors, mine[slot], totals, sums[n]);
+            add_tile<kGroups, kOffset>(decoder, share.tile(n), own[slot].at[n], factors, mine[slot], totals, sums[n]);
+            if (slot + 1 == kSteps)
+                memory.hand_over(share, n, sums[n], rows);
+            else if (n < kPieces)
+                mine[slot + 1].ask(a, rows, depth, share.step(slot + 1, part), n * 4 / kPieces, (n + 1) * 4 / kPieces);
         }
     }
-#pragma unroll
-    for (int n = 0; n < kTiles; n++) memory.hand_over(share, n, sums[n], rows);
+    const int n = threadIdx.x / 128, i = threadIdx.x % 128, row = TileSums::row(i);
+    const int place = (share.rank * S::kMine + n) * kTile + TileSums::output(i), output = share.first_output + place;
+    const bool writes = n < S::kMine && row < rows && output < outputs;
+    const float factor = kGroups || !writes ? 1 : memory.factors[0][0][place];
+    const float added = bias && writes ? widen(bias[output]) : 0;
     __syncthreads();
     if constexpr (kCluster > 1) barrier_wait(&memory.summed, 0);
-    for (int at = threadIdx.x; at < S::kMine * 128; at += kThreads) {
-        const int n = at / 128, i = at % 128, row = TileSums::row(i);
-        const int place = (share.rank * S::kMine + n) * kTile + TileSums::output(i), output = share.first_output + place;
-        if (row >= rows || output >= outputs) continue;
-        const float factor = kGroups ? 1 : memory.factors[0][0][place], added = bias ? widen(bias[output]) : 0;
-        narrow(fmaf(factor, memory.sum(share, n, i), added), y[int64(row) * outputs + output]);
-    }
+    if (writes) narrow(fmaf(factor, memory.sum(n, i), added), y[int64(row) * outputs + output]);
 }
 
 // instances: few_rows<Pairs<1>, false, kNone, 4, 2, 2>; few_rows<Lanes<4>, false, kNone, 4, 2, 2>

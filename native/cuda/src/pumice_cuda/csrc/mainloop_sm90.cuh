@@ -7,6 +7,9 @@
 // each with a barrier `full` (the bytes have come) and `empty` (all who read it have). Blocks stay and walk over tiles,
 // so that the copies for the next tile run under the epilogue of this one.
 //
+// With LATER a tile's finished values stay in registers and are stored one by one during the first steps of the next
+// tile, of which there must be as many: blocks that finish together would wait for the memory together.
+//
 // A cluster of SPLITS blocks takes one tile and divides K: afterwards each adds up, from the shared memory of the others,
 // the part of the columns that it stores.
 #pragma once
@@ -18,7 +21,7 @@
 constexpr int TILES_PER_GROUP = 8;
 
 template <Element ELEMENT_, Output OUTPUT_, Activation ACTIVATION_, bool RESIDUAL_, int CONSUMERS_, int WIDTH_,
-          int STAGES_, int SPLITS_, int TOGETHER_, int PARTS_, bool NEIGHBOURS_>
+          int STAGES_, int SPLITS_, int TOGETHER_, int PARTS_, bool NEIGHBOURS_, bool LATER_>
 struct Config {
     static constexpr Element ELEMENT = ELEMENT_;
     static constexpr Output OUTPUT = OUTPUT_;
@@ -27,6 +30,7 @@ struct Config {
     static constexpr int CONSUMERS = CONSUMERS_, WIDTH = WIDTH_, STAGES = STAGES_, SPLITS = SPLITS_;
     static constexpr int TOGETHER = TOGETHER_, PARTS = PARTS_;  // blocks of a multiprocessor; 32 bytes of K in a step
     static constexpr bool NEIGHBOURS = NEIGHBOURS_;  // rows of B come in the order of `neighbours.cuh`
+    static constexpr bool LATER = LATER_;  // a tile's values are stored while the next one is multiplied
     static constexpr bool INTEGER = ELEMENT == Element::s8 || ELEMENT == Element::u8;
     static constexpr int STEP_BYTES = 32 * PARTS;  // of K, in a row of a buffer
     static constexpr int STEP = STEP_BYTES / (INTEGER ? 1 : ELEMENT == Element::tf32 ? 4 : 2);  // elements of K there
@@ -34,6 +38,8 @@ struct Config {
     static constexpr int A_BYTES = HEIGHT * STEP_BYTES, B_BYTES = WIDTH * STEP_BYTES;
     static constexpr int SUMS = WIDTH / 2;  // of a thread
     static constexpr int SLICE = SUMS / SPLITS;
+    static constexpr int VALUE_BYTES = sizeof(typename Stored<OUTPUT>::type);
+    static_assert(!LATER || (NEIGHBOURS && SPLITS == 1 && VALUE_BYTES <= 2), "too many values to keep");
 };
 
 // What a source is compiled for beside its operands: the defaults.
@@ -50,8 +56,11 @@ struct Config {
 #ifndef USE_NEIGHBOURS
 #define USE_NEIGHBOURS false
 #endif
+#ifndef USE_LATER
+#define USE_LATER false
+#endif
 typedef Config<ELEMENT, OUTPUT, ACTIVATION, RESIDUAL, USE_CONSUMERS, USE_WIDTH, USE_STAGES, USE_SPLITS, USE_TOGETHER,
-               USE_PARTS, USE_NEIGHBOURS>
+               USE_PARTS, USE_NEIGHBOURS, USE_LATER>
     Chosen;
 
 // Rows of B from a column of the result on.
@@ -132,15 +141,16 @@ __device__ __forceinline__ void produce(Source source, const Buffers<C>& buffers
     }
 }
 
-template <class C>
+// Calls `store(nth)` after each of the first STORES steps.
+template <class C, int STORES, class Store>
 __device__ __forceinline__ void multiply(u32 (&sums)[C::SUMS], const Buffers<C>& buffers, Ring<C::STAGES>& ring,
-                                         int steps) {
+                                         int steps, Store store) {
     int group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
     auto release = [&](int stage) {
         if (lane == 0) barrier_arrive(buffers.empty + stage);
     };
     int before = 0;
-    for (int step = 0; step < steps; ++step) {
+    auto take_step = [&](int step, bool stores) {
         barrier_wait(buffers.full + ring.stage, ring.phase);
         u64 a = operand<C::STEP_BYTES>(buffers.a(ring.stage) + group * 64 * C::STEP_BYTES);
         u64 b = operand<C::STEP_BYTES>(buffers.b(ring.stage));
@@ -149,11 +159,15 @@ __device__ __forceinline__ void multiply(u32 (&sums)[C::SUMS], const Buffers<C>&
         for (int part = 0; part < C::PARTS; ++part)
             wgmma<C::ELEMENT, C::WIDTH>(sums, a + 2 * part, b + 2 * part, step != 0 || part != 0);
         wgmma_commit();
+        if (stores) store(step);
         wgmma_wait<1>();
         if (step != 0) release(before);
         before = ring.stage;
         ring.advance();
-    }
+    };
+#pragma unroll
+    for (int step = 0; step < STORES; ++step) take_step(step, true);
+    for (int step = STORES; step < steps; ++step) take_step(step, false);
     wgmma_wait<0>();
     if (steps != 0) release(before);
 }
@@ -190,6 +204,10 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
     int warp = threadIdx.x / 32 - 4, group = warp / 4, thread = threadIdx.x % 128;
     ColumnTerms<C::WIDTH>& terms = buffers.terms[group];
     int2 own = own_steps<C>(steps);
+    constexpr bool LATER = C::LATER;
+    Waiting<C::OUTPUT, LATER ? C::SUMS / 4 : GROUP<C::OUTPUT>> waiting;
+    constexpr int STORES = LATER ? waiting.COUNT : 0;
+    auto store = [&](int nth) { waiting.store(nth, e); };
     int known = -1;  // where the columns begin whose terms are in shared memory
     for (int index = blockIdx.x / C::SPLITS; index < tiles.count(); index += gridDim.x / C::SPLITS) {
         int2 tile = tiles.at(index);
@@ -197,14 +215,16 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
         FetchedTerms<C::WIDTH, 128> fetched;
         if (column != known) fetched.fetch(thread, column, e);
         u32 sums[C::SUMS];
-        multiply<C>(sums, buffers, ring, own.y - own.x);
+        multiply<C, STORES>(sums, buffers, ring, own.y - own.x, store);
         if (column != known) {
             sync_threads<128>(1 + group);  // all have done with the terms of the last tile
             fetched.put(thread, terms);
             sync_threads<128>(1 + group);
             known = column;
         }
-        if constexpr (C::SPLITS == 1) {
+        if constexpr (LATER) {
+            keep_neighbours<C::INTEGER, C::OUTPUT, C::ACTIVATION, C::RESIDUAL>(waiting, sums, e, terms, row, column);
+        } else if constexpr (C::SPLITS == 1) {
             finish<C>(sums, e, terms, row, column, 0);
         } else {
             sync_threads<128 * C::CONSUMERS>(1 + C::CONSUMERS);
@@ -218,6 +238,8 @@ __device__ __forceinline__ void consume(const Buffers<C>& buffers, Tiles tiles, 
             finish<C>(slice, e, terms, row, column + inside, inside);
         }
     }
+#pragma unroll
+    for (int nth = 0; nth < STORES; ++nth) store(nth);
 }
 
 // All of a block's work. With SPLITS the grid has a cluster for every tile.
@@ -237,12 +259,12 @@ __device__ __forceinline__ void multiply_tiles(Source source, Tiles tiles, int s
     let_next_kernel_start();
     wait_for_kernel_before();
     if (threadIdx.x < 128) {
-        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) give_up_registers<56>();
+        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) give_up_registers<C::LATER ? 40 : 56>();
         if (threadIdx.x == 0) produce<C>(source, buffers, tiles, steps);
         __syncwarp();
         if constexpr (C::SPLITS > 1) cluster_sync();
     } else {
-        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) take_registers<224>();
+        if constexpr (C::CONSUMERS == 2 && C::TOGETHER == 1) take_registers<C::LATER ? 232 : 224>();
         consume<C>(buffers, tiles, steps, e);
     }
     if constexpr (C::SPLITS > 1) cluster_sync();  // nobody leaves while others may reach its memory

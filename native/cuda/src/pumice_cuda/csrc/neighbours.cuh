@@ -68,13 +68,9 @@ struct Neighbours {
     }
 
     // Those values.
-    __device__ __forceinline__ void store(const u32* sums, int after, const u32 (&beside)[2][4]) {
-        u32 words[2][4];
+    __device__ __forceinline__ void make(const u32* sums, int after, const u32 (&beside)[2][4], u32 (&words)[2][4]) {
 #pragma unroll
         for (int part = 0; part < EACH / 4; ++part) finish(sums, after, part, beside, words);
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            if (has_row(half)) *(uint4*)(stored[half] + after) = *(const uint4*)words[half];
     }
 
 private:
@@ -131,9 +127,27 @@ private:
     }
 };
 
-template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int BLOCKS, int WIDTH>
-__device__ __forceinline__ void store_neighbours(const u32 (&sums)[4 * BLOCKS], const Epilogue& e,
-                                                 const ColumnTerms<WIDTH>& terms, int row, int column, int inside) {
+// The finished values of a warp's strip until they are stored, a few at a time and while other work runs.
+template <Output OUTPUT, int BLOCKS>
+struct Waiting {
+    typedef typename Stored<OUTPUT>::type Value;
+    static constexpr int COUNT = 2 * BLOCKS / GROUP<OUTPUT>;  // of every group of columns, both rows of a thread
+    uint4 values[COUNT];
+    Value* to;     // where the first belongs
+    int rows = 0;  // that the matrix has from there on
+    int columns;   // from the strip's first on
+
+    __device__ __forceinline__ void store(int nth, const Epilogue& e) const {
+        const int half = nth % 2, after = nth / 2 * 8 * GROUP<OUTPUT>;
+        if (8 * half < rows && after < columns) *(uint4*)(to + 8 * half * e.out_stride + after) = values[nth];
+    }
+};
+
+// Hands every group of columns' values to `take(strip, after, words)`.
+template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int BLOCKS, int WIDTH, class Take>
+__device__ __forceinline__ void finish_neighbours(const u32 (&sums)[4 * BLOCKS], const Epilogue& e,
+                                                  const ColumnTerms<WIDTH>& terms, int row, int column, int inside,
+                                                  Take take) {
     Neighbours<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, WIDTH> strip(e, terms, row, column, inside);
     constexpr int EACH = GROUP<OUTPUT>, GROUPS = BLOCKS / EACH;
     constexpr int AHEAD = GROUPS >= 16 ? 4 : GROUPS >= 8 ? 2 : 1;  // groups whose residuals are fetched at once
@@ -146,7 +160,37 @@ __device__ __forceinline__ void store_neighbours(const u32 (&sums)[4 * BLOCKS], 
             if (column + 8 * block < e.columns) strip.fetch(beside[i], 8 * block);
 #pragma unroll
         for (int i = 0, block = first; i < AHEAD; ++i, block += EACH)
-            if (column + 8 * block < e.columns) strip.store(sums + 4 * block, 8 * block, beside[i]);
+            if (column + 8 * block < e.columns) {
+                u32 words[2][4];
+                strip.make(sums + 4 * block, 8 * block, beside[i], words);
+                take(strip, 8 * block, words);
+            }
     }
     if constexpr (RANGED) store_range<BLOCKS>(e, strip.least, strip.greatest, row, column);
+}
+
+template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int BLOCKS, int WIDTH>
+__device__ __forceinline__ void store_neighbours(const u32 (&sums)[4 * BLOCKS], const Epilogue& e,
+                                                 const ColumnTerms<WIDTH>& terms, int row, int column, int inside) {
+    typedef Neighbours<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, WIDTH> Strip;
+    auto store = [](const Strip& strip, int after, const u32 (&words)[2][4]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            if (strip.has_row(half)) *(uint4*)(strip.stored[half] + after) = *(const uint4*)words[half];
+    };
+    finish_neighbours<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, BLOCKS>(sums, e, terms, row, column, inside, store);
+}
+
+template <bool INTEGER, Output OUTPUT, Activation ACTIVATION, bool RESIDUAL, int BLOCKS, int WIDTH>
+__device__ __forceinline__ void keep_neighbours(Waiting<OUTPUT, BLOCKS>& waiting, const u32 (&sums)[4 * BLOCKS],
+                                                const Epilogue& e, const ColumnTerms<WIDTH>& terms, int row,
+                                                int column) {
+    typedef Neighbours<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, WIDTH> Strip;
+    auto keep = [&](const Strip& strip, int after, const u32 (&words)[2][4]) {
+        const int nth = after / (8 * GROUP<OUTPUT>) * 2;
+        waiting.values[nth] = *(const uint4*)words[0], waiting.values[nth + 1] = *(const uint4*)words[1];
+        if (after == 0) waiting.to = strip.stored[0], waiting.rows = e.rows - strip.row;
+    };
+    finish_neighbours<INTEGER, OUTPUT, ACTIVATION, RESIDUAL, BLOCKS>(sums, e, terms, row, column, 0, keep);
+    waiting.columns = e.columns - column;
 }
