@@ -1,4 +1,4 @@
-"""Integer products rewritten for a GPU: fewer of them, and the same numbers."""
+"""Products rewritten for a GPU: fewer of them, and the same numbers."""
 
 from collections import Counter
 
@@ -75,3 +75,31 @@ def test_what_is_asked_for_inside_a_product_stays(rng):
 def test_a_scale_that_no_quantization_gives_is_left_alone(rng):
     _, kinds = merged(network(rng, scales="x, {0}c"))
     assert kinds["MatMulInteger"] == 3
+
+
+@pytest.mark.parametrize(
+    ("biased", "reshaped", "products"),
+    [("", "qkv", 1), ("qkv", "qkv", 1), ("v", "qkv", 2), ("qkv", "qk", 2), ("qkv", "q", 3)],
+)
+def test_products_of_floats_that_are_divided_into_heads_become_one(rng, biased, reshaped, products):
+    body = "".join(
+        f"{name}p = MatMul(x, {name}w)\n" + (f"{name}s = Add({name}b, {name}p)\n" if name in biased else "")
+        + f"{name} = {'Reshape' if name in reshaped else 'Sum'}({name}{'s' if name in biased else 'p'}"
+        + (", shape)\n" if name in reshaped else ")\n")
+        for name in WIDTHS
+    )  # fmt: skip
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+    agraph (float[N, 3, 12] x) => (float q, float k, float v) <int64[4] shape = {{0, 0, 1, -1}}> {{ {body} }}"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
+    for name, width in WIDTHS.items():
+        for key, shape in (("w", (DEPTH, width)), ("b", (width,))):
+            if name + key in values:
+                array = rng.standard_normal(shape).astype(np.float32)
+                values[name + key].replace_all_uses_with(add_initializer(model, f"known/{name}{key}", array))
+    result, kinds = merged(model)
+    assert kinds["MatMul"] == products
+    feeds = {"x": rng.standard_normal((7, 3, DEPTH)).astype(np.float32)}
+    want, found = (compile_plan(m, kernels=()).run(feeds) for m in (model, result))
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)

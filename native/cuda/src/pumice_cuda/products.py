@@ -61,6 +61,17 @@ def product(
     return y
 
 
+def finished(a: cupy.ndarray, b: Right, epilogue: Epilogue) -> cupy.ndarray:
+    """epilogue(A B') as (m, n), on Hopper.
+
+    Raises:
+        NotImplementedError: on other GPUs.
+    """
+    if b.parts is None:
+        raise NotImplementedError("products of float32 are finished as they are stored on Hopper alone")
+    return gemm(_parts(a, second=0), b.parts, epilogue)
+
+
 def _parts(matrix: cupy.ndarray, second: int) -> cupy.ndarray:
     import cupy
 

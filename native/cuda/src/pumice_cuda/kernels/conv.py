@@ -1,12 +1,14 @@
 """Convolutions of the Plan over two spatial axes with constant weights: floats, and integers, exact.
 
 Results have ONNX's shape (n, channels, height, width) but lie in memory with channels last, as the next convolution
-reads them; other layouts are copied on the way in, if the kernel cannot read them. float32 keeps its accuracy. A
-QLinearAdd after a quantized convolution is computed as that is stored. Anything else goes to core's code.
+reads them; other layouts are copied on the way in, if the kernel cannot read them. float32 keeps its accuracy. What
+follows a convolution of floats (`fusing`), and a QLinearAdd after a quantized one, is computed as that is stored.
+Anything else goes to core's code.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,14 @@ from pumice.ops.record import Array, Forward, Kernel, Link, Node, Outputs
 from pumice.ops.window import Window
 from pumice_cuda import reference
 from pumice_cuda.constants import Levels, bound, is_single, number, vector
+from pumice_cuda.fusing import FLOATS, Tail
 from pumice_cuda.transfers import to_host
 
 if TYPE_CHECKING:
     from pumice_cuda.conv import Conv
     from pumice_cuda.epilogue import Epilogue, LevelSum
 
-BYTES, FLOATS = frozenset({"uint8", "int8"}), frozenset({"float32", "float16", "bfloat16"})
+BYTES = frozenset({"uint8", "int8"})
 ADDENDS = (0, 3)
 """Places of the levels that a QLinearAdd adds."""
 
@@ -33,14 +36,17 @@ class Layer:
 
     def __init__(self, node: Node, weights: Any, padding: int = 0) -> None:
         """`weights`: (outputs, channels of a group, height, width)."""
-        import cupy
-
-        self.weights = cupy.ascontiguousarray(cupy.moveaxis(weights, 1, -1))
         self.node, self.padding, self.groups = node, padding, int(node.get("group", 1))
+        self._weights = weights
         self._convs: dict[tuple[int, ...], Conv] = {}
 
+    @functools.cached_property
+    def weights(self) -> Any:
+        """Channels last, laid out when they are first needed: a node of a chain may never run by itself."""
+        return channels_last(self._weights)
+
     def takes(self, x: Array, types: frozenset[str]) -> bool:
-        channels = self.weights.shape[-1] * self.groups
+        channels = self._weights.shape[1] * self.groups
         return bool(x.dtype.name in types and x.ndim == 4 and x.size and x.shape[1] == channels)
 
     def __call__(self, x: Array, epilogue: Any) -> Any:
@@ -50,7 +56,7 @@ class Layer:
 
     def result(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the result for images of a shape."""
-        return shape[0], len(self.weights), *self._conv(shape[2:]).window.output
+        return shape[0], len(self._weights), *self._conv(shape[2:]).window.output
 
     def _conv(self, size: tuple[int, ...]) -> Conv:
         from pumice_cuda.conv import Conv
@@ -91,6 +97,32 @@ def _float_conv(layer: Layer, node: Node, x: Array, w: Array, b: Array | None) -
         return reference.forward(node, x, w, b)
     bias = None if b is None else b.astype(np.float32, copy=False)
     return (layer(x, Epilogue(output=w.dtype.name, bias=bias)),)
+
+
+def _float_chain(chain: Sequence[Link]) -> Callable[..., Outputs] | None:
+    """A convolution and the normalisation, terms, residual and activation after it."""
+    (first, *tail), (w, b) = chain, (*chain[0].constants[1:], None)[:2]
+    if not tail or w is None or w.ndim != 4 or not w.size or w.dtype.name not in FLOATS:
+        return None
+    read = Tail(columns=len(w), axis=3)
+    if len(first.constants) > 2:
+        if b is None or b.shape != (len(w),):
+            return None
+        read.add(b)
+    if not read.read(chain, w.dtype.name):
+        return None
+    layer, types = Layer(first.node, w), frozenset({w.dtype.name})
+
+    def run(*arrays: Any) -> Any:
+        x = arrays[0]
+        epilogue = read.epilogue(arrays, layer.result(x.shape)) if layer.takes(x, types) else None
+        if epilogue is None:
+            return NotImplemented
+        if epilogue.residual is not None:
+            epilogue = attrs.evolve(epilogue, residual=channels_last(epilogue.residual))
+        return (layer(x, epilogue),)
+
+    return run
 
 
 def _levels(w: Any, zw: Any) -> Levels | None:
@@ -183,7 +215,8 @@ _EXACT: dict[str, Any] = {"dtypes": BYTES, "rtol": 0.0, "atol": 0.0}
 
 KERNELS = (
     Kernel(
-        op_type="Conv", run=_unbound_conv, bind=bound((1,), _conv), dtypes=FLOATS, rtol=1e-4, atol=1e-4,
+        op_type="Conv", run=_unbound_conv, bind=bound((1,), _conv), fuse=_float_chain, dtypes=FLOATS, rtol=1e-4,
+        atol=1e-4,
     ),
     Kernel(op_type="ConvInteger", run=reference.forward, bind=bound((1, 2, 3), _conv_integer), **_EXACT),
     Kernel(

@@ -1,9 +1,9 @@
-"""Integer products as a GPU wants them: few, and each whole.
+"""Products as a GPU wants them: few, and each whole.
 
 Dynamic quantization writes a product as MatMulInteger, Cast, Mul by the product of the scales, and often an Add of a
 bias: that is one MatMulIntegerToFloat, which computes the same numbers. Several of them that read one matrix, as the
-queries, keys and values of attention do, are one product with the columns of all, and a Split. Before that, weights
-that are stored as codes and a table of integers are looked up.
+queries, keys and values of attention do, are one product with the columns of all, and a Split; so are products of
+floats whose columns are divided into heads next.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import attrs
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ def merge_products(model: ir.Model) -> None:
             _spell_in_one(model, node)
     for siblings in _siblings(model):
         _join(model, siblings)
+    for projections in _projections(model):
+        _join_projections(model, projections)
 
 
 # --- one product in one node ------------------------------------------------------------------------------------------
@@ -127,6 +130,64 @@ def _held(node: ir.Node, index: int) -> np.ndarray:
     return found
 
 
+# --- products of floats -----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Projection:
+    """MatMul by a constant matrix [, Add of a constant vector], and Reshape."""
+
+    product: ir.Node
+    last: ir.Node
+    matrix: NDArray[np.floating]
+    terms: NDArray[np.floating] | None
+
+    @classmethod
+    def of(cls, product: ir.Node) -> Projection | None:
+        matrix = constant(product.inputs[1]) if product.op_type == "MatMul" and not product.domain else None
+        if matrix is None or matrix.ndim != 2 or matrix.dtype.kind != "f":
+            return None
+        reader = _only_reader(product.outputs[0])
+        addition = reader if reader is not None and reader.op_type == "Add" else None
+        terms = None if addition is None else constant(_beside(addition, product.outputs[0]))
+        if addition is not None and (terms is None or terms.shape != matrix.shape[1:] or terms.dtype != matrix.dtype):
+            return None
+        last = addition or product
+        following = _only_reader(last.outputs[0])
+        return cls(product, last, matrix, terms) if following is not None and following.op_type == "Reshape" else None
+
+
+def _projections(model: ir.Model) -> Iterator[list[Projection]]:
+    """Those of the same matrix and type, all with terms or all without."""
+    groups: dict[tuple[ir.Value | None, np.dtype, bool], list[Projection]] = defaultdict(list)
+    for node in model.graph:
+        found = Projection.of(node)
+        if found is not None:
+            groups[node.inputs[0], found.matrix.dtype, found.terms is None].append(found)
+    yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _join_projections(model: ir.Model, group: list[Projection]) -> None:
+    first, name = group[0].product, group[0].product.outputs[0].name
+    matrix = add_initializer(model, f"{name}/joined_b", np.concatenate([p.matrix for p in group], axis=1))
+    sizes = np.array([p.matrix.shape[1] for p in group], np.int64)
+    widths = add_initializer(model, f"{name}/joined_widths", sizes)
+    joined = [ir.Node("", "MatMul", [first.inputs[0], matrix], num_outputs=1, name=f"{name}/joined")]
+    parts = [p.terms for p in group if p.terms is not None]
+    if parts:
+        terms = add_initializer(model, f"{name}/joined_bias", np.concatenate(parts))
+        joined.append(ir.Node("", "Add", [joined[0].outputs[0], terms], num_outputs=1, name=f"{name}/joined_terms"))
+    for node in joined:
+        node.outputs[0].name = node.name
+        model.graph.insert_before(first, node)
+    split = ir.Node(
+        "", "Split", [joined[-1].outputs[0], widths], [ir.AttrInt64("axis", AXIS_OF_COLUMNS)], num_outputs=len(group)
+    )
+    _replace(model, split, [p.last for p in group], after=joined[-1])
+    for gone in (p.product for p in group if p.last is not p.product):
+        model.graph.remove(gone, safe=True)
+
+
 def _replace(model: ir.Model, node: ir.Node, gone: list[ir.Node], after: ir.Node) -> None:
     """The node's outputs take the place of the first outputs of others."""
     model.graph.insert_after(after, node)
@@ -134,22 +195,3 @@ def _replace(model: ir.Model, node: ir.Node, gone: list[ir.Node], after: ir.Node
         replace_value(old.outputs[0], new)
     for old in gone:
         model.graph.remove(old, safe=True)
-
-
-def look_up_codes(model: ir.Model) -> None:
-    """Look up, in place, what is stored as a table and codes: integer kernels take weights that are constants."""
-    for node in list(model.graph):
-        if node.op_type != "Gather" or node.domain or attribute(node, "axis", 0):
-            continue
-        table, codes = constant(node.inputs[0]), _codes(node.inputs[1])
-        if table is not None and codes is not None and not node.outputs[0].is_graph_output():
-            found = add_initializer(model, f"{node.outputs[0].name}/constant", table[codes])
-            replace_value(node.outputs[0], found)
-            model.graph.remove(node, safe=True)
-
-
-def _codes(index: ir.Value | None) -> NDArray[np.int64] | None:
-    """Constant indices, also behind a Cast."""
-    cast = None if index is None else index.producer()
-    held = constant(cast.inputs[0] if cast is not None and cast.op_type == "Cast" else index)
-    return None if held is None else held.astype(np.int64)
