@@ -243,3 +243,20 @@ def test_a_condition_is_read_and_its_branch_runs_on_the_gpu(gpu):
         y = plan.run({"x": to_device(np.float32([-1, 2])), "c": np.array(condition)})["y"]
         assert on_device(y)
         np.testing.assert_array_equal(to_host(y), want)
+
+
+def test_integers_that_shapes_are_made_of_stay_on_the_cpu(gpu, rng):
+    """Of 32 bits too, as some exporters write them; those that data are made of do not."""
+    plan, _ = placed("""agraph (float[N, 4] x, int32[2] i) => (float[A, B, C] y, int32[2] j)
+        <int64[1] zero = {0}, int64[1] one = {1}, int32[2] two = {2, 2}, int32[2] data = {5, 6}> {
+            shape = Shape(x) rows = Slice(shape, zero, one) narrow = Cast<to = 6>(rows)
+            all = Concat<axis = 0>(narrow, two) wide = Cast<to = 7>(all) y = Reshape(x, wide) j = Add(i, data) }""")
+    x, i = rng.standard_normal((3, 4)).astype(np.float32), np.int32([1, 2])
+    there = {"x": to_device(x), "i": to_device(i)}
+    with counting() as moved:
+        found = plan.run(there)
+    assert (moved.into, moved.out) == (0, 0)
+    np.testing.assert_array_equal(to_host(found["y"]), x.reshape(3, 2, 2))
+    np.testing.assert_array_equal(to_host(found["j"]), [6, 8])
+    template = dict(zip(plan.program.names, plan.program.template, strict=True))
+    assert [on_device(template[name]) for name in ("two", "data")] == [False, True]

@@ -169,8 +169,8 @@ def _matmul_integer_to_float(
 
 def _unpacked(packed: Array, bits: int) -> Any:
     """Bytes (..., n) as their fields (..., n * 8 / bits), lowest bits first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return (packed[..., None] >> shifts & (2**bits - 1)).reshape(*packed.shape[:-1], -1)
+    fields = [packed >> shift & (2**bits - 1) for shift in range(0, 8, bits)]
+    return np.stack(fields, axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def _matmul_nbits(

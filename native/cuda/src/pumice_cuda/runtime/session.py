@@ -19,14 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from pumice.errors import DataError, PumiceError
 from pumice.ops.record import Array
 from pumice.plan import Plan, compile_plan
-from pumice.program import ABSENT, Step, compute, with_lifetimes
+from pumice.program import Step
 from pumice_cuda import device
 from pumice_cuda.placing import OnDevice, refuse_other_device
+from pumice_cuda.runtime.folding import fold_constants, folded
 from pumice_cuda.runtime.replay import CannotRecord, Replay, finish
 from pumice_cuda.transfers import handed_out, on_device, to_device
 
@@ -193,39 +192,18 @@ def _integers(model: ir.Model, outputs: Sequence[str] | None) -> ir.Model:
     """The model with integer operators for Q and DQ, few and large; values that are asked for are not fused away."""
     from pumice.model import clone
     from pumice.quantize.fusion import fused
-    from pumice_cuda.runtime.merging import look_up_codes, merge_products
+    from pumice_cuda.runtime.few_bits import multiply_in_blocks
+    from pumice_cuda.runtime.merging import merge_products
 
     model = clone(model)
     if outputs is not None:
         wanted = set(outputs) - {str(value.name) for value in model.graph.outputs}
         model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
-    look_up_codes(model)
+    multiply_in_blocks(model)
+    fold_constants(model)
     result = fused(model)
     merge_products(result)
     return result
-
-
-def folded(plan: Plan) -> Plan:
-    """The plan without the steps that read constants alone; their results are constants now.
-
-    Feeds must not replace initializers afterwards.
-    """
-    program = plan.program
-    template = list(program.template)
-    known = {slot for slot, value in enumerate(template) if value is not None}
-    rest: list[Step] = []
-    for step in program.fused:
-        if not _is_constant(step, known):
-            rest.append(step)
-            continue
-        for slot, value in zip(step.outputs, compute(step, template), strict=False):
-            if slot != ABSENT:
-                template[slot] = value
-                known.add(slot)
-    steps = tuple(with_lifetimes(rest, keep={*program.outputs}))
-    read = {slot for step in steps for slot in (*step.inputs, *step.captures)} | {*program.outputs}
-    kept = tuple(value if slot in read else None for slot, value in enumerate(template))
-    return attrs.evolve(plan, program=attrs.evolve(program, steps=steps, fused=steps, template=kept), initializers={})
 
 
 def _index_bounds(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
@@ -243,11 +221,6 @@ def _index_bounds(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
             size = int(data.shape[step.node.get("axis", 0)])
             found[name] = min(size, found.get(name, size))
     return found
-
-
-def _is_constant(step: Step, known: set[int]) -> bool:
-    read = [slot for slot in (*step.inputs, *step.captures) if slot != ABSENT]
-    return bool(read) and known.issuperset(read) and not step.node.op_type.startswith(("Random", "Bernoulli"))
 
 
 def _shapes(feeds: Mapping[str, Any]) -> Shapes:
