@@ -51,15 +51,17 @@ SETTINGS = Train(
 )
 WARM_UPS, STEPS = 4, 7
 """Before what is measured; timed, of which the median counts."""
-PRESSED, QUICK_PRESSED = (2.2, 6.0), (1.5, 2.5)
+LIMITED = 0.85
+"""Of the activations that keeping everything takes, those that the limit leaves room for."""
+PRESSED, QUICK_PRESSED = (2.5, 6.0), (1.5, 2.5)
 """How many times less than everything the residuals may take where memory is limited."""
 
 
 class DrawnOnDevice(OnDevice):
     """Matrices that the model only describes are drawn on the GPU."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
+    def __init__(self, seed: int = 0, *, records: bool = True) -> None:
+        super().__init__(records=records)
         import cupy
 
         self._draws = cupy.random.default_rng(seed)
@@ -134,24 +136,32 @@ def portion(x: Any, labels: Any) -> Portion:
 
 
 def memory(*, quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Everything kept, everything kept under a limit, and checkpoints under the same limit, fewer and more."""
+    """Everything kept, everything kept under a limit, and checkpoints under the same limit, fewer and more; then the
+    first and the last where no step is recorded.
+    """
     shape = attrs.evolve(BERT_LARGE, **TINY) if quick else BERT_LARGE
     batch, steps = (4, 2) if quick else (32, STEPS)
-    ends = time.perf_counter() + seconds
+    ends, name = time.perf_counter() + seconds, "BERT-large's shape"
     whole = step_of(shape, batch, steps, 0.0, None, ends)
-    yield memory_row(f"BERT-large's shape, {batch} x {shape.length}, everything kept", whole, whole)
-    limit = round(whole["held"] + whole["activations"] * 0.6)
+    yield memory_row(f"{name}, {batch} x {shape.length}, everything kept", whole, whole)
+    limit = round(whole["held"] + whole["activations"] * LIMITED)
     budgets = [whole["residuals"] / pressed / 1e6 for pressed in (QUICK_PRESSED if quick else PRESSED)]
     for allowed in (0.0, *budgets):
-        name = f"residuals of {allowed:.0f} MB" if allowed else "everything kept"
+        kept = f"residuals of {allowed:.0f} MB" if allowed else "everything kept"
         try:
             found = step_of(shape, batch, steps, allowed, limit, ends)
         except MemoryError as error:
             found = {"answer": f"out of memory ({str(error).partition('.')[0]})"}
-        yield memory_row(f"BERT-large's shape, {name}, limit {limit / 1e9:.1f} GB", found, whole)
+        yield memory_row(f"{name}, {kept}, limit {limit / 1e9:.1f} GB", found, whole)
+    plain = step_of(shape, batch, steps, 0.0, None, ends, records=False)
+    yield memory_row(f"{name}, not recorded, everything kept", plain, plain)
+    found = step_of(shape, batch, steps, budgets[-1], None, ends, records=False)
+    yield memory_row(f"{name}, not recorded, residuals of {budgets[-1]:.0f} MB", found, plain)
 
 
-def step_of(shape: Shape, batch: int, steps: int, budget: float, limit: int | None, ends: float) -> dict[str, Any]:
+def step_of(
+    shape: Shape, batch: int, steps: int, budget: float, limit: int | None, ends: float, *, records: bool = True
+) -> dict[str, Any]:
     """Bytes and seconds of a step.
 
     Raises:
@@ -162,7 +172,7 @@ def step_of(shape: Shape, batch: int, steps: int, budget: float, limit: int | No
     pool = emptied()
     pool.set_limit(size=limit or 0)
     try:
-        placement = DrawnOnDevice()
+        placement = DrawnOnDevice(records=records)
         loss = registry().make(Loss, {"name": "cross-entropy", "scores": "logits"})
         training = trainer_of(shape, loss.value_and_grad, placement, memory=budget)
         draws = np.random.default_rng(1)

@@ -1,17 +1,19 @@
 """The distinct convolutions of ResNet50 (and depthwise ones of MobileNetV2) over 32 images, against cuDNN.
 
-Channels are last on both sides. Our INT8 stores INT8 with a scale a channel and ReLU. PyTorch has no INT8 convolution
-of cuDNN's: its peer is cuDNN in bfloat16, which reads and writes twice the bytes and multiplies at half the rate. The
-other types have cuDNN in the same type; `f32` is float32's accuracy on both sides, `tf32` what both make of it then.
+Channels are last on both sides. Our INT8 stores INT8 with a scale a channel and ReLU, and so does cuDNN's, which
+PyTorch has no way to (`cuda_peers/cudnn.py`); beside it is cuDNN in bfloat16, which reads and writes twice the bytes
+and multiplies at half the rate. The other types have cuDNN in the same type; `f32` is float32's accuracy on both sides,
+`tf32` what both make of it then.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import numpy as np
 
-from . import Case, Contest, poisoned
+from . import Case, Contest, Work, poisoned
 
 IMAGES = 32
 TARGETS = {"s8": 1.0, "bf16": 0.8, "tf32": 0.8, "f32": 0.8}
@@ -77,6 +79,7 @@ def cases(quick: bool) -> Iterator[Case]:
 def _contest(sets: int, kind: str, layer: Layer) -> Contest:
     import cupy
     import torch
+    from cuda_peers import cudnn
 
     from pumice_cuda.conv import Conv
     from pumice_cuda.epilogue import Epilogue
@@ -90,16 +93,19 @@ def _contest(sets: int, kind: str, layer: Layer) -> Contest:
     shape = (IMAGES, layer.out_size, layer.out_size, layer.outputs)
     outs = [cupy.empty(shape, TYPES[kind]) for _ in range(sets)]
 
-    def check() -> str | None:
-        found = conv(images[0], epilogue, out=poisoned(shape, TYPES[kind])).astype(np.float64)[CHECKED]
+    @functools.cache
+    def wanted() -> Any:
         sums = _torch_conv(_torch(images[0])[CHECKED].double(), _torch(weights).double(), layer)
         sums = cupy.from_dlpack(sums.permute(0, 2, 3, 1).contiguous())
+        return cupy.clip(cupy.rint(sums * scale), 0, 127) if kind == "s8" else sums
+
+    def problem(found: Any) -> str | None:
+        difference = found.astype(np.float64)[CHECKED] - wanted()
         if kind == "s8":
-            wanted = cupy.clip(cupy.rint(sums * scale), 0, 127)
-            off = cupy.abs(found - wanted)
+            off = cupy.abs(difference)
             error = float((off > 0).mean()) if float(off.max()) <= 1 else float(off.max())
         else:
-            error = float(cupy.linalg.norm(found - sums) / cupy.linalg.norm(sums))
+            error = float(cupy.linalg.norm(difference) / cupy.linalg.norm(wanted()))
         return None if error < MOST_ERROR[kind] else f"error {error:.2g}"
 
     torch.backends.cudnn.benchmark = True
@@ -107,13 +113,19 @@ def _contest(sets: int, kind: str, layer: Layer) -> Contest:
     peer = torch.bfloat16 if kind in {"s8", "bf16"} else torch.float32
     rows = [_torch(x).to(peer) for x in images]
     tw = _torch(weights).to(peer).contiguous(memory_format=torch.channels_last)
+    name = f"cuDNN {'tf32' if kind == 'tf32' else str(peer)[6:]}"
+    peers: dict[str, list[Work]] = {name: [lambda i=i: _torch_conv(rows[i], tw, layer) for i in range(sets)]}
+    if kind == "s8":
+        theirs = [cupy.empty(shape, "int8") for _ in range(sets)]
+        int8 = cudnn.Convolution(
+            images, weights, theirs, scale, stride=layer.stride, padding=layer.kernel // 2, problem=problem
+        )
+        peers["cuDNN int8"] = [functools.partial(int8, i) for i in range(sets)]
     return Contest(
-        check=check,
+        check=lambda: problem(conv(images[0], epilogue, out=poisoned(shape, TYPES[kind]))),
         ours=[lambda i=i: conv(images[i], epilogue, out=outs[i]) for i in range(sets)],
-        peers={f"cuDNN {'tf32' if kind == 'tf32' else str(peer)[6:]}": [
-            lambda i=i: _torch_conv(rows[i], tw, layer) for i in range(sets)
-        ]},
-    )  # fmt: skip
+        peers=peers,
+    )
 
 
 def _window(layer: Layer) -> Any:

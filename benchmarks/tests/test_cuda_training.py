@@ -128,13 +128,14 @@ def pool(gpu, monkeypatch):
 
 
 def test_the_story_of_memory_in_small(pool):
-    whole, failed, fewer, more = bench.memory(quick=True, seconds=60)
-    assert {row["metric"] for row in (whole, failed, fewer, more)} == {"memory"}
+    whole, failed, fewer, more, *plain = bench.memory(quick=True, seconds=60)
+    assert {row["metric"] for row in (whole, failed, fewer, more, *plain)} == {"memory"}
     assert failed["answer"] == "out of memory (Out of memory allocating 512 bytes)"
     assert (failed["ratio"], pool.limit) == (None, 0)
     assert "segments" not in failed
     assert whole["segments"] == 1 < fewer["segments"] < more["segments"]
     assert more["residuals"] < whole["residuals"] / 2
+    assert [row["segments"] for row in plain] == [1, more["segments"]]
     assert not whole["on the CPU"]
 
 
