@@ -34,15 +34,15 @@ class Convolution:
 
     @functools.cached_property
     def fastest(self) -> Any:
-        seconds, trouble = {}, RuntimeError("cuDNN has no plan for it")
+        timed, trouble = [], RuntimeError("cuDNN has no plan for it")
         for plan in self.plans:
             try:
-                seconds[plan] = self._seconds(plan)
+                timed.append((self._seconds(plan), plan))
             except RuntimeError as error:
                 trouble = error
-        if not seconds:
+        if not timed:
             raise trouble
-        return min(seconds, key=seconds.__getitem__)
+        return min(timed, key=lambda pair: pair[0])[1]
 
     @functools.cached_property
     def plans(self) -> Sequence[Any]:
