@@ -22,7 +22,6 @@ QUERIES, WARP = 16, 32
 """Of a warp, and its threads."""
 PADDING, ELEMENT_BYTES = 8, 4
 """Elements behind the rows of keys in shared memory, and bytes of both their parts."""
-HOPPER = (9, 0)
 QUAD = 4
 """Words of 16 bytes, at multiples of which rows begin."""
 
@@ -99,7 +98,7 @@ def _attention(q: Any, k: Any, v: Any, factor: float, mask: Any, columns: Any, r
     launch(
         kernel("attention", f"attention<{size}, {division.arguments}>"), division.grid(q), division.threads,
         q, k, v, mask, columns, out, ranges, shape, shared=division.shared(size),
-        overlaps=device.gpu().capability >= HOPPER,
+        overlaps=True,
     )  # fmt: skip
     return out
 

@@ -28,7 +28,6 @@ from pumice_cuda.gemm import (
     AMPERE_SHARED,
     AMPERE_THREADS,
     ELEMENTS,
-    HOPPER,
     PART_BYTES,
     STEP_BYTES,
     AmpereTiling,
@@ -186,7 +185,7 @@ class Conv:
         corners = (*w.before, *self._corner)
         tap = max(d * (k - 1) for d, k in zip(w.dilations, w.kernel, strict=True))
         return (
-            device.gpu().capability == HOPPER and self.groups == 1 and self.padding == 0 and not exact
+            device.gpu().capability == device.HOPPER and self.groups == 1 and self.padding == 0 and not exact
             and tensor_maps.describable(images) and max(map(abs, corners)) <= WIDEST_CORNER
             and max(w.strides) <= WIDEST_STRIDE and tap <= WIDEST_TAP
         )  # fmt: skip
@@ -298,7 +297,7 @@ class Conv:
             _StemWindow(
                 *w.size, *w.output, *w.before, images.shape[3], self.padding, by_image, by_channel, by_line, by_pixel
             ),
-            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
+            epilogue.structure(out), overlaps=True,
         )  # fmt: skip
 
     @functools.cached_property
@@ -330,7 +329,7 @@ class Conv:
             kernel("conv_depthwise", "conv", options=options), of_image * len(images), THREADS, images,
             self._weights_by_word if each == 4 and images.itemsize == 1 else self._weights_by_tap,
             _DepthwiseWindow(*w.size, *w.output, *self._steps, *w.kernel, channels, of_image, self.padding),
-            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
+            epilogue.structure(out), overlaps=True,
         )  # fmt: skip
 
     def _depthwise_floats(self, images: cupy.ndarray, epilogue: Epilogue, out: cupy.ndarray) -> None:
@@ -349,7 +348,7 @@ class Conv:
             kernel("conv_depthwise_floats", "conv", options=options), of_image * pieces * len(images), FLOATS_THREADS,
             images, self._weights_by_tap,
             _FloatsWindow(*w.size, *w.output, *w.before, channels, of_image, pieces),
-            epilogue.structure(out), overlaps=device.gpu().capability >= HOPPER,
+            epilogue.structure(out), overlaps=True,
         )  # fmt: skip
 
     @functools.cached_property

@@ -24,7 +24,9 @@ from pumice.errors import PumiceError
 
 OLDEST_CAPABILITY = (7, 5)
 """Turing: the first with the INT8 instructions of the oldest kernels, and the oldest that CUDA 13 compiles for."""
-ARCHITECTURE_SPECIFIC = frozenset({(9, 0), (10, 0)})
+HOPPER = (9, 0)
+"""The first that multiplies by warpgroups, and that starts a kernel while the one before it ends."""
+ARCHITECTURE_SPECIFIC = frozenset({HOPPER, (10, 0)})
 """Compute capabilities whose own instructions (wgmma, tcgen05) need the architecture's name with an `a`."""
 NVRTC = (13, 0)
 """The oldest that the sources are written for, and its major version the only one."""

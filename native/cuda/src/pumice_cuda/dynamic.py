@@ -29,7 +29,6 @@ BLOCK, LARGE = 128, 512
 WARP = 32
 ROW_TEAMS, KEPT = (WARP, 128, 256, 512, 1024), 8
 """Threads that have a row, and accesses of a row that each of them keeps at most."""
-HOPPER = (9, 0)
 MOST = 1 << 32
 """Elements, whose columns are counted in 32 bits."""
 
@@ -106,7 +105,7 @@ def _few(ranges: cupy.ndarray) -> tuple[cupy.ndarray, np.int32]:
 
 
 def _launch(name: str, grid: int, block: int, *arguments: Any) -> None:
-    launch(kernel("dynamic", name), grid, block, *arguments, overlaps=device.gpu().capability >= HOPPER)
+    launch(kernel("dynamic", name), grid, block, *arguments, overlaps=True)
 
 
 def _unwritten(shape: tuple[int, ...]) -> Quantized:

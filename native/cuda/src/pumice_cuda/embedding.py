@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
 from pumice_cuda.teams import FLOATS, WARP, aligned, contiguous, type_name
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 THREADS, WIDE, EACH = 256, 4, 4
 """Of a block, which has a row a warp; columns of an access, and accesses of a thread; as in csrc/embedding.cu."""
-HOPPER = (9, 0)
 INDICES = {"int64": "int64", "int32": "int"}
 """Their types in the source, by NumPy's names."""
 
@@ -44,7 +42,7 @@ def embed(table: cupy.ndarray, index: cupy.ndarray, factor: cupy.ndarray) -> cup
         kernel("embedding", f"embed<{type_name(table)}, {INDICES[index.dtype.name]}>"),
         blocks(index.size, THREADS // WARP), THREADS, table, index, contiguous(factor), y, np.int64(table.shape[0]),
         np.int64(index.size), np.int32(columns),
-        overlaps=device.gpu().capability >= HOPPER,
+        overlaps=True,
     )  # fmt: skip
     return y
 
@@ -70,6 +68,6 @@ def gradient(index: cupy.ndarray, dy: cupy.ndarray, entries: int) -> cupy.ndarra
     launch(
         kernel("embedding", f"embed_gradient<{type_name(dy)}, {INDICES[index.dtype.name]}, {access}>"),
         (entries, blocks(columns, THREADS * EACH * access)), THREADS, dy, index, dx, np.int64(entries),
-        np.int64(index.size), np.int32(columns), overlaps=device.gpu().capability >= HOPPER,
+        np.int64(index.size), np.int32(columns), overlaps=True,
     )  # fmt: skip
     return dx

@@ -32,7 +32,7 @@ MOST_DIVIDED = 1 << 20
 """Results of a product whose K is divided: few enough to leave multiprocessors idle otherwise."""
 PART_BYTES = 32
 """Of K, that one matrix instruction takes; four make a step."""
-HOPPER, AMPERE = (9, 0), (8, 0)
+AMPERE = (8, 0)
 AMPERE_TILE, AMPERE_NARROW, AMPERE_THREADS = 128, 64, 256
 AMPERE_SHARED, AMPERE_STEP_BYTES = 64 << 10, 64
 TURING_TILE = 64
@@ -193,7 +193,7 @@ def ampere_tiling(
     gpu, steps = device.gpu(), -(-k_bytes // AMPERE_STEP_BYTES)
     if kind != "f32":
         return AmpereTiling(width=AMPERE_NARROW if shape[1] <= AMPERE_NARROW else AMPERE_TILE)
-    splits = (1, 2, 4) if gpu.capability >= HOPPER and epilogue.ranges is None else (1,)
+    splits = (1, 2, 4) if gpu.capability >= device.HOPPER and epilogue.ranges is None else (1,)
     widths = (AMPERE_TILE, AMPERE_NARROW) if shape[1] > AMPERE_NARROW else (AMPERE_NARROW,)
     tilings = [AmpereTiling(width=width, splits=s) for width in widths for s in splits if s <= steps]
     return min(tilings, key=lambda t: _ampere_steps(t, groups * math.prod(t.grid(*shape)), steps, gpu.multiprocessors))
@@ -240,7 +240,7 @@ def gemm(
         return out
     a, b = readable(a), readable(b)
     capability = device.gpu().capability
-    if capability == HOPPER and not (a.dtype.name == "float32" and precision == "float32"):
+    if capability == device.HOPPER and not (a.dtype.name == "float32" and precision == "float32"):
         on_hopper(a, b, epilogue, out)
     elif capability >= AMPERE:
         on_ampere(a, b, epilogue, out, precision)

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
 from pumice_cuda.rows import MAP_THREADS, SHARERS, THREADS, parts_of_columns, reduce
-from pumice_cuda.teams import ACCESS, Team, aligned, floats, team_of, type_name
+from pumice_cuda.teams import ACCESS, Team, aligned, floats, team_of, truth, type_name
 
 if TYPE_CHECKING:
     import cupy
 
-HOPPER = (9, 0)
 FUNCTIONS = {"gelu": "Gelu", "gelu_tanh": "GeluTanh"}
 
 
@@ -36,7 +34,7 @@ def softmax(y: cupy.ndarray, dy: cupy.ndarray, *, logarithm: bool = False) -> cu
     if y.size:
         columns = y.shape[-1]
         team = _team(columns, y, dy)
-        name = f"softmax_gradient<{type_name(y)}, {team.arguments}, {str(logarithm).lower()}>"
+        name = f"softmax_gradient<{type_name(y)}, {team.arguments}, {truth(logarithm)}>"
         rows = y.size // columns
         _launch(name, team.grid(rows), team.block, y, dy, dx, np.int64(rows), np.int32(columns))
     return dx
@@ -60,7 +58,7 @@ def layer_norm(
     rows, dx = x.size // columns, cupy.empty_like(x)
     mean, inverse = cupy.empty((2, rows), np.float32)
     team = _team(columns, x, dy, factors)
-    name = f"norm_gradient<{type_name(x)}, {team.arguments}, {str(rms).lower()}>"
+    name = f"norm_gradient<{type_name(x)}, {team.arguments}, {truth(rms)}>"
     arguments = (x, dy, factors, np.float32(epsilon), dx, mean, inverse, np.int64(rows), np.int32(columns))
     _launch(name, team.grid(rows), team.block, *arguments)
     parts = parts_of_columns(rows, columns)
@@ -101,4 +99,4 @@ def _team(columns: int, *arrays: cupy.ndarray) -> Team:
 
 
 def _launch(name: str, grid: int | tuple[int, int], block: int, *arguments: object) -> None:
-    launch(kernel("gradients", name), grid, block, *arguments, overlaps=device.gpu().capability >= HOPPER)
+    launch(kernel("gradients", name), grid, block, *arguments, overlaps=True)

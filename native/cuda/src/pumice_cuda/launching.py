@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pumice_cuda import device
+
 if TYPE_CHECKING:
     from cuda.core import Kernel, Stream
 
@@ -40,7 +42,7 @@ def launch(
         arguments: as the module says, CuPy arrays contiguous as the kernel wants them.
         shared: bytes of dynamic shared memory a block.
         cluster: blocks along each axis that share memory (compute capability 9.0 and later).
-        overlaps: the kernel may start while the one before it ends, and itself waits where it must (the same GPUs).
+        overlaps: the kernel may start while the one before it ends, where GPUs can, and itself waits where it must.
         meets: its blocks wait for each other, so all of them must fit on the GPU, and run at once or not at all.
 
     Raises:
@@ -51,6 +53,7 @@ def launch(
 
     if math.prod(_axes(grid)) == 0:
         return
+    overlaps = overlaps and device.gpu().capability >= device.HOPPER
     if shared > UNASKED_SHARED:
         _allow_shared(kernel, shared)
     if any(_is_structure(a) for a in arguments):

@@ -22,7 +22,7 @@ import numpy as np
 from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
-from pumice_cuda.teams import ACCESS, aligned, floats, parameter, type_name
+from pumice_cuda.teams import ACCESS, aligned, floats, parameter, truth, type_name
 from pumice_cuda.transfers import finish_stream
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ WARPS, PIECE = 8, 4096
 CLUSTERS, STEPS, SUMS = (1, 2), 2, 512
 """Blocks that have all of K among them, steps of a warp, and bytes of its sums of a tile; as in
 csrc/lowbit_few_sm90.cu."""
-HOPPER, CLUSTERED = (9, 0), ((9, 0), (10, 0))
+CLUSTERED = device.HOPPER, (10, 0)
 """Compute capabilities: what has wgmma, and what csrc/lowbit_few_sm90.cu is for."""
 FEW = 32
 """Rows of A up to which weights are not rounded more than their entries are."""
@@ -219,7 +219,7 @@ def _run(rows: int, a: cupy.ndarray, weights: Codebook) -> Callable[..., None]:
         return _in_shares
     if rows <= FEW:
         return _some_rows
-    decodes = a.itemsize == 2 and _copied(a) and device.gpu().capability >= HOPPER
+    decodes = a.itemsize == 2 and _copied(a) and device.gpu().capability >= device.HOPPER
     return _decoded_once if decodes else _many_rows
 
 
@@ -244,7 +244,7 @@ def _in_clusters(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, 
     decoder = {"Levels": "Levels", "Pairs": "Pairs<1>", "Tables": f"Lanes<{tiles}>"}[weights.decoder]
     in_codes = weights.decoder == "Levels" and weights.whole
     offset = "kNone" if weights.offset is None else "kInCodes" if in_codes else "kInSums"
-    values = decoder, _cpp(grouped), offset, tiles, STEPS, cluster
+    values = decoder, truth(grouped), offset, tiles, STEPS, cluster
     tables = {"Levels": 0, "Pairs": PAIRS, "Tables": tiles * 4096}[weights.decoder]
     sums = WARPS * tiles // cluster * 2 * SUMS
     factors = (WARPS * STEPS if grouped else 1) * 2 * tiles * TILE * 4
@@ -258,7 +258,7 @@ def _in_clusters(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, 
 
 def _by_warpgroups(rows: int, a: cupy.ndarray, weights: Codebook) -> bool:
     """Whether csrc/lowbit_sm90.cu has a kernel."""
-    fits = a.dtype.name == "bfloat16" and _copied(a) and device.gpu().capability == HOPPER and weights.parts == 1
+    fits = a.dtype.name == "bfloat16" and _copied(a) and device.gpu().capability == device.HOPPER and weights.parts == 1
     if not fits or (weights.decoder == "Tables" and weights.span < STEP // WORD):
         return False
     return rows > FEW or (_plain(weights) and _fills(weights, 2 * WARPS, 2 * SHARES))
@@ -318,13 +318,13 @@ def _few_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y: 
         _in_parts(-(-rows // 2), a, weights, bias, y)
         return
     tiles = 2 if staged and pairs and not groups and weights.tiles > device.gpu().multiprocessors else 1
-    form = (tiles, _cpp(weights.offset is not None), _cpp(staged))
+    form = (tiles, truth(weights.offset is not None), truth(staged))
     decoder = _decoder(weights, weights.decoder)
     values = (type_name(a), decoder, _split(a), weights.span if groups else 0, *form)
     launch(
         kernel("lowbit_few", f"few_rows<{', '.join(map(str, values))}>"), blocks(weights.tiles, tiles), WARPS * 32, a,
         *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, depth)),
-        *_extents(weights), shared=max(shared, WARPS * EIGHT * TILE * 4), overlaps=device.gpu().capability >= HOPPER,
+        *_extents(weights), shared=max(shared, WARPS * EIGHT * TILE * 4), overlaps=True,
     )  # fmt: skip
 
 
@@ -340,11 +340,11 @@ def _some_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y:
         _in_parts(EIGHT, a, weights, bias, y)
         return
     decoder = _decoder(weights, weights.decoder)
-    values = (type_name(a), decoder, _split(a), weights.span, columns, tiles, _cpp(weights.offset is not None))
+    values = (type_name(a), decoder, _split(a), weights.span, columns, tiles, truth(weights.offset is not None))
     launch(
         kernel("lowbit_some", f"some_rows<{', '.join(map(str, values))}>"), blocks(weights.tiles, tiles), WARPS * 32, a,
         *_operands(weights), bias, y, *map(np.int32, (rows, weights.n, weights.tiles * TILE, depth)),
-        *_extents(weights), shared=shared, overlaps=device.gpu().capability >= HOPPER,
+        *_extents(weights), shared=shared, overlaps=True,
     )  # fmt: skip
 
 
@@ -383,7 +383,7 @@ def _many_rows(a: cupy.ndarray, weights: Codebook, bias: cupy.ndarray | None, y:
         code = kernel("lowbit_many", f"split_rows<{type_name(a)}, {split}>")
         sizes = np.int64(rows), np.int32(depth), np.int32(padded)
         launch(code, blocks(rows * padded, 256), 256, a, parts, *sizes)
-    values = (type_name(a), _in_registers(weights), split, weights.span, _cpp(weights.offset is not None))
+    values = (type_name(a), _in_registers(weights), split, weights.span, truth(weights.offset is not None))
     grid = blocks(weights.n, OUTPUTS), blocks(rows, ROWS)
     launch(
         kernel("lowbit_many", f"many_rows<{', '.join(map(str, values))}>"), grid, 256, parts, *_operands(weights), bias,
@@ -403,10 +403,6 @@ def _in_registers(weights: Codebook) -> str:
 
 def _split(a: cupy.ndarray) -> int:
     return 1 if a.dtype.name == "bfloat16" else 2
-
-
-def _cpp(value: bool) -> str:
-    return str(value).lower()
 
 
 def _operands(weights: Codebook) -> tuple[Any, ...]:

@@ -23,7 +23,6 @@ from pumice_cuda.launching import blocks, launch
 if TYPE_CHECKING:
     import cupy
 
-HOPPER = (9, 0)
 QUAD = 4
 """Elements of 16 bytes, of which the copy engine wants rows to have a whole number."""
 THREADS = 256
@@ -38,7 +37,7 @@ class Right:
 
     @classmethod
     def of(cls, matrix: cupy.ndarray) -> Right:
-        splits = device.gpu().capability == HOPPER and matrix.size > 0
+        splits = device.gpu().capability == device.HOPPER and matrix.size > 0
         return cls(matrix, _parts(matrix, second=1) if splits else None)
 
 

@@ -17,7 +17,7 @@ from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
 from pumice_cuda.rows import reduce
-from pumice_cuda.teams import ACCESS, FLOATS, Team, aligned, contiguous, floats, parameter, team_of, type_name
+from pumice_cuda.teams import ACCESS, FLOATS, Team, aligned, contiguous, floats, parameter, team_of, truth, type_name
 
 if TYPE_CHECKING:
     import cupy
@@ -300,7 +300,7 @@ def _pulled(
         return dx, cupy.zeros(along.places, np.float32)
     divided: Callable[[Along], tuple[Any, ...]] = _by_column if along.inner < SHORT else _by_place
     grid, part, parts, axes = divided(along)
-    columns = str(along.inner < SHORT).lower()
+    columns = truth(along.inner < SHORT)
     launch(
         kernel("quantize", f"{name}<{kind}, {columns}>"), grid, THREADS, values, given, dx, np.int64(along.outer),
         np.int32(along.places), np.int64(along.inner), along.scale, along.zero, np.int64(part), parts,

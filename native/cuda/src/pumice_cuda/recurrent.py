@@ -23,8 +23,9 @@ from pumice_cuda.constants import Levels
 from pumice_cuda.epilogue import Epilogue
 from pumice_cuda.gemm import gemm, readable
 from pumice_cuda.launching import blocks, launch
-from pumice_cuda.products import HOPPER, Right, product
+from pumice_cuda.products import Right, product
 from pumice_cuda.quantize import dynamic_quantize
+from pumice_cuda.teams import truth
 
 if TYPE_CHECKING:
     import cupy
@@ -90,7 +91,7 @@ class IntegerState:
         import cupy
 
         hidden, gates = r.shape
-        if r.dtype != np.int8 or hidden > MOST_LEVELS or device.gpu().capability < HOPPER:
+        if r.dtype != np.int8 or hidden > MOST_LEVELS or device.gpu().capability < device.HOPPER:
             return None
         padded = cupy.zeros((gates, blocks(hidden, LEVEL_DEPTH) * LEVEL_DEPTH), np.int8)
         padded[:, :hidden] = r.T
@@ -151,7 +152,7 @@ def prepare(
 
 
 def _loop(cell: Cell, hidden: int, rounds: bool) -> Loop:
-    if cell == "lstm" and hidden <= DEEPEST and device.gpu().capability >= HOPPER and not rounds:
+    if cell == "lstm" and hidden <= DEEPEST and device.gpu().capability >= device.HOPPER and not rounds:
         return "cluster"
     return "grid" if cell == "lstm" and units_of_block(hidden) is not None else "steps"
 
@@ -282,7 +283,7 @@ def _on_all(
     states = cupy.empty((2, hidden, blocks(batch, GRID_ROWS) * GRID_ROWS), np.float32)
     ranges, count = cupy.empty((2, grid, 2), np.float32), cupy.zeros(1, np.uint32)
     launch(
-        kernel("recurrent_grid", f"lstm_grid<{units}, {str(weights.rounds).lower()}>"), grid, GRID_WARPS * 32,
+        kernel("recurrent_grid", f"lstm_grid<{units}, {truth(weights.rounds)}>"), grid, GRID_WARPS * 32,
         projected, weights.r, peepholes, lengths, h, c, y, states, ranges, count, np.int32(time), np.int32(batch),
         np.int32(hidden), np.int64(y.strides[0] // y.itemsize), np.int32(reverse),
         shared=_grid_shared(units, hidden), meets=True,

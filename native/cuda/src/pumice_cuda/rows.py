@@ -15,7 +15,7 @@ import numpy as np
 from pumice_cuda import device
 from pumice_cuda.compiling import kernel
 from pumice_cuda.launching import blocks, launch
-from pumice_cuda.teams import ACCESS, FLOATS, WARP, Team, aligned, floats, team_of, type_name
+from pumice_cuda.teams import ACCESS, FLOATS, WARP, Team, aligned, floats, team_of, truth, type_name
 
 if TYPE_CHECKING:
     import cupy
@@ -39,7 +39,6 @@ BLOCKS_EACH, COLUMNS = 16, 128
 """Of a multiprocessor, at least, before a reduction is cut into parts; columns that such a block has, of float32."""
 MAP_THREADS = 128
 """Of a block that maps elements."""
-HOPPER = (9, 0)
 
 
 def softmax(x: cupy.ndarray, *, logarithm: bool = False) -> cupy.ndarray:
@@ -55,7 +54,7 @@ def softmax(x: cupy.ndarray, *, logarithm: bool = False) -> cupy.ndarray:
     if x.size:
         columns = x.shape[-1]
         team = team_of(columns, x.itemsize, aligned=aligned(x))
-        name = f"softmax<{type_name(x)}, {team.arguments}, {_bool(logarithm)}>"
+        name = f"softmax<{type_name(x)}, {team.arguments}, {truth(logarithm)}>"
         _launch_rows(name, team, x.size // columns, columns, x, y)
     return y
 
@@ -109,7 +108,7 @@ def layer_norm(
     if x.size:
         team = team_of(columns, x.itemsize, aligned=aligned(x, skip, *vectors))
         more = skip is not None or skip_bias is not None
-        name = f"layer_norm<{type_name(x)}, {team.arguments}, {_bool(rms)}, {_bool(more)}>"
+        name = f"layer_norm<{type_name(x)}, {team.arguments}, {truth(rms)}, {truth(more)}>"
         values = (x, skip, *vectors, np.float32(epsilon), y, v, mean, inverse)
         _launch_rows(name, team, rows, columns, *values)
     return y, mean, inverse, v
@@ -118,12 +117,8 @@ def layer_norm(
 def _launch_rows(name: str, team: Team, rows: int, columns: int, *arguments: Any) -> None:
     launch(
         kernel("rows", name), team.grid(rows), team.block, *arguments, np.int64(rows), np.int32(columns),
-        overlaps=device.gpu().capability >= HOPPER,
+        overlaps=True,
     )  # fmt: skip
-
-
-def _bool(value: bool) -> str:
-    return str(bool(value)).lower()
 
 
 def map_elements(function: Function, x: cupy.ndarray) -> cupy.ndarray:
@@ -236,6 +231,6 @@ def _folded(
     code = kernel("rows", name.format(f"{type_name(x)}, {type_name(y)}, {wide}", ", ".join(folding)))
     launch(
         code, grid, THREADS, x, y, *map(np.int64, sizes), np.int32(parts), np.float32(divisor),
-        overlaps=device.gpu().capability >= HOPPER,
+        overlaps=True,
     )  # fmt: skip
     return y

@@ -85,6 +85,11 @@ def type_name(array: cupy.ndarray) -> str:
     return name
 
 
+def truth(value: bool) -> str:
+    """As an argument of a kernel's template."""
+    return str(value).lower()
+
+
 def floats(array: cupy.ndarray, what: str) -> cupy.ndarray:
     """The array, contiguous.
 

@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pumice import chains
 from pumice.plan import compile_plan
+from pumice_cuda.device import HOPPER
 from pumice_cuda.kernels import products as records
 from pumice_cuda.placing import OnDevice
-from pumice_cuda.products import HOPPER
 
 TOLERANCE = {"float32": 2e-6, "float16": 3e-3}
 """Of the norm; core rounds to 16 bits after every node."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from pumice.ops.record import Array, Forward, Kernel, Node, Outputs
 from pumice_cuda import reference
+from pumice_cuda.constants import Once
 
 if TYPE_CHECKING:
     from pumice_cuda.lowbit import Codebook
@@ -22,7 +23,7 @@ def _bind(node: Node, constants: Sequence[Any]) -> Forward | None:
     known = tuple((*constants, None, None, None)[1:4])
     if known[0] is None or known[1] is None:
         return None
-    kept: list[Codebook] = []
+    packed: Once[Codebook] = Once(lambda: _packed(node, *known))
 
     def run(node: Node, a: Array, *rest: Any) -> Outputs:
         from pumice_cuda.lowbit import matmul
@@ -31,9 +32,7 @@ def _bind(node: Node, constants: Sequence[Any]) -> Forward | None:
         same = all(x is y for x, y in zip((codes, scales, zeros), known, strict=True))
         if not same or order is not None or not a.size:
             return reference.forward(node, a, *rest)
-        if not kept:
-            kept.append(_packed(node, codes, scales, zeros))
-        return (matmul(a, kept[0], bias),)
+        return (matmul(a, packed(), bias),)
 
     return run
 

@@ -71,9 +71,8 @@ class Weights:
         """epilogue(A B') for A (rows, depth); NotImplemented where others are faster."""
         from pumice_cuda import device
         from pumice_cuda.gemm import gemm
-        from pumice_cuda.products import HOPPER
 
-        if device.gpu().capability != HOPPER:
+        if device.gpu().capability != device.HOPPER:
             return NotImplemented
         if len(a) * self.columns >= MANY_RESULTS:
             return self._by_stretches(a, epilogue)
