@@ -6,8 +6,9 @@ from then on a step copies its inputs over those of the recording, starts one gr
 and starts the other. What it gives are copies, and the numbers are the same, bit for bit.
 
 A recording keeps the memory of a step, so a tape has one, of the first shape that comes often enough, and only where it
-takes no more than half of what is free. What draws random numbers is not recorded, since every replay would draw the
-same. What cannot be recorded runs launch by launch, with one line in the log.
+takes no more than half of what is free and the other half suffices for the update. What draws random numbers is not
+recorded, since every replay would draw the same. What cannot be recorded runs launch by launch, with one line in the
+log.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pumice_cuda.transfers import finish_stream, is_movable, on_device, overwrit
 
 STEPS = 2
 """With batches of one shape, before they are recorded."""
+UPDATED_BYTES = 12
+"""For each element of a parameter, what its gradients and their update take beside a recording."""
 RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 Shapes = tuple[tuple[str, Any, str], ...]
 _log = logging.getLogger("pumice.cuda")
@@ -109,8 +112,10 @@ class _Recording:
         stream = cupy.cuda.Stream(non_blocking=True)
         finish_stream()
         try:
-            self._pool = cupy.cuda.MemoryPool()
-            self._pool.set_limit(size=max(1, _free_bytes() // 2))
+            self._pool, half = cupy.cuda.MemoryPool(), _free_bytes() // 2
+            if half < UPDATED_BYTES * sum(feeds[name].size for name in tape.wrt if name in feeds):
+                raise CannotRecord("the update of the parameters needs the memory")
+            self._pool.set_limit(size=max(1, half))
             with cupy.cuda.using_allocator(self._pool.malloc), stream:
                 self._feeds = {name: x if name in stay else _copied(x) for name, x in feeds.items()}
                 outputs, pull = tape.forward(self._feeds)
