@@ -85,7 +85,7 @@ def compiled(source: str, name: str, *, arch: str | None = None, options: tuple[
         source: the file's name in `csrc`, without `.cu`.
         name: the kernel, `extern "C"`, or the expression of a template's instance.
         arch: `sm_80`, `sm_90a`; None means this machine's GPU.
-        options: `-DNAME`, `-DNAME=VALUE`, `--use_fast_math`, `--maxrregcount=N`.
+        options: `-DNAME`, `-DNAME=VALUE`, `--maxrregcount=N`.
 
     Raises:
         NVRTCError: the compiler's messages.
@@ -165,8 +165,6 @@ def _options(source: str, arch: str, options: tuple[str, ...], **more: Any) -> P
         if option.startswith("-D"):
             macro, _, value = option[2:].partition("=")
             macros.append((macro, value or "1"))
-        elif option == "--use_fast_math":
-            fields["use_fast_math"] = True
         elif option.startswith("--maxrregcount="):
             fields["max_register_count"] = int(option.partition("=")[2])
         else:
